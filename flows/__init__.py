@@ -1,0 +1,1 @@
+"""The wiring: the only place that imports prefect, and it computes nothing."""

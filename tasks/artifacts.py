@@ -1,0 +1,174 @@
+"""The nouns that travel between stages: frozen records; their tensors and tables stay on disk.
+
+An artifact is a directory `data/<stage>` with a `manifest.json`; a record is that manifest in memory.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from tasks import files
+from tasks.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A stage's output. `digest` covers every file of `path` and every field of the manifest."""
+
+    stage: ClassVar[str]
+    path: Path
+    digest: str
+
+    @classmethod
+    def folder(cls, root: Path) -> Path:
+        return root / "data" / cls.stage
+
+    @classmethod
+    def save(cls, draft: Path, **values: Any) -> None:
+        """Write the manifest into `draft`, last of all files: its presence means the rest is complete."""
+        known = {field.name for field in fields(cls)} - {"path", "digest"}
+        if values.keys() != known:
+            raise TypeError(f"{cls.__name__} takes {sorted(known)}, not {sorted(values)}")
+        body = json.loads(files.canonical_json(values))
+        digest = files.digest_json({"files": files.digest_tree(draft, without=MANIFEST), "fields": body})
+        text = files.canonical_json({"kind": cls.__name__, "format": 1, "digest": digest, **body})
+        files.write_text(draft / MANIFEST, text)
+
+    @classmethod
+    def load(cls, root: Path) -> Self:
+        """The record of `root`'s stage output.
+
+        Raises ArtifactError where the stage has not run or the manifest is of another kind.
+        """
+        folder = cls.folder(root)
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ArtifactError(f"{folder} holds no manifest: run `dvc repro {cls.stage}` first") from None
+        if manifest.pop("kind") != cls.__name__ or manifest.pop("format") != 1:
+            raise ArtifactError(f"{folder / MANIFEST} is not a {cls.__name__}: run `dvc repro -f {cls.stage}`")
+        return cls(path=folder, **{name: _frozen(value) for name, value in manifest.items()})
+
+    def figures(self) -> Mapping[str, float]:
+        """The manifest's numbers under flat names, for tracking."""
+        return dict(_numbers("", {k: v for k, v in asdict(self).items() if k not in ("path", "digest")}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources(Artifact):
+    """What came from outside, by content: `text.json` and `checkpoint.json` list files with digests."""
+
+    stage = "sources"
+    text: str  # digest of the table's bytes
+    checkpoint: str  # digest of the checkpoint's files
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedText(Artifact):
+    """`rows.parquet` (id, text, label, cluster, split), `drops.parquet` (id, step, reason, detail, text),
+    `quarantine.parquet` (id, stage, reason, detail, raw), `labels.json` (the label names in order)."""
+
+    stage = "preparation"
+    labels: tuple[str, ...]
+    rows_in: int
+    rows: Mapping[str, int]  # split -> rows kept
+    dropped: Mapping[str, int]  # reason -> rows
+    quarantined: Mapping[str, int]  # reason -> rows
+    changed: Mapping[str, int]  # cleaning step -> rows it changed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary(Artifact):
+    """`tokenizer/` (a transformers directory), `alignment.parquet` (id, token, origin, source_id)."""
+
+    stage = "vocabulary"
+    size: int  # rows the embedding table must have at least: highest token id + 1
+    kept: int
+    fresh: int
+    special: Mapping[str, int]  # role -> token id
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertedCheckpoint(Artifact):
+    """`model/` (config.json, model.safetensors), `plan.json` (one row per target and per unused tensor)."""
+
+    stage = "conversion"
+    family: str
+    architecture: str
+    labels: tuple[str, ...]
+    source: str  # digest of the source checkpoint
+    parameters: Mapping[str, int]  # action -> parameters
+    fresh: tuple[str, ...]  # tensors that were initialised, not copied
+    proofs: Mapping[str, str]  # level -> what it found
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedDataset(Artifact):
+    """`train|validation|test.parquet`: id, input_ids (ragged list of int32), label (int64)."""
+
+    stage = "encoding"
+    labels: tuple[str, ...]
+    max_length: int
+    rows: Mapping[str, int]
+    tokens: Mapping[str, int]
+    truncated: Mapping[str, int]  # split -> rows that lost tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel(Artifact):
+    """`model/` (a complete transformers directory with its tokenizer), `head.safetensors` (the head as it
+    stood before anything below it learned), `steps.csv` (one line per optimizer step)."""
+
+    stage = "finetuning"
+    base: str  # digest of the ConvertedCheckpoint
+    data: str  # digest of the EncodedDataset
+    labels: tuple[str, ...]
+    weights: str  # digest of model/model.safetensors
+    phases: tuple[Mapping[str, Any], ...]  # name, steps, parameters trained, validation figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Artifact):
+    """`predictions.parquet`: contestant, id, label, probabilities (list of float32, in label order)."""
+
+    stage = "evaluation"
+    model: str  # digest of the TrainedModel
+    test: str  # digest of the test rows (ids and labels)
+    labels: tuple[str, ...]
+    rows: int
+    metrics: Mapping[str, Mapping[str, Any]]  # contestant -> metric -> {value, low, high}
+    comparisons: Mapping[str, Mapping[str, Any]]  # baseline -> paired test of the model against it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promotion(Artifact):
+    """`verdict.json`: what the gate decided and why."""
+
+    stage = "promotion"
+    model: str
+    version: str
+    alias_moved: bool
+    outcome: str  # promote | hold | reject
+    reasons: tuple[str, ...]
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_frozen(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _frozen(item) for key, item in value.items()}
+    return value
+
+
+def _numbers(prefix: str, value: Any) -> list[tuple[str, float]]:
+    if isinstance(value, bool) or isinstance(value, str) or value is None:
+        return []
+    if isinstance(value, int | float):
+        return [(prefix, float(value))]
+    items = value.items() if isinstance(value, dict) else ((str(i), item) for i, item in enumerate(value))
+    return [pair for key, item in items for pair in _numbers(f"{prefix}.{key}" if prefix else key, item)]

@@ -1,0 +1,23 @@
+"""Environment variables that our entry points set where the user has not: no telemetry, no surprise network."""
+
+import os
+from collections.abc import Mapping
+
+QUIET: Mapping[str, str] = {
+    "DO_NOT_TRACK": "true",  # MLflow honours only the word "true"
+    "DVC_NO_ANALYTICS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",  # ours are shown instead
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the default of 7 hides a dead server for minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+
+
+def quiet() -> None:
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,77 @@
+"""Everything that can go wrong for a reason a person can mend.
+
+RegraftError                 exit code 1
+├── InputError               exit code 2: something you wrote or brought is not usable
+│   ├── ParamsError          params.yaml or an override: unknown key, value out of range
+│   ├── SourceError          the table of text: missing file or column, empty, undecodable
+│   ├── DataError            the rows cannot be used: a class too small, labels that do not match
+│   └── CheckpointError      the weights: a pickle, a git-LFS pointer, a torn file
+│       ├── PlanError        a tensor without an explanation
+│       └── ProofError       the converted checkpoint is not what the plan promised
+├── ArtifactError            a stage's output is missing or is not what its manifest says
+├── TrainingError            a loss that is not a number, a schedule the model cannot follow
+├── TrackingError            the MLflow server cannot be reached or refuses
+└── WorkspaceError           git or DVC cannot give the run a place of its own
+
+A message is a sentence that names the file, row or tensor and the remedy. A refusal to promote is a
+`Verdict`, not an error.
+"""
+
+from collections.abc import Collection
+from difflib import get_close_matches
+
+
+class RegraftError(Exception):
+    """Base of every error that carries a remedy in its message."""
+
+    exit_code = 1
+
+
+class InputError(RegraftError):
+    exit_code = 2
+
+
+class ParamsError(InputError):
+    pass
+
+
+class SourceError(InputError):
+    pass
+
+
+class DataError(InputError):
+    pass
+
+
+class CheckpointError(InputError):
+    pass
+
+
+class PlanError(CheckpointError):
+    pass
+
+
+class ProofError(CheckpointError):
+    pass
+
+
+class ArtifactError(RegraftError):
+    pass
+
+
+class TrainingError(RegraftError):
+    pass
+
+
+class TrackingError(RegraftError):
+    pass
+
+
+class WorkspaceError(RegraftError):
+    pass
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """The end of an error sentence: the nearest known name, else all of them."""
+    near = get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"

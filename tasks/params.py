@@ -1,0 +1,279 @@
+"""params.yaml: one section per stage, every key explained, unknown keys refused. The only owner of yaml."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tasks.errors import ParamsError, did_you_mean
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TextSource(Section):
+    """A table of labelled text: a CSV or TSV file, or one inside an installed package."""
+
+    path: str = Field(description="file path, or package:NAME==VERSION/path/inside/the/package")
+    text: str = Field("text", description="column that holds the text")
+    label: str = Field("label", description="column that holds the label")
+    encoding: str = Field("utf-8", description="how the file's bytes become text")
+    licence: str = Field("not stated", description="carried into reports")
+
+
+class CheckpointSource(Section):
+    """A pretrained checkpoint: a Hub model id, a directory, or one inside an installed package."""
+
+    path: str = Field(description="Hub id, directory, or package:NAME==VERSION/path/inside/the/package")
+    revision: str = Field("main", description="Hub branch, tag or commit; ignored for directories")
+    licence: str = Field("not stated", description="carried into reports")
+
+
+class SourcesParams(Section):
+    text: TextSource
+    checkpoint: CheckpointSource
+
+
+class Subset(Section):
+    """At most this many rows of each split, chosen by hash; null takes all."""
+
+    train: Count | None = None
+    validation: Count | None = None
+    test: Count | None = None
+
+
+class Fractions(Section):
+    """Share of duplicate clusters that goes to validation and to test; the rest trains."""
+
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.2
+
+    @model_validator(mode="after")
+    def _leave_some_to_train_on(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError("validation + test must stay below 1: nothing would be left to train on")
+        return self
+
+
+class PreparationParams(Section):
+    clean: tuple[str, ...] = Field(
+        ("unicode", "html", "control", "whitespace"), description="cleaning steps, in this order"
+    )
+    minimum_characters: Count = Field(3, description="shorter texts are dropped")
+    maximum_characters: Count = Field(20_000, description="longer texts are dropped")
+    threshold: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.8, description="Jaccard similarity of word shingles from which two texts are near-duplicates"
+    )
+    shingle: Count = Field(3, description="words per shingle")
+    conflicts: Literal["quarantine", "keep"] = Field(
+        "quarantine", description="duplicates with different labels: set all aside, or keep the first"
+    )
+    fractions: Fractions = Fractions()
+    salt: str = Field("regraft", description="changes which rows land in which split")
+    subset: Subset = Subset()
+    maximum_quarantine: Share = Field(0.1, description="a larger share of quarantined rows fails the stage")
+
+
+class VocabularyParams(Section):
+    tokenizer: Literal["checkpoint"] = Field("checkpoint", description="the checkpoint's own, unchanged")
+
+
+class ConversionParams(Section):
+    family: str = Field("auto", description="rule table; auto takes the checkpoint's model_type")
+    seed: int = Field(17, description="seed of initialised tensors (the new head)")
+    deviation: Annotated[float, Field(gt=0)] = Field(
+        0.02, description="standard deviation of a new head's weights (BERT's initializer_range)"
+    )
+    tolerance: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="largest allowed |difference| of hidden states, source against converted"
+    )
+
+
+class EncodingParams(Section):
+    max_length: Annotated[int, Field(ge=8)] = Field(128, description="tokens a row may have; longer are cut")
+
+
+class Phase(Section):
+    """One step of the unfreezing schedule; `depth` counts layers below the head that learn."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
+    depth: Annotated[int, Field(ge=0)] | Literal["half", "all"]
+    epochs: Count = 1
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="each layer further down learns at this multiple of the one above (ULMFiT, 2018)"
+    )
+    warmup: Share = Field(0.1, description="share of the phase's steps in which the rate rises from 0")
+
+
+class FinetuningParams(Section):
+    seed: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    batch_size: Count = 32
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    maximum_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
+    save_every: Count = Field(25, description="optimizer steps between resume points")
+    phases: tuple[Phase, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [phase.name for phase in self.phases]
+        if len(set(names)) != len(names):
+            raise ValueError(f"phase names must differ: {', '.join(names)}")
+        return self
+
+
+class EvaluationParams(Section):
+    metrics: tuple[str, ...] = Field(("accuracy", "macro_f1", "log_loss"), min_length=1)
+    baselines: tuple[str, ...] = ("majority", "tfidf", "frozen")
+    resamples: Annotated[int, Field(ge=100)] = Field(1000, description="bootstrap resamples per interval")
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    seed: int = 1
+
+
+class PromotionParams(Section):
+    model: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = Field(description="registered model name")
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        0.05, description="two-sided level of the paired test against the champion"
+    )
+    must_beat: tuple[str, ...] = Field(
+        ("majority", "tfidf", "frozen"), description="baselines that the model must beat by a paired test"
+    )
+    move_alias: bool = Field(True, description="false writes the verdict and touches no alias")
+
+
+class Params(Section):
+    """The whole of params.yaml, in the order of the stages."""
+
+    sources: SourcesParams
+    preparation: PreparationParams
+    vocabulary: VocabularyParams
+    conversion: ConversionParams
+    encoding: EncodingParams
+    finetuning: FinetuningParams
+    evaluation: EvaluationParams
+    promotion: PromotionParams
+
+
+def load(path: Path) -> Params:
+    """Read and check params.yaml.
+
+    Raises ParamsError with every fault at once, each with its line and, for an unknown key, the nearest
+    known one.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ParamsError(f"{path} is missing: `regraft init` writes one") from None
+    return parse(text, name=str(path))
+
+
+def parse(text: str, *, name: str = "params.yaml") -> Params:
+    try:
+        node, value = yaml.compose(text), yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{name} is not YAML: {error}") from None
+    return check(value, name=name, lines=dict(_lines((), node)))
+
+
+def check(value: Any, *, name: str, lines: Mapping[tuple[str, ...], int] | None = None) -> Params:
+    """`value` (nested dictionaries) as Params. Raises ParamsError with every fault at once."""
+    try:
+        return Params.model_validate(value)
+    except ValidationError as error:
+        faults = [_sentence(fault, name, lines or {}) for fault in error.errors()]
+        raise ParamsError("\n".join(faults)) from None
+
+
+def override(params: Params, assignments: Iterable[str]) -> Params:
+    """`params` with `section.key=value` applied, values read as YAML, as `dvc exp run -S` does.
+
+    Raises ParamsError for an assignment without `=`, an unknown key or a value out of range.
+    """
+    value = params.model_dump(mode="json")
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise ParamsError(f"-S {assignment}: write section.key=value")
+        _assign(value, path.split("."), yaml.safe_load(text), assignment)
+    return check(value, name="-S")
+
+
+def dump(params: Params) -> str:
+    """YAML that `parse` reads back as equal params."""
+    return yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def flatten(params: Params) -> dict[str, Any]:
+    """Dotted names to plain values, for tracking and comparison."""
+    return dict(_flat("", params.model_dump(mode="json")))
+
+
+def _flat(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:
+    items: Iterable[tuple[Any, Any]]
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        items = enumerate(value)
+    else:
+        return [(prefix, value)]
+    return [pair for key, item in items for pair in _flat(f"{prefix}.{key}" if prefix else str(key), item)]
+
+
+def _assign(value: Any, keys: list[str], new: Any, assignment: str) -> None:
+    for key in keys[:-1]:
+        value = _step(value, key, assignment)
+    if isinstance(value, list):
+        _step(value, keys[-1], assignment)
+        value[int(keys[-1])] = new
+    elif isinstance(value, dict):
+        value[keys[-1]] = new
+    else:
+        raise ParamsError(f"-S {assignment}: {keys[-2]} has no keys below it")
+
+
+def _step(value: Any, key: str, assignment: str) -> Any:
+    try:
+        return value[int(key)] if isinstance(value, list) else value[key]
+    except (KeyError, IndexError, ValueError, TypeError):
+        known = [str(i) for i in range(len(value))] if isinstance(value, list) else list(value)
+        raise ParamsError(f"-S {assignment}: no {key!r} here; {did_you_mean(key, known)}") from None
+
+
+def _lines(path: tuple[str, ...], node: Any) -> Iterable[tuple[tuple[str, ...], int]]:
+    """Every key path of a YAML document with its line, counted from 1."""
+    if isinstance(node, yaml.MappingNode):
+        for key, item in node.value:
+            yield (*path, key.value), key.start_mark.line + 1
+            yield from _lines((*path, key.value), item)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield (*path, str(index)), item.start_mark.line + 1
+            yield from _lines((*path, str(index)), item)
+
+
+def _sentence(fault: Any, name: str, lines: Mapping[tuple[str, ...], int]) -> str:
+    path = tuple(str(key) for key in fault["loc"] if not str(key).startswith(("constrained-", "literal[")))
+    line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
+    where = f"{name}:{line}" if line else name
+    if fault["type"] == "extra_forbidden":
+        return f"{where}: unknown key {'.'.join(path)!r}; {did_you_mean(path[-1], _keys(path[:-1]))}"
+    message = fault["msg"].removeprefix("Value error, ")
+    got = "" if fault["type"] in ("missing", "value_error") else f", not {fault['input']!r}"
+    return f"{where}: {'.'.join(path) or 'the document'}: {message[0].lower()}{message[1:]}{got}"
+
+
+def _keys(path: tuple[str, ...]) -> list[str]:
+    """The keys that the schema knows at `path`."""
+    model: Any = Params
+    for key in path:
+        if not key.isdigit():
+            model = model.model_fields[key].annotation
+            model = getattr(model, "__args__", (model,))[0]
+    return list(model.model_fields)
