@@ -51,7 +51,9 @@ class Artifact:
         except FileNotFoundError:
             raise ArtifactError(f"{folder} holds no manifest: run `dvc repro {cls.stage}` first") from None
         if manifest.pop("kind") != cls.__name__ or manifest.pop("format") != 1:
-            raise ArtifactError(f"{folder / MANIFEST} is not a {cls.__name__}: run `dvc repro -f {cls.stage}`")
+            raise ArtifactError(
+                f"{folder / MANIFEST} is not a {cls.__name__}: run `dvc repro -f {cls.stage}`"
+            )
         return cls(path=folder, **{name: _frozen(value) for name, value in manifest.items()})
 
     def figures(self) -> Mapping[str, float]:
@@ -121,8 +123,8 @@ class EncodedDataset(Artifact):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel(Artifact):
-    """`model/` (a complete transformers directory with its tokenizer), `head.safetensors` (the head as it
-    stood before anything below it learned), `steps.csv` (one line per optimizer step)."""
+    """`model/` (a complete transformers directory with its tokenizer), `steps.csv` (one line per optimizer
+    step) and, if the schedule begins with the head alone, `head.safetensors` as it stood after that."""
 
     stage = "finetuning"
     base: str  # digest of the ConvertedCheckpoint
@@ -166,7 +168,7 @@ def _frozen(value: Any) -> Any:
 
 
 def _numbers(prefix: str, value: Any) -> list[tuple[str, float]]:
-    if isinstance(value, bool) or isinstance(value, str) or value is None:
+    if isinstance(value, bool | str) or value is None:
         return []
     if isinstance(value, int | float):
         return [(prefix, float(value))]

@@ -1,4 +1,4 @@
-"""Environment variables that our entry points set where the user has not: no telemetry, no surprise network."""
+"""Environment that our entry points set where the user has not: no telemetry, no minutes of retries."""
 
 import os
 from collections.abc import Mapping
@@ -13,6 +13,8 @@ QUIET: Mapping[str, str] = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",  # ours are shown instead
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # told as a message instead
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the default of 7 hides a dead server for minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }

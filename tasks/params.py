@@ -24,6 +24,9 @@ class TextSource(Section):
     text: str = Field("text", description="column that holds the text")
     label: str = Field("label", description="column that holds the label")
     encoding: str = Field("utf-8", description="how the file's bytes become text")
+    undecodable: Literal["quarantine", "replace"] = Field(
+        "quarantine", description="rows with bytes of no character: set aside, or keep with U+FFFD for each"
+    )
     licence: str = Field("not stated", description="carried into reports")
 
 

@@ -1,0 +1,114 @@
+"""Small real things that many tests need: a tiny BERT classifier that behaves like a large one."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def tiny_bert() -> Callable[..., Any]:
+    """Makes a random BERT classifier in which all sizes differ, so that no mix-up passes by accident."""
+
+    def make(*, labels: int = 3, layers: int = 4, seed: int = 0) -> Any:
+        import torch
+        from transformers import BertConfig, BertForSequenceClassification
+
+        torch.manual_seed(seed)
+        config = BertConfig(
+            vocab_size=61, hidden_size=24, num_hidden_layers=layers, num_attention_heads=3,
+            intermediate_size=40, max_position_embeddings=33, num_labels=labels, pad_token_id=0,
+        )  # fmt: skip
+        return BertForSequenceClassification(config).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database as MLflow creates it, which takes seconds; a copy takes none."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def tracked(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A root whose own MLflow database is ready; its name has a space in it."""
+    for name in ("MLFLOW_TRACKING_URI", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_STAGE"):
+        monkeypatch.delenv(name, raising=False)
+    root = tmp_path / "a project"
+    (root / ".regraft").mkdir(parents=True)
+    shutil.copyfile(empty_database, root / ".regraft" / "mlflow.db")
+    return root
+
+
+@pytest.fixture
+def tiny_classifier(tiny_bert: Callable[..., Any]) -> Callable[..., Path]:
+    """Writes a random classifier with a tokenizer of its own as a transformers directory."""
+
+    def write(target: Path, *, labels: tuple[str, ...] = ("bad", "good"), seed: int = 0) -> Path:
+        from tokenizers import Tokenizer, models, pre_tokenizers, processors
+        from transformers import PreTrainedTokenizerFast
+
+        model = tiny_bert(labels=len(labels), layers=1, seed=seed)
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {label: place for place, label in enumerate(labels)}
+        model.save_pretrained(target)
+        words = {
+            word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film"])
+        }
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+            sep_token="[SEP]", model_max_length=33,
+        ).save_pretrained(target)  # fmt: skip
+        return target
+
+    return write
+
+
+@pytest.fixture
+def tiny_checkpoint(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a small tokenizer and its config.json; it asks for padding by itself, as MiniLM's does."""
+
+    def make(words: Sequence[str] = ("one", "two", "three"), **config: Any) -> Path:
+        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+        folder = tmp_path / "checkpoint"
+        folder.mkdir(exist_ok=True)
+        names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+        numbers = {name: number for number, name in enumerate(names)}
+        tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.Lowercase()
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        frame = [(name, numbers[name]) for name in ("[CLS]", "[SEP]")]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=frame
+        )
+        tokenizer.enable_padding(length=16, pad_token="[PAD]")
+        tokenizer.save(str(folder / "tokenizer.json"))
+        special = {f"{name.strip('[]').lower()}_token": name for name in names[:5]}
+        about = {"tokenizer_class": "PreTrainedTokenizerFast", "name_or_path": str(folder), **special}
+        (folder / "tokenizer_config.json").write_text(json.dumps(about))
+        declared = {"model_type": "bert", "max_position_embeddings": 12, "vocab_size": len(names), **config}
+        (folder / "config.json").write_text(json.dumps(declared))
+        return folder
+
+    return make

@@ -1,0 +1,54 @@
+import json
+
+import pytest
+
+from tasks import files
+from tasks.artifacts import EncodedDataset, Sources, Vocabulary
+from tasks.errors import ArtifactError
+
+
+def _save(root, **changes):
+    values = {"size": 5, "kept": 5, "fresh": 0, "special": {"pad": 0}} | changes
+    with files.replace_directory(Vocabulary.folder(root)) as draft:
+        (draft / "table").write_text("content")
+        Vocabulary.save(draft, **values)
+    return Vocabulary.load(root)
+
+
+def test_a_record_comes_back_as_it_was_saved(tmp_path):
+    record = _save(tmp_path)
+    assert (record.size, record.special, record.path) == (5, {"pad": 0}, tmp_path / "data" / "vocabulary")
+
+
+def test_the_digest_follows_fields_and_files(tmp_path):
+    first = _save(tmp_path).digest
+    assert _save(tmp_path).digest == first
+    assert _save(tmp_path, size=6).digest != first
+
+
+def test_lists_are_frozen(tmp_path):
+    with files.replace_directory(EncodedDataset.folder(tmp_path)) as draft:
+        EncodedDataset.save(draft, labels=["a", "b"], max_length=8, rows={}, tokens={}, truncated={})
+    assert EncodedDataset.load(tmp_path).labels == ("a", "b")
+
+
+def test_a_missing_field_is_an_error_of_ours(tmp_path):
+    with pytest.raises(TypeError, match="Sources takes"):
+        Sources.save(tmp_path, text="sha256:0")
+
+
+def test_a_missing_artifact_names_the_stage_to_run(tmp_path):
+    with pytest.raises(ArtifactError, match="run `dvc repro vocabulary` first"):
+        Vocabulary.load(tmp_path)
+
+
+def test_another_kind_of_manifest_is_refused(tmp_path):
+    _save(tmp_path)
+    manifest = tmp_path / "data" / "vocabulary" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"kind": "Sources"}))
+    with pytest.raises(ArtifactError, match="is not a Vocabulary"):
+        Vocabulary.load(tmp_path)
+
+
+def test_figures_are_the_numbers_under_flat_names(tmp_path):
+    assert _save(tmp_path).figures() == {"size": 5.0, "kept": 5.0, "fresh": 0.0, "special.pad": 0.0}

@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import pytest
+
+from tasks import params
+from tasks.errors import ParamsError
+
+TEXT = (Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8")
+
+
+def test_dump_is_read_back_as_equal_params():
+    shipped = params.parse(TEXT)
+    assert params.parse(params.dump(shipped)) == shipped
+
+
+def test_the_shipped_file_hides_no_default():
+    """Every key that the schema knows stands in params.yaml, so that nobody must read code to find it."""
+    import yaml
+
+    written = dict(params._flat("", yaml.safe_load(TEXT)))
+    known = params.flatten(params.parse(TEXT))
+    absent = known.keys() - written.keys()
+    assert {name.rsplit(".", 1)[1] for name in absent} <= {"warmup", "layer_decay"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "save_every:",
+            "save_evry:",
+            r":47: unknown key 'finetuning.save_evry'; did you mean 'save_every'\?",
+        ),
+        ("alpha: 0.05", "alpha: 0.9", r"promotion.alpha: input should be less than 0.5, not 0.9"),
+        (
+            "depth: half",
+            "depth: hal",
+            r"finetuning.phases.1.depth: input should be 'half' or 'all', not 'hal'",
+        ),
+        ("name: upper", "name: head", r"finetuning: phase names must differ: head, head, whole"),
+        ("test: 0.2}", "test: 0.95}", r"preparation.fractions: validation \+ test must stay below 1"),
+        (
+            "learning_rate: 1.0e-3",
+            "learning_rate: 100",
+            r"learning_rate: input should be less than or equal to 1",
+        ),
+        ("evaluation:", "evaluatoin:", r"unknown key 'evaluatoin'; did you mean 'evaluation'\?"),
+        ("batch_size: 32", "batch_size: many", r"finetuning.batch_size: .*, not 'many'"),
+        ("seed: 17", "seed: [", r"params.yaml is not YAML"),
+    ],
+)
+def test_a_fault_is_a_sentence_with_its_line(old, new, message):
+    with pytest.raises(ParamsError, match=message):
+        params.parse(TEXT.replace(old, new, 1))
+
+
+def test_all_faults_are_told_at_once():
+    broken = TEXT.replace("alpha: 0.05", "alpha: 0.9").replace("save_every:", "save_evry:")
+    with pytest.raises(ParamsError) as caught:
+        params.parse(broken)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_rate_without_a_dot_is_a_number():
+    """YAML 1.1 reads 1e-3 as a string; the schema does not."""
+    assert params.override(params.parse(TEXT), ["finetuning.phases.0.learning_rate=1e-3"])
+
+
+def test_overrides_reach_into_lists_and_leave_the_rest():
+    shipped = params.parse(TEXT)
+    changed = params.override(shipped, ["finetuning.phases.2.epochs=3", "preparation.subset.train=null"])
+    assert changed.finetuning.phases[2].epochs == 3
+    assert changed.preparation.subset.train is None
+    assert changed.sources == shipped.sources
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("finetuning.seed", "write section.key=value"),
+        ("finetunning.seed=2", "did you mean 'finetuning'"),
+        ("finetuning.phases.9.epochs=1", "no '9' here; known: 0, 1, 2"),
+        ("finetuning.seed.deeper=1", "no 'deeper' here|has no keys below it"),
+    ],
+)
+def test_a_wrong_override_is_refused(assignment, message):
+    with pytest.raises(ParamsError, match=message):
+        params.override(params.parse(TEXT), [assignment])
+
+
+def test_a_missing_file_names_the_remedy(tmp_path):
+    with pytest.raises(ParamsError, match="regraft init"):
+        params.load(tmp_path / "params.yaml")
