@@ -1,0 +1,1 @@
+"""A checkpoint becomes ours: read its bytes, explain every tensor by a rule, place them, prove it."""

@@ -1,0 +1,91 @@
+"""The conversion as one page of HTML that needs nothing else: no script, no font, no network."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from tasks.weights.rules import ACTIONS
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the page shows. rows: as `Plan.rows()` gives them; proofs: level -> sentence."""
+
+    reference: str
+    source: str  # digest
+    licence: str
+    family: str
+    architecture: str
+    dtype: str
+    labels: Sequence[str]
+    rows: Sequence[Mapping[str, Any]]
+    proofs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Total:
+    action: str
+    tensors: int
+    parameters: int
+    share: str  # of the converted model
+
+
+@dataclass(frozen=True)
+class Applied:
+    rule: str
+    action: str
+    tensors: int
+    parameters: int
+
+
+def render(facts: Facts) -> str:
+    """The page; equal facts give equal bytes."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    template = environment.get_template("report.jinja")
+    rows = facts.rows
+    return template.render(facts=facts, totals=totals(rows), headline=headline(rows), applied=applied(rows))
+
+
+def totals(rows: Sequence[Mapping[str, Any]]) -> list[Total]:
+    whole = sum(row["parameters"] for row in rows if row["action"] != "dropped")
+    found = []
+    for action in ACTIONS:
+        parameters = [row["parameters"] for row in rows if row["action"] == action]
+        share = "" if action == "dropped" else percent(sum(parameters), whole)
+        found.append(Total(action, len(parameters), sum(parameters), share))
+    return found
+
+
+def applied(rows: Sequence[Mapping[str, Any]]) -> list[Applied]:
+    """The rules in the order of the rows they made."""
+    by_rule: dict[tuple[str, str], list[int]] = {}
+    for row in rows:
+        by_rule.setdefault((row["rule"], row["action"]), []).append(row["parameters"])
+    return [Applied(*names, len(parameters), sum(parameters)) for names, parameters in by_rule.items()]
+
+
+def headline(rows: Sequence[Mapping[str, Any]]) -> str:
+    by_action = {total.action: total for total in totals(rows)}
+    kept = sum(by_action[action].parameters for action in ("copied", "renamed", "transposed"))
+    fresh, dropped = by_action["initialised"], by_action["dropped"]
+    whole = kept + fresh.parameters
+    return (
+        f"{percent(kept, whole)} of the model's {whole:,} parameters come from the checkpoint; "
+        f"{fresh.parameters:,} are new; unused tensors: {dropped.tensors}."
+    )
+
+
+def percent(part: int, whole: int) -> str:
+    """Never rounded up to 100 % or down to 0 %: a single new parameter must show."""
+    share = 100 * part / whole if whole else 0.0
+    if 0 < part < whole:
+        share = min(max(share, 0.001), 99.999)
+    return f"{share:.3f} %" if 0 < part < whole else f"{share:.0f} %"

@@ -1,0 +1,91 @@
+"""Tiny checkpoints in which no two dimensions are equal, so that nothing fits by chance."""
+
+import json
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
+    PretrainedConfig,
+    RobertaConfig,
+)
+
+from tasks.weights import place, skeleton
+from tasks.weights.families import find
+from tasks.weights.formats import Checkpoint, open_checkpoint
+from tasks.weights.rules import Plan, Rule, plan
+
+KINDS = {"base": AutoModel, "masked": AutoModelForMaskedLM, "classifier": AutoModelForSequenceClassification}
+
+
+def tiny_config(family: str, **fields: Any) -> PretrainedConfig:
+    """Hidden 24, intermediate 40, 3 heads, 37 tokens, 19 positions, 2 layers."""
+    if family == "distilbert":
+        sizes = {"dim": 24, "hidden_dim": 40, "n_heads": 3, "n_layers": 2}
+        return DistilBertConfig(**sizes, vocab_size=37, max_position_embeddings=19, **fields)
+    sizes = {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 3, "num_hidden_layers": 2}
+    kind = {"bert": BertConfig, "roberta": RobertaConfig}[family]
+    return kind(**sizes, vocab_size=37, max_position_embeddings=19, type_vocab_size=5, **fields)
+
+
+def save_tiny(directory: Path, family: str, kind: str = "base", **fields: Any) -> Path:
+    """A random model in `directory`; every bias and norm is random too, so that none can be mistaken."""
+    torch.manual_seed(3)
+    model = KINDS[kind].from_config(tiny_config(family, **fields))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    model.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def save() -> Callable[..., Path]:
+    return save_tiny
+
+
+def safetensors_bytes(header: Any, data: bytes = b"", *, raw: bytes | None = None) -> bytes:
+    text = raw if raw is not None else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+@pytest.fixture
+def pack() -> Callable[..., bytes]:
+    """Header (an object, or its bytes as raw=) and data as the bytes of a safetensors file."""
+    return safetensors_bytes
+
+
+LABELS = ("negative", "neutral", "positive")
+
+
+def planned(
+    source: Checkpoint, labels: Sequence[str] = LABELS, *, edit: Callable[[Rule], Rule] = lambda rule: rule
+) -> tuple[Plan, PretrainedConfig]:
+    config = skeleton.classifier_config(source.config, labels)
+    keep = skeleton.source_labels(source.config) == tuple(labels)
+    table = find(source.config["model_type"]).rules(labels=len(labels), keep_head=keep)
+    rules = [edit(rule) for rule in table]
+    return plan(source.entries, rules, skeleton.targets(config), seed=17, deviation=0.02), config
+
+
+@pytest.fixture
+def convert() -> Callable[..., tuple[Plan, Checkpoint]]:
+    """Plan and place `source` into `target`; edit= changes rules of the table on the way."""
+
+    def body(
+        source: Path, target: Path, labels: Sequence[str] = LABELS, **options: Any
+    ) -> tuple[Plan, Checkpoint]:
+        checkpoint = open_checkpoint(source)
+        made, config = planned(checkpoint, labels, **options)
+        place.write(made, target, skeleton.serialise(config, made.dtype), metadata={"family": "tiny"})
+        return made, checkpoint
+
+    return body

@@ -1,0 +1,145 @@
+"""Laws that hold for every family: its table covers transformers' model, and reads backwards."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
+
+from tasks.errors import CheckpointError, PlanError
+from tasks.weights import proof
+from tasks.weights.families import FAMILIES, find
+from tasks.weights.formats import open_checkpoint
+from tasks.weights.rules import examples, inverse
+
+every_family = pytest.mark.parametrize("family", sorted(FAMILIES))
+LABELS = ("negative", "neutral", "positive")
+
+
+@every_family
+@pytest.mark.parametrize("keep_head", [True, False])
+def test_every_rule_that_keeps_a_tensor_reads_backwards(family, keep_head):
+    kept = [rule for rule in FAMILIES[family].rules(labels=3, keep_head=keep_head) if not rule.lossy]
+    assert kept
+    for rule in kept:
+        for name in examples(rule.source):
+            assert rule.inverse().rename(rule.rename(name)) == name
+            assert rule.inverse().inverse() == rule
+
+
+@every_family
+def test_no_name_is_matched_by_two_rules(family):
+    rules = FAMILIES[family].rules(labels=3, keep_head=False)
+    names = [name for rule in rules if rule.source for name in examples(rule.source)]
+    assert len(set(names)) == len(names)
+
+
+@every_family
+@pytest.mark.parametrize("kind", ["base", "masked", "classifier"])
+def test_source_and_converted_model_compute_the_same(save, convert, tmp_path, family, kind):
+    plan, source = convert(save(tmp_path / "source", family, kind), tmp_path / "model")
+    found = proof.verify(plan, source, tmp_path / "model", tolerance=0.0)
+    assert found["parity"].startswith("max |difference| 0 (tolerance 0)")
+    assert "layer 0, layer 1" in found["parity"]
+    assert found["load"].endswith("no tensor missing, unexpected or of another shape")
+    head = {f"{module}.{p}" for module in FAMILIES[family].head for p in ("weight", "bias")}
+    without_pooler = {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+    assert set(plan.fresh()) == head | (without_pooler if (family, kind) == ("bert", "masked") else set())
+
+
+@every_family
+def test_a_plans_rules_lead_every_name_back(save, convert, tmp_path, family):
+    plan, _ = convert(save(tmp_path / "source", family), tmp_path / "model")
+    for move in plan.moves:
+        if move.source:
+            (back,) = inverse([move.rule])
+            assert back.rename(move.target) == move.source.name
+
+
+@every_family
+def test_a_head_for_the_same_labels_in_order_is_kept_and_any_other_is_new(save, convert, tmp_path, family):
+    labels = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
+    source = save(tmp_path / "source", family, "classifier", **labels)
+    plan, checkpoint = convert(source, tmp_path / "same", LABELS)
+    assert plan.fresh() == ()
+    assert "logits" in proof.verify(plan, checkpoint, tmp_path / "same", tolerance=0.0)["parity"]
+    plan, _ = convert(source, tmp_path / "other", LABELS[::-1])
+    dropped = {unused.source.name: unused.rule.reason for unused in plan.unused}
+    assert dropped == dict.fromkeys(plan.fresh(), "new head, labels differ")
+    assert len(dropped) == 2 * len(FAMILIES[family].head)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_names_that_tensorflow_left_behind(save, convert, tmp_path, family):
+    path = save(tmp_path / "source", family) / "model.safetensors"
+    old, renamed = load_file(path), {}
+    for name, tensor in old.items():
+        if "norm" in name.lower():
+            name = name.replace(".weight", ".gamma").replace(".bias", ".beta")
+        renamed[name] = tensor
+    save_file(renamed | {"embeddings.position_ids": torch.arange(19)[None]}, path)
+    plan, source = convert(tmp_path / "source", tmp_path / "model")
+    converted = load_file(tmp_path / "model" / "model.safetensors")
+    for name, tensor in old.items():
+        if "pooler" not in name or family == "bert":
+            assert torch.equal(converted[f"{family}.{name}"], tensor)
+    assert ("embeddings.position_ids", "a buffer: the model computes it") in [
+        (unused.source.name, unused.rule.reason) for unused in plan.unused
+    ]
+    proof.verify(plan, source, tmp_path / "model", tolerance=0.0)
+
+
+def test_labels_keep_their_order_beyond_ten(save, convert, tmp_path):
+    labels = [f"label {i}" for i in range(12)]
+    convert(save(tmp_path / "source", "bert"), tmp_path / "model", labels)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    assert list(model.config.id2label.values()) == labels
+    assert model.config.num_labels == model.classifier.out_features == 12
+
+
+def test_config_fields_that_name_code_or_a_past_do_not_travel(save, convert, tmp_path):
+    path = save(tmp_path / "source", "bert") / "config.json"
+    extra = {"auto_map": {"AutoModel": "evil.py"}, "_name_or_path": "/home/me", "_attn_implementation": "x"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | extra))
+    convert(tmp_path / "source", tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert not {*extra, "transformers_version"} & config.keys()
+    assert config["architectures"] == ["BertForSequenceClassification"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_hidden_layers": 3}, r"16 of the model's 57 tensors have no source: bert.encoder.layer.2"),
+        ({"num_hidden_layers": 1}, r"16 tensors would become names that the model does not have"),
+        ({"vocab_size": 38}, r"word_embeddings.weight is \(37, 24\) in the checkpoint, .* is \(38, 24\)"),
+        ({"hidden_size": 25}, "does not describe a model.*25"),
+        ({"hidden_size": "large"}, "does not describe a model"),
+    ],
+)
+def test_config_and_tensors_must_agree(save, convert, tmp_path, fields, message):
+    path = save(tmp_path / "source", "bert") / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    with pytest.raises((PlanError, CheckpointError), match=message):
+        convert(tmp_path / "source", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_checkpoint_of_another_wrapper_is_explained_not_guessed(save, convert, tmp_path):
+    path = save(tmp_path / "source", "bert") / "model.safetensors"
+    save_file({f"module.{name}": tensor for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(PlanError, match=r"39 of its 39 tensors match no rule: module\..* and 31 more"):
+        convert(tmp_path / "source", tmp_path / "model")
+
+
+def test_an_unknown_family_gets_a_suggestion():
+    with pytest.raises(CheckpointError, match=r"type 'distillbert'; did you mean 'distilbert'\?"):
+        find("distillbert")
+    with pytest.raises(CheckpointError, match="'gpt2'"):
+        find("bert", family="gpt2")
+    assert find("camembert", family="roberta").name == "roberta"
+
+
+def test_open_checkpoint_sees_the_tiny_models_as_they_are(save, tmp_path):
+    assert open_checkpoint(save(tmp_path, "roberta")).config["model_type"] == "roberta"

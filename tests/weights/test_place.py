@@ -1,0 +1,141 @@
+import errno
+import os
+import stat
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from tasks.errors import ArtifactError, CheckpointError
+from tasks.weights import place, proof
+from tasks.weights.formats import open_checkpoint, read_header
+
+
+def test_equal_input_gives_equal_bytes_and_the_header_says_from_where(save, convert, tmp_path):
+    source = save(tmp_path / "source", "bert")
+    convert(source, tmp_path / "one")
+    convert(source, tmp_path / "two")
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+    with safe_open(tmp_path / "one" / "model.safetensors", "pt") as stream:
+        assert stream.metadata() == {"format": "pt", "family": "tiny"}
+
+
+def test_the_data_starts_at_a_page_and_others_may_read_the_file(save, convert, tmp_path):
+    mask = os.umask(0o022)
+    try:
+        convert(save(tmp_path / "source", "bert"), tmp_path / "model")
+    finally:
+        os.umask(mask)
+    path = tmp_path / "model" / "model.safetensors"
+    assert min(entry.start for entry in read_header(path).values()) % 4096 == 0
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("error", [errno.EXDEV, errno.ENOSYS, None])
+def test_copying_without_the_kernels_help_gives_the_same_bytes(save, convert, tmp_path, monkeypatch, error):
+    source = save(tmp_path / "source", "bert")
+    convert(source, tmp_path / "helped")
+
+    def unable(*_):
+        if error is None:
+            return 0
+        raise OSError(error, "no")
+
+    monkeypatch.setattr(os, "copy_file_range", unable)
+    monkeypatch.setattr(place, "CHUNK", 1000)
+    convert(source, tmp_path / "alone")
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("helped", "alone"))
+    assert one == two
+
+
+def test_another_error_of_the_kernel_is_not_swallowed(save, convert, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(os, "copy_file_range", full)
+    with pytest.raises(OSError, match="no space left"):
+        convert(save(tmp_path / "source", "bert"), tmp_path / "model")
+
+
+def test_too_small_a_disk_is_noticed_before_anything_is_written(save, convert, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(place.shutil, "disk_usage", lambda _: usage(10, 10, 0))
+    with pytest.raises(ArtifactError, match=r"no room for the converted checkpoint: .* 0 MB left"):
+        convert(save(tmp_path / "source", "bert"), tmp_path / "model")
+    assert list((tmp_path / "model").iterdir()) == []
+
+
+def test_a_source_that_shrinks_meanwhile_is_noticed(save, convert, tmp_path, monkeypatch):
+    source = save(tmp_path / "source", "bert")
+    require = place._require_space
+
+    def shrink(*arguments):
+        os.truncate(source / "model.safetensors", 5000)
+        require(*arguments)
+
+    monkeypatch.setattr(place, "_require_space", shrink)
+    with pytest.raises(CheckpointError, match="became shorter while it was read"):
+        convert(source, tmp_path / "model")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_sources_dtype_is_kept_and_new_tensors_take_it(save, convert, tmp_path, dtype):
+    path = save(tmp_path / "source", "bert") / "model.safetensors"
+    save_file({name: tensor.to(dtype) for name, tensor in load_file(path).items()}, path)
+    plan, source = convert(tmp_path / "source", tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {dtype}
+    assert open_checkpoint(tmp_path / "model").config["dtype"] == str(dtype).removeprefix("torch.")
+    assert 0.01 < tensors["classifier.weight"].double().std() < 0.03
+    proof.verify(plan, source, tmp_path / "model", tolerance=0.0)
+
+
+def test_bfloat16_is_rounded_as_torch_rounds():
+    values = np.random.default_rng(1).normal(0, 3, 1000)
+    ours = torch.from_numpy(place._as_raw(values, "BF16").view(np.int16)).view(torch.bfloat16)
+    assert torch.equal(ours, torch.from_numpy(values).float().bfloat16())
+
+
+def test_shards_are_joined(save, convert, tmp_path):
+    source = save(tmp_path / "source", "bert")
+    convert(source, tmp_path / "whole")
+    tensors = load_file(source / "model.safetensors")
+    names = sorted(tensors)
+    (source / "model.safetensors").unlink()
+    weight_map = {}
+    for number, part in enumerate((names[::2], names[1::2])):
+        save_file({name: tensors[name] for name in part}, source / f"{number}.safetensors")
+        weight_map |= dict.fromkeys(part, f"{number}.safetensors")
+    (source / "model.safetensors.index.json").write_text(f'{{"weight_map": {weight_map}}}'.replace("'", '"'))
+    convert(source, tmp_path / "joined")
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "joined"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_mixed_dtypes_stay_aligned(save, convert, tmp_path):
+    path = save(tmp_path / "source", "bert") / "model.safetensors"
+    tensors = load_file(path)
+    tensors["pooler.dense.bias"] = tensors["pooler.dense.bias"].half()
+    save_file(tensors, path)
+    plan, source = convert(tmp_path / "source", tmp_path / "model")
+    entries = read_header(tmp_path / "model" / "model.safetensors")
+    assert entries["bert.pooler.dense.bias"].dtype == "F16"
+    assert all(entry.start % (4 if entry.dtype == "F32" else 2) == 0 for entry in entries.values())
+    proof.verify(plan, source, tmp_path / "model", tolerance=0.0)
+
+
+def test_a_new_tensor_depends_on_seed_and_name_and_on_nothing_else(save, convert, tmp_path):
+    plan, _ = convert(save(tmp_path / "source", "roberta"), tmp_path / "model")
+    dense, projection = (
+        next(move for move in plan.moves if move.target == f"classifier.{name}.weight")
+        for name in ("dense", "out_proj")
+    )
+    values = place.initial(dense, seed=17, deviation=0.02)
+    assert np.array_equal(values, place.initial(dense, seed=17, deviation=0.02))
+    assert not np.array_equal(values, place.initial(dense, seed=18, deviation=0.02))
+    assert not np.array_equal(values[:3], place.initial(projection, seed=17, deviation=0.02))
