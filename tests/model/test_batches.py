@@ -1,0 +1,17 @@
+import torch
+
+from tasks.model import batches
+
+
+def test_padding_is_masked_and_ids_are_kept():
+    ids, mask = batches.pad_rows([[7, 8, 9], [5]], pad=1)
+    assert ids.tolist() == [[7, 8, 9], [5, 1, 1]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert ids.dtype == mask.dtype == torch.int64
+
+
+def test_sorted_batches_cover_every_row_once_longest_first():
+    rows = [[1] * length for length in (3, 9, 1, 9, 4)]
+    found = list(batches.sorted_batches(rows, batch_size=2, pad=0))
+    assert [places for places, _, _ in found] == [[1, 3], [4, 0], [2]]
+    assert [tuple(ids.shape) for _, ids, _ in found] == [(2, 9), (2, 4), (1, 1)]

@@ -1,0 +1,145 @@
+"""The schedule on a tiny real BERT: what learns, what stays, and what an interruption changes (nothing)."""
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+
+from tasks.errors import TrainingError
+from tasks.model import floors
+from tasks.training import loop, phases
+from tasks.training.loop import Step
+from tasks.training.order import epoch_order
+
+ROWS, TOKENS = 40, 6
+
+
+@pytest.fixture
+def data():
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(5, 61, (ROWS, TOKENS), generator=generator)
+    return ids, ids.sum(dim=1) % 3
+
+
+def _planned(model, ids, name, depth, *, rate=1e-2, epochs=2):
+    stack = floors.learning(floors.floors(model), depth)
+    mask = torch.ones_like(ids)
+
+    def whole():
+        return lambda rows: floors.head_logits(model, floors.first_token(model, ids[rows], mask[rows]))
+
+    def cached():
+        with torch.no_grad():
+            first = floors.first_token(model, ids, mask)
+        return lambda rows: floors.head_logits(model, first[list(rows)])
+
+    order = [
+        b for e in range(epochs) for b in epoch_order([TOKENS] * ROWS, batch_size=8, seed=(len(name), e))
+    ]
+    return phases.Planned(
+        name, [(f.name, f.parameters, f.modules) for f in stack], cached if depth == 0 else whole,
+        order, rate, 0.9, 0.1,
+    )  # fmt: skip
+
+
+SETTINGS = phases.Settings(seed=1, weight_decay=0.01, maximum_norm=1.0, save_every=3)
+
+
+def _train(model, data, tmp_path, *, stop_after=None, schedule=(("head", 0), ("upper", 2), ("whole", "all"))):
+    ids, labels = data
+    planned = [_planned(model, ids, name, depth) for name, depth in schedule]
+    events = phases.fine_tune(
+        model, labels, planned, SETTINGS, point=tmp_path / "point", finished=lambda phase: {"loss": 0.0}
+    )
+    seen = []
+    for event in events:
+        seen.append(event)
+        if stop_after is not None and sum(isinstance(e, Step) for e in seen) == stop_after:
+            events.close()
+            break
+    return seen
+
+
+def _weights(model) -> Mapping[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def test_a_phase_changes_what_learns_and_nothing_else(tiny_bert, data, tmp_path):
+    model = tiny_bert()
+    before = _weights(model)
+    _train(model, data, tmp_path, schedule=(("upper", 2),))
+    learned = {n for floor in floors.learning(floors.floors(model), 2) for n in floor.parameters}
+    for name, value in _weights(model).items():
+        same = torch.equal(value, before[name])
+        # a key bias shifts all scores of a query alike, so softmax leaves it without a gradient
+        assert same != (name in learned) or name.endswith("self.key.bias"), name
+
+
+def test_unfreezing_really_unfreezes(tiny_bert, data, tmp_path):
+    """In the stock Trainer a callback that unfreezes is a silent no-op: body change exactly 0.0."""
+    model = tiny_bert()
+    before = _weights(model)
+    _train(model, data, tmp_path, schedule=(("head", 0), ("whole", "all")))
+    moved = (
+        model.bert.encoder.layer[0].output.dense.weight - before["bert.encoder.layer.0.output.dense.weight"]
+    )
+    assert moved.abs().max() > 1e-4
+
+
+def test_frozen_layers_are_without_dropout_and_learning_ones_with(tiny_bert):
+    model = tiny_bert()
+    stack = floors.learning(floors.floors(model), 1)
+    loop.freeze(
+        model, [p for f in stack for p in f.parameters.values()], [m for f in stack for m in f.modules]
+    )
+    assert [layer.training for layer in model.bert.encoder.layer] == [False, False, False, True]
+    assert not model.bert.embeddings.dropout.training
+
+
+def test_cached_features_train_the_head_exactly_as_recomputed_ones(tiny_bert, data, tmp_path):
+    """Frozen layers computed once, not once an epoch: equal to rounding (the frozen batches differ in size)."""
+    ids, labels = data
+    results = []
+    for way in ("cached", "recomputed"):
+        model = tiny_bert()
+        plan = _planned(model, ids, "head", 0)
+        if way == "recomputed":
+            mask = torch.ones_like(ids)
+
+            def again(model=model, mask=mask):
+                def forward(rows):
+                    with torch.no_grad():
+                        first = floors.first_token(model, ids[rows], mask[rows])
+                    return floors.head_logits(model, first)
+
+                return forward
+
+            plan = phases.Planned(plan.name, plan.stack, again, plan.batches, plan.learning_rate, 0.9, 0.1)
+        finish = {"point": tmp_path / way, "finished": lambda phase: {}}
+        list(phases.fine_tune(model, labels, [plan], SETTINGS, **finish))
+        results.append(_weights(model))
+    assert all(torch.allclose(results[0][n], results[1][n], atol=1e-6) for n in results[0])
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 8, 10, 11, 19, 20, 27])
+def test_an_interrupted_training_ends_with_the_same_weights(tiny_bert, data, tmp_path, stop_after):
+    whole, broken, resumed = tiny_bert(), tiny_bert(), tiny_bert()
+    undisturbed = _train(whole, data, tmp_path / "a")
+    _train(broken, data, tmp_path / "b", stop_after=stop_after)
+    torch.manual_seed(999)  # a new process starts with another random state
+    again = _train(resumed, data, tmp_path / "b")
+    for name, value in _weights(whole).items():
+        assert torch.equal(value, _weights(resumed)[name]), name
+    key = lambda e: (e.phase, e.number) if isinstance(e, Step) else (e["name"], 10**6)  # noqa: E731
+    order = ["head", "upper", "whole"]
+    assert sorted(map(key, undisturbed), key=lambda k: (order.index(k[0]), k[1])) == sorted(
+        map(key, again), key=lambda k: (order.index(k[0]), k[1])
+    )
+
+
+def test_a_loss_that_is_no_number_names_its_rows(tiny_bert, data, tmp_path):
+    model = tiny_bert()
+    with torch.no_grad():
+        model.classifier.bias[0] = float("nan")
+    with pytest.raises(TrainingError, match=r"phase head, step 1: the loss is nan on rows \["):
+        _train(model, data, tmp_path)
