@@ -1,0 +1,161 @@
+"""Figures of how good answers are, each with a bootstrap interval. Numpy only.
+
+A metric takes labels (rows,) int64 and probabilities (rows, classes) and returns one number. METRICS, at
+the foot, says of each which direction is better.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.errors import ParamsError, did_you_mean
+from tasks.evaluation.predictions import Labels
+
+Array = NDArray[Any]
+BINS = 15  # of confidence, equally wide (Guo et al. 2017, section 4)
+SMALLEST = float(np.finfo(np.float32).eps)  # probabilities are float32: below this a logarithm says nothing
+
+
+@dataclass(frozen=True)
+class Metric:
+    score: Callable[[Labels, Array], float]
+    higher_is_better: bool
+
+    def __call__(self, labels: Labels, probabilities: Array) -> float:
+        return float(self.score(labels, probabilities))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A metric's value on the test rows and its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def known(names: Iterable[str]) -> tuple[str, ...]:
+    """`names`, if METRICS has them all. Raises ParamsError that lists every one it does not have."""
+    unknown = [name for name in names if name not in METRICS]
+    if unknown:
+        faults = (
+            f"evaluation.metrics: no metric {name!r}; {did_you_mean(name, METRICS)}" for name in unknown
+        )
+        raise ParamsError("\n".join(faults))
+    return tuple(names)
+
+
+def bootstrap(
+    labels: Labels,
+    probabilities: Array,
+    names: Sequence[str],
+    *,
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> dict[str, tuple[float, float]]:
+    """Percentile intervals over rows drawn with replacement (Efron & Tibshirani 1993, chapter 13).
+
+    The same seed draws the same rows for every contestant. Returns metric -> (low, high).
+    """
+    rows, generator = len(labels), np.random.default_rng(seed)
+    values = np.empty((resamples, len(names)))
+    for number in range(resamples):
+        drawn = generator.integers(0, rows, size=rows)
+        some, those = labels[drawn], probabilities[drawn]
+        values[number] = [METRICS[name](some, those) for name in names]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(values, [tail, 1 - tail], axis=0)  # (metrics,) each
+    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(names)}
+
+
+def confusion(labels: Labels, chosen: Labels, classes: int) -> NDArray[np.int64]:
+    """Counts, (actual, predicted) = (classes, classes)."""
+    return np.bincount(labels * classes + chosen, minlength=classes**2).reshape(classes, classes)
+
+
+def per_class(labels: Labels, chosen: Labels, classes: int) -> dict[str, Array]:
+    """precision, recall, f1 (classes,) float64, rows (classes,) int64; a ratio without denominator is 0."""
+    table = confusion(labels, chosen, classes)
+    hits, actual, predicted = np.diag(table), table.sum(axis=1), table.sum(axis=0)
+    return {
+        "precision": _ratio(hits, predicted),
+        "recall": _ratio(hits, actual),
+        "f1": _ratio(2 * hits, actual + predicted),
+        "rows": actual,
+    }
+
+
+def reliability(labels: Labels, probabilities: Array, bins: int = BINS) -> dict[str, Array]:
+    """Mean confidence in the chosen class, accuracy and rows of each bin of confidence that has rows.
+
+    Bin k holds confidence in (k / bins, (k + 1) / bins].
+    """
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    correct = probabilities.argmax(axis=1) == labels
+    place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    rows = np.bincount(place, minlength=bins)
+    held = rows > 0
+    return {
+        "confidence": np.bincount(place, weights=confidence, minlength=bins)[held] / rows[held],
+        "accuracy": np.bincount(place, weights=correct, minlength=bins)[held] / rows[held],
+        "rows": rows[held],
+    }
+
+
+def accuracy(labels: Labels, probabilities: Array) -> float:
+    return float(np.mean(probabilities.argmax(axis=1) == labels))
+
+
+def macro_f1(labels: Labels, probabilities: Array) -> float:
+    """Mean F1 of the classes that occur or are predicted; a class absent from both has no F1."""
+    classes = probabilities.shape[1]
+    table = confusion(labels, probabilities.argmax(axis=1), classes)
+    either = table.sum(axis=1) + table.sum(axis=0)
+    return float(np.mean(2 * np.diag(table)[either > 0] / either[either > 0]))
+
+
+def mcc(labels: Labels, probabilities: Array) -> float:
+    """Matthews correlation for any number of classes (Gorodkin 2004, R_K); 0 where a side has one class."""
+    table = confusion(labels, probabilities.argmax(axis=1), probabilities.shape[1]).astype(np.float64)
+    rows, actual, predicted = table.sum(), table.sum(axis=1), table.sum(axis=0)
+    spread = (rows**2 - predicted @ predicted) * (rows**2 - actual @ actual)
+    return float((np.trace(table) * rows - actual @ predicted) / np.sqrt(spread)) if spread else 0.0
+
+
+def log_loss(labels: Labels, probabilities: Array) -> float:
+    """Mean -ln p(actual class), natural units, p not below float32's epsilon."""
+    given = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return float(-np.log(np.maximum(given, SMALLEST)).mean())
+
+
+def brier(labels: Labels, probabilities: Array) -> float:
+    """Mean squared distance to the one-hot truth, summed over classes: 0 to 2 (Brier 1950)."""
+    squares = np.square(probabilities, dtype=np.float64).sum(axis=1)
+    given = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return float(np.mean(squares - 2 * given + 1))
+
+
+def ece(labels: Labels, probabilities: Array) -> float:
+    """Expected calibration error over 15 equal bins (Guo et al. 2017, eq. 3). Resampling biases it upward, so
+    its value may lie near the low end of its interval."""
+    table = reliability(labels, probabilities)
+    return float(table["rows"] @ np.abs(table["accuracy"] - table["confidence"]) / len(labels))
+
+
+def _ratio(above: Array, below: Array) -> Array:
+    return np.divide(above, below, out=np.zeros(len(above)), where=below > 0)
+
+
+METRICS: Mapping[str, Metric] = {
+    "accuracy": Metric(accuracy, higher_is_better=True),
+    "macro_f1": Metric(macro_f1, higher_is_better=True),
+    "micro_f1": Metric(accuracy, higher_is_better=True),  # one label a row: micro F1 equals accuracy
+    "mcc": Metric(mcc, higher_is_better=True),
+    "log_loss": Metric(log_loss, higher_is_better=False),
+    "brier": Metric(brier, higher_is_better=False),
+    "ece": Metric(ece, higher_is_better=False),
+}

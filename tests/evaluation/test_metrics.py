@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+from sklearn import metrics as reference
+
+from tasks.errors import ParamsError
+from tasks.evaluation import metrics
+from tasks.evaluation.metrics import METRICS
+
+LABELS = np.array([0, 0, 1, 1, 2, 2])
+PROBABILITIES = np.array(
+    [
+        [0.7, 0.2, 0.1],
+        [0.4, 0.5, 0.1],
+        [0.1, 0.8, 0.1],
+        [0.2, 0.7, 0.1],
+        [0.3, 0.6, 0.1],
+        [0.05, 0.05, 0.9],
+    ],
+    dtype=np.float32,
+)
+
+
+def _random(rows=200, classes=4):
+    generator = np.random.default_rng(7)
+    labels = generator.integers(0, classes, rows)
+    probabilities = generator.dirichlet(np.ones(classes), rows)
+    return labels, (probabilities / probabilities.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("accuracy", lambda y, p: reference.accuracy_score(y, p.argmax(1))),
+        ("micro_f1", lambda y, p: reference.f1_score(y, p.argmax(1), average="micro")),
+        ("macro_f1", lambda y, p: reference.f1_score(y, p.argmax(1), average="macro")),
+        ("mcc", lambda y, p: reference.matthews_corrcoef(y, p.argmax(1))),
+        ("log_loss", lambda y, p: -np.log(p[range(len(y)), y]).mean()),
+        ("brier", lambda y, p: np.square(p - np.eye(p.shape[1])[y]).sum(axis=1).mean()),
+    ],
+)
+def test_metrics_equal_scikit_learns(name, expected):
+    labels, probabilities = _random()
+    assert METRICS[name](labels, probabilities) == pytest.approx(expected(labels, probabilities), abs=1e-6)
+
+
+def test_macro_f1_leaves_out_a_class_that_neither_occurs_nor_is_predicted():
+    labels, probabilities = np.array([0, 1]), np.array([[0.9, 0.1, 0], [0.2, 0.8, 0]])
+    assert METRICS["macro_f1"](labels, probabilities) == 1.0
+
+
+def test_log_loss_of_a_certain_mistake_is_finite():
+    value = METRICS["log_loss"](np.array([1]), np.array([[1.0, 0.0]]))
+    assert value == pytest.approx(-np.log(np.finfo(np.float32).eps))
+
+
+def test_mcc_of_a_constant_answer_is_zero():
+    assert METRICS["mcc"](LABELS, np.tile([1.0, 0.0, 0.0], (6, 1))) == 0.0
+
+
+def test_calibration_error_by_hand():
+    labels = np.array([0, 0, 0, 0])
+    probabilities = np.array([[0.8, 0.2], [0.8, 0.2], [0.8, 0.2], [0.2, 0.8]])
+    assert METRICS["ece"](labels, probabilities) == pytest.approx(0.05)  # 3 of 4 right at confidence 0.8
+
+
+def test_a_confidence_of_one_falls_into_the_last_bin():
+    table = metrics.reliability(np.array([0, 0]), np.array([[1.0, 0.0], [0.5, 0.5]]), bins=4)
+    assert table["confidence"].tolist() == [0.5, 1.0]
+    assert table["rows"].tolist() == [1, 1]
+
+
+def test_confusion_counts_actual_by_predicted():
+    table = metrics.confusion(LABELS, PROBABILITIES.argmax(axis=1), 3)
+    assert table.tolist() == [[1, 1, 0], [0, 2, 0], [0, 1, 1]]
+
+
+def test_per_class_equals_scikit_learns_and_is_zero_without_denominator():
+    chosen = np.array([0, 0, 0, 1, 1, 1])  # class 2 is never predicted
+    found = metrics.per_class(LABELS, chosen, 3)
+    expected = reference.precision_recall_fscore_support(LABELS, chosen, zero_division=0)
+    for name, values in zip(("precision", "recall", "f1", "rows"), expected, strict=True):
+        assert found[name] == pytest.approx(values)
+
+
+def _bootstrap(labels, probabilities, seed=1):
+    return metrics.bootstrap(
+        labels, probabilities, ["accuracy", "log_loss"], resamples=400, confidence=0.95, seed=seed
+    )
+
+
+def test_an_interval_is_as_wide_as_the_normal_approximation_says():
+    labels, probabilities = _random(rows=900)
+    accuracy = METRICS["accuracy"](labels, probabilities)
+    low, high = _bootstrap(labels, probabilities)["accuracy"]
+    expected = 2 * 1.96 * np.sqrt(accuracy * (1 - accuracy) / 900)
+    assert low < accuracy < high
+    assert high - low == pytest.approx(expected, rel=0.15)
+
+
+def test_the_seed_decides_the_interval():
+    labels, probabilities = _random()
+    assert _bootstrap(labels, probabilities) == _bootstrap(labels, probabilities)
+    assert _bootstrap(labels, probabilities) != _bootstrap(labels, probabilities, seed=2)
+
+
+def test_unknown_metrics_are_all_named():
+    with pytest.raises(ParamsError) as caught:
+        metrics.known(["acuracy", "brier", "loglos"])
+    assert "no metric 'acuracy'; did you mean 'accuracy'?" in str(caught.value)
+    assert "no metric 'loglos'; did you mean 'log_loss'?" in str(caught.value)
+
+
+def test_the_direction_of_each_metric_is_the_one_in_which_certainty_of_the_truth_wins():
+    labels, probabilities = _random()
+    truth = np.eye(4, dtype=np.float32)[labels]
+    for name, metric in METRICS.items():
+        gain = metric(labels, truth) - metric(labels, probabilities)
+        assert (gain > 0) == metric.higher_is_better, name

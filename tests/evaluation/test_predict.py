@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+import torch
+
+from tasks.errors import TrainingError
+from tasks.evaluation import predict
+
+ROWS = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14], [15], [16, 17, 18]]
+IDS = ["a", "b", "c", "d", "e"]
+
+
+def _batches(rows):
+    """Two rows at a time, the last first, padded with the id 0."""
+    numbers = list(reversed(range(len(rows))))
+    for start in range(0, len(rows), 2):
+        some = numbers[start : start + 2]
+        longest = max(len(rows[n]) for n in some)
+        tokens = torch.tensor([rows[n] + [0] * (longest - len(rows[n])) for n in some])
+        mask = torch.tensor([[1] * len(rows[n]) + [0] * (longest - len(rows[n])) for n in some])
+        yield some, tokens, mask
+
+
+def _alone(model, row):
+    tokens = torch.tensor([row])
+    with torch.no_grad():
+        return model(input_ids=tokens), model.bert(input_ids=tokens).last_hidden_state[0]
+
+
+def test_logits_come_in_row_order_whatever_the_batches(tiny_bert):
+    model = tiny_bert()
+    found = predict.logits(model, ROWS, ids=IDS, batches=_batches)
+    expected = np.stack([_alone(model, row)[0].logits[0].numpy() for row in ROWS])
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "pool"), [("mean", lambda hidden: hidden.mean(dim=0)), ("first", lambda hidden: hidden[0])]
+)
+def test_features_are_pooled_over_real_tokens_only(tiny_bert, pooling, pool):
+    model = tiny_bert()
+    found = predict.features(model, ROWS, ids=IDS, batches=_batches, pooling=pooling)
+    expected = np.stack([pool(_alone(model, row)[1]).numpy() for row in ROWS])
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_one_pass_gives_what_two_give_and_leaves_no_hook(tiny_bert):
+    model = tiny_bert()
+    logits, features = predict.logits_and_features(model, ROWS, ids=IDS, batches=_batches)
+    assert np.array_equal(logits, predict.logits(model, ROWS, ids=IDS, batches=_batches))
+    assert np.array_equal(features, predict.features(model, ROWS, ids=IDS, batches=_batches))
+    assert not model.bert._forward_hooks
+
+
+def test_dropout_is_off_even_for_a_model_left_in_training(tiny_bert):
+    model = tiny_bert().train()
+    first = predict.logits(model, ROWS, ids=IDS, batches=_batches)
+    assert np.array_equal(first, predict.logits(model, ROWS, ids=IDS, batches=_batches))
+
+
+def test_logits_that_are_not_numbers_name_their_rows(tiny_bert):
+    model = tiny_bert()
+    with torch.no_grad():
+        model.bert.embeddings.word_embeddings.weight[15] = torch.nan
+    with pytest.raises(TrainingError, match=r"logits are not finite numbers for 1 of 5 rows \(d\)"):
+        predict.logits(model, ROWS, ids=IDS, batches=_batches)
+
+
+def test_a_row_that_no_batch_holds_is_an_error(tiny_bert):
+    with pytest.raises(ValueError, match="batches left out 2 of 5 rows"):
+        predict.logits(tiny_bert(), ROWS, ids=IDS, batches=lambda rows: list(_batches(rows[:3])))
+
+
+def test_softmax_survives_large_logits():
+    found = predict.softmax(np.array([[1000.0, 1000.0], [-1000.0, 0.0]], dtype=np.float32))
+    assert found.tolist() == [[0.5, 0.5], [0.0, 1.0]]
+    assert found.dtype == np.float32
+
+
+def test_texts_are_cut_as_in_training(tiny_bert):
+    asked = {}
+
+    def tokenizer(texts, **options):
+        asked.update(options)
+        return {"input_ids": [[5] * min(len(text), options["max_length"]) for text in texts]}
+
+    model = tiny_bert()
+    found = predict.predict_texts(model, tokenizer, ["abc", "abcdefgh"], batches=_batches, max_length=4)
+    expected = predict.logits(model, [[5] * 3, [5] * 4], ids=["1", "2"], batches=_batches)
+    assert asked == {"truncation": True, "max_length": 4}
+    assert np.array_equal(found, predict.softmax(expected))

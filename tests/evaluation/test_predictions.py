@@ -1,0 +1,55 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks.errors import ArtifactError
+from tasks.evaluation import predictions
+from tasks.evaluation.predictions import SCHEMA, Predictions
+
+
+def _predictions(name, seed):
+    generator = np.random.default_rng(seed)
+    probabilities = generator.dirichlet(np.ones(3), 4).astype(np.float32)
+    return Predictions(name, ("d", "b", "a", "c"), np.array([0, 2, 1, 1]), probabilities)
+
+
+def test_predictions_survive_writing_and_reading(tmp_path):
+    written = [_predictions("model", 1), _predictions("head", 2)]
+    predictions.write(tmp_path / "p.parquet", written)
+    found = predictions.read(tmp_path / "p.parquet")
+    assert list(found) == ["model", "head"]
+    for answers in written:
+        again = found[answers.contestant]
+        assert again.ids == answers.ids
+        assert np.array_equal(again.labels, answers.labels)
+        assert again.labels.dtype == np.int64
+        assert np.array_equal(again.probabilities, answers.probabilities)
+        assert again.probabilities.dtype == np.float32
+
+
+def test_the_same_predictions_give_the_same_bytes(tmp_path):
+    for name in ("one", "two"):
+        predictions.write(tmp_path / name, [_predictions("model", 1)])
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_missing_file_names_the_stage(tmp_path):
+    with pytest.raises(ArtifactError, match=r"p\.parquet is missing: run `dvc repro evaluation` first"):
+        predictions.read(tmp_path / "p.parquet")
+
+
+def test_rows_of_unequal_length_are_refused(tmp_path):
+    rows = [["model"] * 2, ["a", "b"], [0, 1], [[0.5, 0.5], [1.0]]]
+    pq.write_table(pa.table(rows, schema=SCHEMA), tmp_path / "p.parquet")
+    with pytest.raises(ArtifactError, match=r"model has rows of \[1, 2\] probabilities"):
+        predictions.read(tmp_path / "p.parquet")
+
+
+def test_the_digest_of_test_rows_sees_order_and_labels():
+    digests = {
+        predictions.digest_rows(ids, np.array(labels))
+        for ids, labels in [(["a", "b"], [0, 1]), (["b", "a"], [0, 1]), (["a", "b"], [1, 0])]
+    }
+    assert len(digests) == 3
+    assert predictions.digest_rows(["a"], np.array([0])) == predictions.digest_rows(("a",), np.array([0]))

@@ -1,0 +1,215 @@
+"""The stage on real files: a tiny random BERT whose fine-tuned twin reads the label off one token."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks import files, params
+from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, Evaluation, PreparedText, TrainedModel
+from tasks.errors import ArtifactError, DataError, ParamsError
+
+ROOT = Path(__file__).parents[2]
+LABELS = ("bad", "good", "so so")
+WORDS = ("awful", "lovely", "plain")
+ROWS = {"train": 60, "validation": 12, "test": 48}
+SETTINGS = ["evaluation.resamples=100", "preparation.subset.train=60"]
+
+
+class Silent:
+    """Remembers what tracking would have been told."""
+
+    def __init__(self):
+        self.values, self.files = {}, []
+
+    def metrics(self, values, *, step=0):
+        self.values |= values
+
+    def file(self, path, folder=""):
+        assert path.is_file()
+        self.files.append(path.name)
+
+
+def _params(*changes):
+    return params.override(params.load(ROOT / "params.yaml"), [*SETTINGS, *changes])
+
+
+def _table(split):
+    """Rows whose first token after the start gives the label away, in a small share of rows falsely."""
+    generator = np.random.default_rng(len(split))
+    labels = np.arange(ROWS[split]) % 3
+    told = np.where(generator.random(len(labels)) < 0.1, (labels + 1) % 3, labels)
+    return [
+        {
+            "id": f"{split}-{number}",
+            "text": f"{WORDS[word]} number {number}",
+            "label": int(label),
+            "input_ids": [2, 10 + int(word), *generator.integers(20, 60, 1 + number % 5).tolist(), 3],
+        }
+        for number, (label, word) in enumerate(zip(labels, told, strict=True))
+    ]
+
+
+def _prepare(root, labels=LABELS):
+    tables = {split: _table(split) for split in ROWS}
+    with files.replace_directory(PreparedText.folder(root)) as draft:
+        rows = [
+            {
+                "id": r["id"],
+                "text": r["text"],
+                "label": LABELS[r["label"]],
+                "cluster": r["id"],
+                "split": split,
+            }
+            for split, table in tables.items()
+            for r in table
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), draft / "rows.parquet")
+        PreparedText.save(
+            draft, labels=labels, rows_in=120, rows=ROWS, dropped={}, quarantined={}, changed={}
+        )
+    with files.replace_directory(EncodedDataset.folder(root)) as draft:
+        schema = pa.schema([("id", pa.string()), ("input_ids", pa.list_(pa.int32())), ("label", pa.int64())])
+        for split, table in tables.items():
+            rows = [{key: row[key] for key in schema.names} for row in table]
+            pq.write_table(pa.Table.from_pylist(rows, schema), draft / f"{split}.parquet")
+        EncodedDataset.save(draft, labels=LABELS, max_length=32, rows=ROWS, tokens=ROWS, truncated=ROWS)
+
+
+def _models(root, make, *, outputs=3):
+    """A converted checkpoint with a random head, and a model that really was trained from it, a little."""
+    from safetensors.torch import save_file
+
+    model = make(labels=outputs, layers=1)
+    with files.replace_directory(ConvertedCheckpoint.folder(root)) as draft:
+        model.save_pretrained(draft / "model")
+        ConvertedCheckpoint.save(
+            draft, family="bert", architecture="BertForSequenceClassification", labels=LABELS,
+            source="sha256:0", parameters={}, fresh=(), proofs={},
+        )  # fmt: skip
+    head = {n: p.detach().clone() for n, p in model.named_parameters() if not n.startswith("bert.e")}
+    if outputs == 3:
+        _train(model, _table("train"))
+    with files.replace_directory(TrainedModel.folder(root)) as draft:
+        model.eval().save_pretrained(draft / "model")
+        save_file(head, draft / "head.safetensors")
+        (draft / "steps.csv").write_text(
+            "step,phase,number,loss,learning_rate,gradient_norm,rows\n"
+            "1,head,1,1.1,0.001,1.0,32\n2,whole,1,0.9,0.001,1.0,32\n",
+            encoding="utf-8",
+        )
+        TrainedModel.save(
+            draft, base="sha256:1", data="sha256:2", labels=LABELS, weights="sha256:3", phases=[]
+        )
+
+
+def _train(model, rows):
+    import torch
+
+    ids = torch.tensor([row["input_ids"][:2] for row in rows])
+    labels = torch.tensor([row["label"] for row in rows])
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+
+
+def _run(root, *changes):
+    from tasks.stages import evaluation
+
+    track = Silent()
+    return evaluation.run(_params(*changes), root, track), track
+
+
+@pytest.mark.e2e
+def test_the_stage_judges_a_model_that_learned_against_all_contestants(tmp_path, tiny_bert):
+    from tasks.evaluation import predictions
+
+    _prepare(tmp_path)
+    _models(tmp_path, tiny_bert)
+    record, track = _run(tmp_path)
+
+    contestants = ["majority", "tfidf", "frozen", "head", "model"]
+    found = predictions.read(record.path / "predictions.parquet")
+    assert list(found) == contestants
+    assert all(answers.ids == found["model"].ids for answers in found.values())
+    assert (record.rows, record.labels, set(record.metrics)) == (48, LABELS, set(contestants))
+    assert record.metrics["model"]["accuracy"]["value"] == pytest.approx(found["model"].correct.mean())
+    assert (
+        record.metrics["model"]["accuracy"]["value"] > 0.7 > record.metrics["majority"]["accuracy"]["value"]
+    )
+    assert set(record.comparisons) == set(contestants) - {"model"}
+    assert record.comparisons["majority"]["p_value"] < 0.001
+
+    values = json.loads((tmp_path / "reports" / "metrics.json").read_text())
+    assert values["head"]["log_loss"] == record.metrics["head"]["log_loss"]["value"]
+    assert track.values["test.accuracy"] == values["model"]["accuracy"]
+    assert track.values["test.tfidf.macro_f1"] == values["tfidf"]["macro_f1"]
+    assert track.files == ["evaluation.html", "metrics.json", "confusion.csv"]
+
+    lines = (record.path / "confusion.csv").read_text().splitlines()
+    assert lines[0] == "actual,predicted"
+    assert sum(len(set(line.split(","))) == 1 for line in lines[1:]) == found["model"].correct.sum()
+
+    page = (tmp_path / "reports" / "evaluation.html").read_text()
+    assert "The fine-tuned model beats majority" in page
+    assert "at most 60 train" in page
+    assert page.count("<svg") == 5
+
+    again, _ = _run(tmp_path)
+    assert again.digest == record.digest
+    assert (tmp_path / "reports" / "evaluation.html").read_text() == page
+    assert Evaluation.load(tmp_path) == again
+
+
+@pytest.mark.e2e
+def test_without_a_head_only_phase_there_is_no_head_contestant(tmp_path, tiny_bert):
+    _prepare(tmp_path)
+    _models(tmp_path, tiny_bert)
+    (TrainedModel.folder(tmp_path) / "head.safetensors").unlink()
+    record, _ = _run(tmp_path, "evaluation.baselines=[majority]", "evaluation.metrics=[mcc]")
+    assert list(record.metrics) == ["majority", "model"]
+
+
+def test_stages_that_disagree_about_labels_are_named(tmp_path, tiny_bert):
+    _prepare(tmp_path, labels=("good", "bad", "so so"))
+    _models(tmp_path, tiny_bert)
+    with pytest.raises(
+        DataError, match=r"finetuning has 3 labels \(bad, good, so so\), preparation 3 \(good, bad"
+    ):
+        _run(tmp_path)
+
+
+def test_a_head_of_another_size_is_named_with_both_numbers(tmp_path, tiny_bert):
+    _prepare(tmp_path)
+    _models(tmp_path, tiny_bert, outputs=5)
+    with pytest.raises(DataError, match="the head has 5 outputs, the data 3 labels"):
+        _run(tmp_path)
+    assert not Evaluation.folder(tmp_path).exists()
+
+
+def test_a_row_whose_label_changed_after_encoding_is_named(tmp_path, tiny_bert):
+    _prepare(tmp_path)
+    _models(tmp_path, tiny_bert)
+    path = PreparedText.folder(tmp_path) / "rows.parquet"
+    rows = pq.read_table(path).to_pylist()
+    next(row for row in rows if row["id"] == "test-7")["label"] = "so so"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    with pytest.raises(DataError, match=r"1 of 48 rows are not preparation's.*first: test-7"):
+        _run(tmp_path)
+
+
+def test_unknown_names_are_refused_before_any_work(tmp_path):
+    with pytest.raises(ParamsError, match="no metric 'acc'"):
+        _run(tmp_path, "evaluation.metrics=[acc]")
+    with pytest.raises(ParamsError, match="no baseline 'random'"):
+        _run(tmp_path, "evaluation.baselines=[random]")
+
+
+def test_a_stage_that_has_not_run_is_named(tmp_path):
+    with pytest.raises(ArtifactError, match="run `dvc repro preparation` first"):
+        _run(tmp_path)

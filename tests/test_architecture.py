@@ -1,0 +1,119 @@
+"""The laws of the house: a wrong import fails here with a sentence."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+SOURCES = sorted(p for top in ("flows", "tasks") for p in (REPOSITORY / top).rglob("*.py"))
+
+OWNERS = {  # library -> the only places that may import it
+    "prefect": ("flows/",),
+    "dvc": ("flows/",),
+    "typer": ("flows/cli.py",),
+    "mlflow": ("tasks/tracking/",),
+    "yaml": ("tasks/params.py",),
+    "evaluate": ("tasks/evaluation/",),
+    "rensa": ("tasks/text/",),
+}
+ROOMS = ("text", "weights", "model", "training", "evaluation", "tracking")
+BOTTOM = ("artifacts", "params", "errors", "files", "progress", "environment", "references")
+FORBIDDEN_FILES = ("utils", "common", "helpers", "misc")
+SHADOWING = ("evaluate", "datasets", "tokenize", "types", "select", "profile", "copy", "statistics")
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Every module that `path` imports, at its top or inside a function."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _place(path: Path) -> str:
+    return path.relative_to(REPOSITORY).as_posix()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_place)
+def test_a_library_is_imported_only_by_its_owner(path):
+    for name in _imports(path):
+        owners = OWNERS.get(name.split(".")[0])
+        allowed = owners is None or _place(path).startswith(owners)
+        assert allowed, f"{_place(path)} imports {name}; only {' and '.join(owners or ())} may"
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if _place(p).startswith("tasks/")], ids=_place)
+def test_tasks_do_not_know_who_runs_them(path):
+    assert not [name for name in _imports(path) if name.split(".")[0] == "flows"]
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in SOURCES if p.parts[-2] in ROOMS or p.parts[-3] in ROOMS], ids=_place
+)
+def test_rooms_do_not_reach_into_one_another(path):
+    room = next(part for part in path.parts if part in ROOMS)
+    for name in _imports(path):
+        parts = name.split(".")
+        if parts[0] == "tasks" and len(parts) > 1:
+            allowed = parts[1] == room or parts[1] in BOTTOM
+            assert allowed, f"{_place(path)} imports {name}: a room asks the stage, not its neighbour"
+
+
+@pytest.mark.parametrize("name", BOTTOM)
+def test_the_bottom_layer_imports_nothing_above_itself(name):
+    for imported in _imports(REPOSITORY / "tasks" / f"{name}.py"):
+        parts = imported.split(".")
+        assert parts[0] != "tasks" or parts[1] in BOTTOM, f"tasks/{name}.py imports {imported}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_place)
+def test_no_file_name_hides_a_dependency_or_says_nothing(path):
+    assert path.stem not in FORBIDDEN_FILES + SHADOWING
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_place)
+def test_every_module_opens_by_saying_what_it_is_for(path):
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{_place(path)} has no docstring"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_place)
+def test_nothing_loads_loosely_or_runs_foreign_code(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.keyword):
+            value = getattr(node.value, "value", None)
+            assert (node.arg, value) not in {
+                ("strict", False),
+                ("weights_only", False),
+                ("trust_remote_code", True),
+            } or (node.arg == "strict" and _is_zip(node, path)), (
+                f"{_place(path)}:{node.value.lineno} says {node.arg}={value}"
+            )
+
+
+def _is_zip(keyword: ast.keyword, path: Path) -> bool:
+    """`zip(..., strict=False)` says nothing about weights."""
+    calls = (n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call))
+    return any(
+        getattr(call.func, "id", "") == "zip" and any(ast.dump(k) == ast.dump(keyword) for k in call.keywords)
+        for call in calls
+    )
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_place)
+def test_functions_stay_short(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            assert lines <= 50, f"{_place(path)}:{node.lineno} {node.name} has {lines} lines"
+
+
+def test_tests_hold_no_init_that_would_hijack_imports():
+    assert not list((REPOSITORY / "tests").rglob("__init__.py"))
+
+
+def test_the_wheel_holds_both_packages():
+    text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'packages = ["flows", "tasks"]' in text
