@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 QUIET: Mapping[str, str] = {
     "DO_NOT_TRACK": "true",  # MLflow honours only the word "true"
@@ -23,3 +24,9 @@ QUIET: Mapping[str, str] = {
 def quiet() -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+
+
+def home(root: Path) -> Path:
+    """Where `root`'s default stores are: for a workspace `<checkout>/.regraft/runs/<id>`, in its checkout."""
+    root = root.resolve()
+    return root.parents[2] if root.parent.parts[-2:] == (".regraft", "runs") else root

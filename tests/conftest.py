@@ -56,10 +56,17 @@ def tracked(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def tiny_classifier(tiny_bert: Callable[..., Any]) -> Callable[..., Path]:
+def tiny_classifier(tiny_bert: Callable[..., Any], kept_classifiers: Path) -> Callable[..., Path]:
     """Writes a random classifier with a tokenizer of its own as a transformers directory."""
 
     def write(target: Path, *, labels: tuple[str, ...] = ("bad", "good"), seed: int = 0) -> Path:
+        kept = kept_classifiers / f"{seed} {' '.join(labels)}"
+        if not kept.exists():
+            make(kept, labels, seed)
+        shutil.copytree(kept, target)
+        return target
+
+    def make(target: Path, labels: tuple[str, ...], seed: int) -> None:
         from tokenizers import Tokenizer, models, pre_tokenizers, processors
         from transformers import PreTrainedTokenizerFast
 
@@ -79,9 +86,13 @@ def tiny_classifier(tiny_bert: Callable[..., Any]) -> Callable[..., Path]:
             tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
             sep_token="[SEP]", model_max_length=33,
         ).save_pretrained(target)  # fmt: skip
-        return target
 
     return write
+
+
+@pytest.fixture(scope="session")
+def kept_classifiers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("classifiers")
 
 
 @pytest.fixture

@@ -1,0 +1,400 @@
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from mlflow import MlflowClient
+
+from tasks import files, params
+from tasks.artifacts import EncodedDataset, Evaluation, PreparedText, Sources, TrainedModel
+from tasks.errors import ArtifactError, InputError, TrackingError
+from tasks.evaluation import predictions
+from tasks.evaluation.predictions import Predictions
+from tasks.stages import promotion
+from tasks.tracking import flavor, runs, server
+from tasks.tracking.registry import Registry
+
+SHIPPED = params.load(Path(__file__).parents[2] / "params.yaml")
+ROWS = 100
+LABELS = ("bad", "good")
+WORSE, FAIR, BETTER, BEST = 55, 70, 85, 98  # rows of 100 that a model has right
+
+
+def changed(*assignments):
+    return params.override(
+        SHIPPED, ["promotion.model=reviews", "promotion.must_beat=[majority]", *assignments]
+    )
+
+
+PARAMS = changed()
+
+
+class Ledger:
+    """A Track that keeps what it is told."""
+
+    def __init__(self):
+        self.figures, self.files = {}, []
+
+    def metrics(self, values, *, step=0):
+        self.figures |= values
+
+    def file(self, path, folder=""):
+        self.files.append(path.name)
+
+
+def answers(name, right, ids, labels):
+    """The first `right` rows answered rightly, so that a better model is right wherever another is."""
+    chosen = np.where(np.arange(len(ids)) < right, labels, 1 - labels)
+    probabilities = np.where(np.arange(2) == chosen[:, None], 0.75, 0.25).astype(np.float32)
+    return Predictions(name, ids, labels, probabilities)
+
+
+@pytest.fixture
+def light(tracked, monkeypatch):
+    """MLflow's flavor and the search for finetuning's run take a second and have their own tests."""
+
+    def save(directory, target, about, *, max_length):
+        shutil.copytree(directory, target / "model")
+        shutil.copytree(directory, target / "components" / "tokenizer")
+        about.save(str(target / "MLmodel"))
+
+    def locate(stage, params, root):
+        place = str(tracked / ".regraft" / "mlartifacts")
+        client = MlflowClient(tracking_uri=server.uri(root))
+        found = client.get_experiment_by_name("reviews")
+        experiment = found.experiment_id if found else client.create_experiment("reviews", place)
+        return client.create_run(experiment).info.run_id
+
+    monkeypatch.setattr(flavor, "save", save)
+    monkeypatch.setattr(runs, "locate", locate)
+
+
+@pytest.fixture
+def arrange(tiny_classifier, light):
+    """Writes what finetuning and evaluation leave behind for a model that has `right` rows right."""
+
+    def write(root, right, *, seed, salt="a", labels=LABELS):
+        ids = tuple(f"{salt}{number:03}" for number in range(ROWS))
+        truth = np.arange(ROWS, dtype=np.int64) % 2
+        _write_upstream(root, ids, labels)
+        with files.replace_directory(TrainedModel.folder(root)) as draft:
+            model = tiny_classifier(draft / "model", seed=seed, labels=labels)
+            weights = files.digest_file(model / "model.safetensors")
+            TrainedModel.save(
+                draft, base="sha256:b", data="sha256:d", labels=labels, weights=weights, phases=()
+            )
+        contestants = [answers("model", right, ids, truth), answers("majority", 40, ids, truth)]
+        accuracy = {"accuracy": {"value": right / ROWS, "low": 0.0, "high": 1.0}}
+        with files.replace_directory(Evaluation.folder(root)) as draft:
+            predictions.write(draft / "predictions.parquet", contestants)
+            Evaluation.save(
+                draft,
+                model=TrainedModel.load(root).digest,
+                test=predictions.digest_rows(ids, truth),
+                labels=labels,
+                rows=ROWS,
+                metrics={"model": accuracy},
+                comparisons={},
+            )
+
+    return write
+
+
+def _write_upstream(root, ids, labels):
+    sizes = {"train": 0, "validation": 0, "test": ROWS}
+    if not Sources.folder(root).exists():
+        with files.replace_directory(Sources.folder(root)) as draft:
+            Sources.save(draft, text="sha256:1", checkpoint="sha256:2")
+    with files.replace_directory(PreparedText.folder(root)) as draft:
+        texts = ["good film" if number % 3 else "bad" for number in range(ROWS)]
+        parquet.write_table(pa.table({"id": list(ids), "text": texts}), draft / "rows.parquet")
+        PreparedText.save(
+            draft, labels=labels, rows_in=ROWS, rows=sizes, dropped={}, quarantined={}, changed={}
+        )
+    with files.replace_directory(EncodedDataset.folder(root)) as draft:
+        EncodedDataset.save(draft, labels=labels, max_length=16, rows=sizes, tokens=sizes, truncated=sizes)
+
+
+@pytest.fixture
+def root(tracked):
+    return tracked
+
+
+@pytest.fixture
+def propose(root, arrange):
+    """Arrange a model and run the stage on it."""
+
+    def go(right, *, seed, params=PARAMS, **how):
+        arrange(root, right, seed=seed, **how)
+        return promotion.run(params, root, Ledger())
+
+    return go
+
+
+@pytest.fixture
+def reviews(root):
+    return Registry(root, "reviews")
+
+
+def verdict(root):
+    return json.loads((root / "data" / "promotion" / "verdict.json").read_text(encoding="utf-8"))
+
+
+def test_the_first_model_that_beats_the_baselines_becomes_champion(root, propose, reviews):
+    record = propose(FAIR, seed=1)
+    assert (record.outcome, record.version, record.alias_moved) == ("promote", "1", True)
+    assert "accuracy 0.700 > majority 0.400 on the same 100 rows" in record.reasons[0]
+    champion = reviews.champion()
+    assert champion.number == "1"
+    assert champion.tags["regraft.outcome"] == "promote"
+    assert champion.tags["regraft.test"] == Evaluation.load(root).test
+    assert champion.tags["regraft.conversion"] == "sha256:b"
+    assert champion.tags["regraft.params"] == runs.parent_key(PARAMS, root)
+    assert verdict(root)["champion_before"] is None
+
+
+def test_a_first_model_that_beats_no_baseline_does_not(propose, reviews):
+    record = propose(42, seed=1)
+    assert (record.outcome, record.alias_moved) == ("hold", False)
+    assert "not significantly better" in record.reasons[0]
+    assert reviews.champion() is None
+    assert reviews.version("1").tags["regraft.outcome"] == "hold"
+
+
+def test_a_baseline_that_was_not_evaluated_holds(propose, reviews):
+    record = propose(BEST, seed=1, params=changed("promotion.must_beat=[majority, frozen]"))
+    assert record.outcome == "hold"
+    assert record.reasons == ("baseline 'frozen' was not evaluated",)
+    assert reviews.champion() is None
+
+
+@pytest.mark.parametrize(
+    ("right", "outcome", "reason"),
+    [
+        (BEST, "promote", "accuracy 0.980 > champion 0.850"),
+        (86, "hold", "accuracy 0.860 > champion 0.850"),
+        (BETTER, "hold", "accuracy 0.850 = champion 0.850"),
+        (WORSE, "reject", "accuracy 0.550 < champion 0.850"),
+    ],
+)
+def test_a_second_model_is_paired_with_the_champion(root, propose, reviews, right, outcome, reason):
+    propose(BETTER, seed=1)
+    record = propose(right, seed=2)
+    assert record.outcome == outcome
+    assert any(reason in line for line in record.reasons)
+    assert reviews.champion().number == ("2" if outcome == "promote" else "1")
+    assert record.alias_moved == (outcome == "promote")
+    assert reviews.version("2").tags["regraft.outcome"] == outcome
+    assert verdict(root)["champion_before"] == "1"
+
+
+def test_the_page_says_why_and_how_to_go_back(root, propose):
+    propose(FAIR, seed=1)
+    propose(BEST, seed=2)
+    page = (root / "reports" / "promotion.md").read_text(encoding="utf-8")
+    assert page.startswith("# promote: reviews version 2\n")
+    assert "the champion: version 1. Champion now: version 2." in page
+    assert "| champion | 0.980 | 0.700 | +0.280 | " in page
+    assert "`regraft rollback`" in page
+
+
+def test_tracking_hears_the_test_figures_and_the_gates(root, arrange):
+    arrange(root, FAIR, seed=1)
+    ledger = Ledger()
+    promotion.run(PARAMS, root, ledger)
+    assert ledger.figures["test.accuracy"] == 0.7
+    assert ledger.figures["gate.majority.rows"] == ROWS
+    assert ledger.files == ["promotion.md"]
+
+
+def test_the_champion_is_not_judged_against_itself(root, propose, reviews):
+    first = propose(FAIR, seed=1)
+    assert (first.outcome, first.alias_moved) == ("promote", True)
+    page = (root / "reports" / "promotion.md").read_bytes()
+    assert propose(FAIR, seed=1) == first, "a second look changes no byte, so that DVC sees nothing new"
+    assert (root / "reports" / "promotion.md").read_bytes() == page
+    assert len(reviews.history()) == 1
+    assert len(reviews.versions()) == 1
+
+
+def test_what_was_judged_is_not_judged_again(root, propose, reviews, monkeypatch):
+    propose(BETTER, seed=1)
+    first = propose(86, seed=2)
+    before = reviews.version("2")
+    monkeypatch.setattr(promotion.verdict, "gate", None)
+    monkeypatch.setattr(Registry, "promote", None)
+    second = promotion.run(PARAMS, root, Ledger())
+    assert second == first
+    assert reviews.version("2") == before
+
+
+def test_a_new_champion_or_another_alpha_is_a_new_question(root, propose, reviews):
+    propose(FAIR, seed=1)
+    assert propose(78, seed=2, params=changed("promotion.alpha=0.001")).outcome == "hold"
+    assert propose(78, seed=2).outcome == "promote"
+    assert propose(FAIR, seed=1).outcome == "reject"
+    assert reviews.champion().number == "2"
+
+
+def test_changed_test_rows_are_answered_by_the_champion_too(root, propose, reviews, tmp_path):
+    propose(FAIR, seed=1)
+    record = propose(BEST, seed=2, salt="b")
+    told = next(line for line in record.reasons if "champion" in line)
+    assert "on the same 100 rows" in told
+    kept = reviews.predictions(reviews.version("1"), tmp_path, test=Evaluation.load(root).test)
+    theirs = predictions.read(kept)["model"]
+    assert theirs.ids[0] == "b000"
+    assert f"champion {theirs.correct.mean():.3f}" in told
+    labels, found = promotion.predict(PARAMS, root, ["bad", "good film"])
+    assert labels == LABELS
+    if not record.alias_moved:  # the champion still is version 1
+        np.testing.assert_allclose(found[[0, 1]], theirs.probabilities[[0, 1]], atol=1e-6)
+
+
+def test_a_champion_whose_labels_stand_in_another_order_is_read_in_ours(root, propose, reviews, tmp_path):
+    propose(FAIR, seed=1)
+    _, before = promotion.predict(PARAMS, root, ["bad"])
+    propose(BEST, seed=2, salt="b", labels=("good", "bad"))
+    kept = reviews.predictions(reviews.version("1"), tmp_path, test=Evaluation.load(root).test)
+    np.testing.assert_allclose(predictions.read(kept)["model"].probabilities[0], before[0, ::-1], atol=1e-6)
+
+
+def test_a_champion_with_other_labels_holds(propose, reviews):
+    propose(FAIR, seed=1)
+    record = propose(BEST, seed=2, salt="b", labels=("happy", "sad"))
+    assert record.outcome == "hold"
+    assert "it answers bad, good; the test rows have happy, sad" in record.reasons[0]
+    assert reviews.champion().number == "1"
+
+
+def test_a_champion_that_cannot_be_fetched_holds_and_is_asked_again_next_time(
+    root, propose, reviews, monkeypatch
+):
+    propose(FAIR, seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "download", _gone)
+        record = propose(BEST, seed=2, salt="b")
+    assert record.outcome == "hold"
+    assert "version 1 was judged on other test rows and cannot answer these: gone" in record.reasons[0]
+    assert reviews.champion().number == "1"
+    assert "on the same 100 rows" in promotion.run(PARAMS, root, Ledger()).reasons[0]
+
+
+def _gone(self, version):
+    raise TrackingError("gone")
+
+
+def test_a_champion_registered_by_other_hands_holds(root, propose, reviews):
+    client = reviews._client
+    client.create_registered_model("reviews")
+    client.create_model_version("reviews", str(root))
+    client.set_registered_model_alias("reviews", "champion", "1")
+    record = propose(BEST, seed=2)
+    assert record.outcome == "hold"
+    assert "it was not registered by regraft" in record.reasons[0]
+
+
+@pytest.mark.parametrize("variable", ["DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"])
+def test_an_experiment_writes_its_verdict_and_moves_no_alias(root, propose, reviews, monkeypatch, variable):
+    with monkeypatch.context() as patch:
+        patch.setenv(variable, "try-out")
+        record = propose(FAIR, seed=1)
+    assert (record.outcome, record.alias_moved) == ("promote", False)
+    assert reviews.champion() is None
+    assert promotion.run(PARAMS, root, Ledger()).alias_moved  # the same verdict, outside of the experiment
+
+
+def test_move_alias_false_moves_no_alias(propose, reviews):
+    record = propose(FAIR, seed=1, params=changed("promotion.move_alias=false"))
+    assert (record.outcome, record.alias_moved) == ("promote", False)
+    assert reviews.champion() is None
+    assert reviews.history() == []
+
+
+def test_a_rollback_is_not_undone_by_running_again(root, propose, reviews):
+    propose(FAIR, seed=1)
+    propose(BEST, seed=2)
+    told = promotion.rollback(PARAMS, root, to=None, reason="it swears")
+    assert told == "reviews: version 1 is champion again, version 2 is not"
+    record = promotion.run(PARAMS, root, Ledger())
+    assert not record.alias_moved
+    assert record.reasons[0].startswith("version 2 was champion and was rolled back")
+    assert reviews.champion().number == "1"
+    assert reviews.history()[-1].reason == "it swears"
+
+
+def test_by_hand_the_gate_is_asked_again_after_a_rollback(root, propose, reviews):
+    propose(FAIR, seed=1)
+    propose(BEST, seed=2)
+    promotion.rollback(PARAMS, root, to=1, reason="")
+    record = promotion.promote_by_hand(PARAMS, root, force=False, reason="it was the data")
+    assert (record.outcome, record.alias_moved, reviews.champion().number) == ("promote", True, "2")
+    assert record.reasons[0] == "by hand: it was the data"
+
+
+def test_by_hand_the_gates_no_stands_without_force(root, propose, reviews):
+    propose(BETTER, seed=1)
+    propose(86, seed=2)
+    record = promotion.promote_by_hand(PARAMS, root, force=False, reason="")
+    assert (record.outcome, record.alias_moved) == ("hold", False)
+    assert reviews.champion().number == "1"
+
+
+def test_force_needs_a_reason_and_leaves_it_in_the_history(root, propose, reviews):
+    propose(BETTER, seed=1)
+    propose(WORSE, seed=2)
+    with pytest.raises(InputError, match="--force needs --reason"):
+        promotion.promote_by_hand(PARAMS, root, force=True, reason=" ")
+    record = promotion.promote_by_hand(PARAMS, root, force=True, reason="the law says so")
+    assert (record.outcome, record.alias_moved) == ("promote", True)
+    assert record.reasons[0] == "by hand, against the verdict 'reject': the law says so"
+    assert reviews.history()[-1].reason.startswith(record.reasons[0])
+    assert promotion.promote_by_hand(PARAMS, root, force=True, reason="once more") == record
+    assert len(reviews.history()) == 2
+
+
+def test_an_evaluation_of_another_model_is_refused(root, arrange):
+    arrange(root, FAIR, seed=1)
+    evaluation = root / "kept"
+    shutil.copytree(Evaluation.folder(root), evaluation)
+    arrange(root, FAIR, seed=2)
+    shutil.rmtree(Evaluation.folder(root))
+    evaluation.rename(Evaluation.folder(root))
+    with pytest.raises(ArtifactError, match="is about another model: run `dvc repro evaluation`"):
+        promotion.run(PARAMS, root, Ledger())
+
+
+def test_weights_that_are_not_the_manifests_are_not_registered(root, arrange, reviews):
+    arrange(root, FAIR, seed=1)
+    weights = TrainedModel.folder(root) / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b"x")
+    with pytest.raises(ArtifactError, match=r"its manifest says .* run `dvc repro -f finetuning`"):
+        promotion.run(PARAMS, root, Ledger())
+    assert reviews.versions() == []
+
+
+def test_two_promotions_at_once_are_decided_one_after_the_other(
+    root, arrange, tmp_path, monkeypatch, reviews
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri(root))
+    places = [tmp_path / "one", tmp_path / "two"]
+    for seed, place in enumerate(places, start=1):
+        arrange(place, BETTER, seed=seed)
+    begin = Barrier(2)
+
+    def work(place):
+        begin.wait()
+        return promotion.run(PARAMS, place, Ledger())
+
+    with ThreadPoolExecutor(2) as pool:
+        records = list(pool.map(work, places))
+    assert sorted(record.outcome for record in records) == ["hold", "promote"]
+    (winner,) = [record for record in records if record.alias_moved]
+    assert [move.version for move in reviews.history()] == [winner.version] == [reviews.champion().number]
+    befores = {verdict(place)["champion_before"] for place in places}
+    assert befores == {None, winner.version}

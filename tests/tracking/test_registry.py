@@ -1,0 +1,227 @@
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import mlflow.pyfunc
+import mlflow.transformers
+import pytest
+import torch
+from huggingface_hub import constants
+from mlflow import MlflowClient
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from tasks import files
+from tasks.errors import InputError, TrackingError
+from tasks.tracking import registry, server
+from tasks.tracking.registry import Move, Registry
+
+
+@pytest.fixture
+def client(tracked):
+    return MlflowClient(tracking_uri=server.uri(tracked))
+
+
+@pytest.fixture
+def run_id(tracked, client):
+    place = str(tracked / ".regraft" / "mlartifacts")
+    return client.create_run(client.create_experiment("reviews", artifact_location=place)).info.run_id
+
+
+@pytest.fixture
+def reviews(tracked):
+    return Registry(tracked, "reviews")
+
+
+@pytest.fixture
+def register(reviews, run_id, tiny_classifier, tmp_path):
+    def make(seed=0):
+        directory = tmp_path / f"model {seed}"
+        if not directory.exists():
+            tiny_classifier(directory, seed=seed)
+        return reviews.register(directory, run_id=run_id, max_length=16, tags={"regraft.note": str(seed)})
+
+    return make
+
+
+def promote(reviews, number, reason="better"):
+    with reviews.locked():
+        reviews.promote(number, reason=reason, by="ann")
+
+
+def test_a_model_is_registered_once_per_weights(reviews, register, client, run_id, tmp_path):
+    version = register()
+    assert version.weights == files.digest_file(tmp_path / "model 0" / "model.safetensors")
+    assert (version.number, version.run_id, version.tags["regraft.note"]) == ("1", run_id, "0")
+    assert register() == version
+    assert register(seed=1).number == "2"
+    assert reviews.candidate(version.weights) == version
+    assert reviews.candidate("sha256:0") is None
+    assert [output.model_id for output in client.get_run(run_id).outputs.model_outputs] != []
+
+
+def test_registering_asks_no_network_and_leaves_nothing_in_the_current_directory(
+    register, tmp_path, monkeypatch
+):
+    asked, elsewhere = [], tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **_: asked.append(address[0]))
+    monkeypatch.setattr(socket.socket, "connect", lambda self, address: asked.append(address))
+    register()
+    assert asked == []
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_the_registered_model_is_downloaded_whole_and_answers_as_before(reviews, register, tmp_path):
+    promote(reviews, register().number)
+    directory = registry.load_champion(tmp_path / "a project", "reviews")
+    inputs = AutoTokenizer.from_pretrained(directory)(["good film", "bad"], return_tensors="pt", padding=True)
+    inputs.pop("token_type_ids", None)
+    answers = []
+    for place in (directory, tmp_path / "model 0"):
+        model = AutoModelForSequenceClassification.from_pretrained(place).eval()
+        with torch.no_grad():
+            answers.append(model(**inputs).logits)
+    assert torch.equal(*answers)
+    assert (directory / "model.safetensors").read_bytes() == (
+        tmp_path / "model 0" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_mlflow_itself_can_serve_what_was_registered(reviews, register):
+    version = register()
+    source = reviews._client.get_model_version_download_uri("reviews", version.number)
+    model = mlflow.pyfunc.load_model(source)
+    found = model.predict(["good film " * 40, "bad"])  # longer than the model has positions
+    assert set(found["label"]) <= {"bad", "good"}
+    assert mlflow.transformers.load_model(source).task == "text-classification"
+
+
+def test_altered_weights_are_refused(reviews, register, client):
+    version = register()
+    source = Path(client.get_model_version("reviews", version.number).source.removeprefix("file://"))
+    (weights,) = source.rglob("model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(TrackingError, match=r"version 1: the stored weights are .* were altered"):
+        reviews.download(version)
+    assert not list((reviews._root / ".regraft" / "champions").glob("*/*"))
+
+
+@pytest.mark.parametrize("name", ["model/model.safetensors", "components/tokenizer", "."])
+def test_a_missing_artifact_is_an_error_that_names_the_version(reviews, register, client, name):
+    version = register()
+    source = Path(client.get_model_version("reviews", version.number).source) / name
+    source.unlink() if source.is_file() else shutil.rmtree(source)
+    with pytest.raises(TrackingError, match=r"reviews version 1|No such artifact"):
+        reviews.download(version)
+    assert not list((reviews._root / ".regraft" / "champions").glob("*"))
+
+
+def test_without_a_champion_there_is_nothing_to_load(tracked, reviews, register):
+    assert reviews.champion() is None
+    with pytest.raises(InputError, match="reviews has no champion yet"):
+        registry.load_champion(tracked, "reviews")
+    register()
+    assert reviews.champion() is None
+
+
+def test_a_registry_that_fails_is_not_a_registry_without_a_champion(reviews, monkeypatch):
+    def fail(name):
+        raise registry.MlflowException("the database is on fire")
+
+    monkeypatch.setattr(reviews._client, "get_registered_model", fail)
+    with pytest.raises(TrackingError, match="on fire"):
+        reviews.champion()
+
+
+def test_the_alias_moves_with_a_line_in_the_history(reviews, register):
+    for seed in (0, 1):
+        promote(reviews, register(seed).number, reason=f"reason {seed}")
+    assert reviews.champion().number == "2"
+    assert [(m.version, m.reason, m.by, m.action) for m in reviews.history()] == [
+        ("1", "reason 0", "ann", "promote"),
+        ("2", "reason 1", "ann", "promote"),
+    ]
+
+
+def test_the_line_is_written_before_the_alias_moves(reviews, register, monkeypatch):
+    version = register()
+
+    def fail(*args):
+        raise registry.MlflowException("lost")
+
+    monkeypatch.setattr(reviews._client, "set_registered_model_alias", fail)
+    with pytest.raises(TrackingError, match="lost"):
+        promote(reviews, version.number)
+    assert reviews.champion() is None
+    assert [move.version for move in reviews.history()] == ["1"]
+
+
+def test_rollback_goes_back_step_by_step(reviews, register):
+    for seed in range(3):
+        promote(reviews, register(seed).number)
+    assert reviews.rollback(to=None, reason="worse in use", by="ann") == ("3", "2")
+    assert reviews.rollback(to=None, reason="that too", by="ann") == ("2", "1")
+    assert reviews.champion().number == "1"
+    assert reviews.history()[-1].reason == "that too"
+    with pytest.raises(InputError, match="version 1 is the first champion"):
+        reviews.rollback(to=None, reason="", by="ann")
+
+
+def test_rollback_to_a_version(reviews, register):
+    for seed in range(2):
+        promote(reviews, register(seed).number)
+    with pytest.raises(InputError, match="has no version 7; known: 1, 2"):
+        reviews.rollback(to="7", reason="", by="ann")
+    with pytest.raises(InputError, match="version 2 is the champion already"):
+        reviews.rollback(to="2", reason="", by="ann")
+    assert reviews.rollback(to="1", reason="", by="ann") == ("2", "1")
+
+
+def test_rollback_without_a_champion(reviews):
+    with pytest.raises(InputError, match="no champion: there is nothing to roll back"):
+        reviews.rollback(to=None, reason="", by="ann")
+
+
+@pytest.mark.parametrize(
+    ("moves", "now", "expected"),
+    [
+        ("", "1", None),
+        ("p1", "1", None),
+        ("p1 p2", "2", "1"),
+        ("p1 p2 p3 r2", "2", "1"),
+        ("p1 p2 p3 r1", "1", None),
+        ("p1 p2 r1 p3", "3", "1"),
+        ("p1 p2 p1", "1", "2"),
+        ("p1 p2 p1 r2", "2", "1"),
+        ("p1 p2", "1", None),  # the line of 2 was written, its move was not
+        ("p1 p2", "9", "2"),  # moved by other hands
+        ("p1 p1 p2", "2", "1"),
+    ],
+)
+def test_the_champion_before(moves, now, expected):
+    actions = {"p": "promote", "r": "rollback"}
+    history = [Move(move[1], "", "", "", actions[move[0]]) for move in moves.split()]
+    assert registry.former(history, now) == expected
+
+
+def test_the_history_forgets_its_oldest_lines_before_it_is_too_long_to_keep(reviews, register, client):
+    version = register()
+    for number in range(12):
+        promote(reviews, version.number, reason=f"{number} {'x' * 400}")
+    text = client.get_registered_model("reviews").tags[registry.HISTORY]
+    assert len(text) <= registry.LONGEST
+    assert json.loads(text)[-1]["reason"].startswith("11 ")
+
+
+def test_predictions_are_kept_by_version_and_test_rows(reviews, register, tmp_path):
+    first, second = register(0), register(1)
+    (tmp_path / "p.parquet").write_bytes(b"answers")
+    reviews.keep_predictions(first, tmp_path / "p.parquet", test="sha256:aa")
+    first = reviews.version(first.number)  # as the next run will see it
+    assert reviews.keeps_predictions(first, test="sha256:aa")
+    assert reviews.predictions(first, tmp_path, test="sha256:aa").read_bytes() == b"answers"
+    assert reviews.predictions(first, tmp_path, test="sha256:bb") is None
+    assert reviews.predictions(second, tmp_path, test="sha256:aa") is None
