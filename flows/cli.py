@@ -1,0 +1,189 @@
+"""The `regraft` command: it parses, and imports what a command needs only when that command runs."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tasks import environment
+from tasks.errors import RegraftError
+
+EXIT_CODES = """Exit codes: 0 done · 1 failed · 2 something you wrote or brought is not usable ·
+3 not promoted · 130 interrupted."""
+
+app = typer.Typer(
+    name="regraft",
+    help="A checkpoint and a table of text in; a verified, tracked, promoted model out.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Root = Annotated[Path, typer.Option("--root", help="the checkout that holds params.yaml", show_default=False)]
+Override = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-S", "--set", metavar="KEY=VALUE", help="override a param, as in DVC: finetuning.seed=2; repeatable"
+    ),
+]
+Leaf = Annotated[Literal["subprocess", "inprocess"], typer.Option(help="where a stage's body runs")]
+HERE = Path()
+
+
+@app.command()
+def run(override: Override = None, leaf: Leaf = "subprocess", root: Root = HERE) -> None:
+    """Bring the whole pipeline up to date; unchanged stages are skipped.
+
+    With -S the run works in a workspace of its own below .regraft/runs and the checkout stays as it is.
+    `--leaf inprocess` runs stage bodies in this process: quicker to start, harder to kill.
+    """
+    from tasks import params as parameters
+
+    params = parameters.load(root / "params.yaml")
+    changed = parameters.override(params, override) if override else None
+    _orchestration(root)
+    from flows import show
+    from flows.pipeline import transfer
+
+    logging.getLogger("dvc").setLevel(logging.WARNING)  # the flow says what DVC does
+    where = transfer(changed, leaf, root)
+    show.results(Path(where), root)
+
+
+@app.command()
+def init(
+    data: Annotated[Path, typer.Argument(help="CSV or TSV file with a text column and a label column")],
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Hub id, directory, or package:…; default: the checkpoint now in use")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="text column; default: the one with the longest values")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(help="label column; default: the one that repeats most")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace an existing params.yaml")] = False,
+    root: Root = HERE,
+) -> None:
+    """Write params.yaml for my table and my checkpoint."""
+    from flows import begin
+
+    for line in begin.write(root, data, checkpoint=checkpoint, text=text, label=label, force=force):
+        typer.echo(line)
+
+
+@app.command()
+def doctor(root: Root = HERE) -> None:
+    """Check versions, repository, params, sources, tracking, device, disk; name the remedy for each fault."""
+    from flows import diagnosis, show
+
+    checks = list(diagnosis.examine(root))
+    show.checks(checks)
+    raise typer.Exit(0 if all(check.ok for check in checks) else 1)
+
+
+@app.command()
+def plan(override: Override = None, root: Root = HERE) -> None:
+    """Show what would run, what is unchanged, what comes from where, and how large it is. Runs nothing."""
+    from flows import forecast, show
+    from tasks import params as parameters
+
+    params = parameters.load(root / "params.yaml")
+    changed = parameters.override(params, override) if override else params
+    show.forecast(forecast.stages(root, params, changed), forecast.sources(root, changed))
+
+
+@app.command()
+def compare(last: Annotated[int, typer.Option(help="how many runs")] = 10, root: Root = HERE) -> None:
+    """Put the last runs side by side: the params in which they differ, and their test figures."""
+    from flows import show
+    from tasks import params as parameters
+    from tasks.tracking import runs
+
+    params = parameters.load(root / "params.yaml")
+    show.comparison(runs.table(root, params.promotion.model, last))
+
+
+@app.command()
+def promote(
+    force: Annotated[
+        bool, typer.Option("--force", help="whatever the gate said; recorded, and loud")
+    ] = False,
+    reason: Annotated[str, typer.Option(help="why, in words; required with --force")] = "",
+    root: Root = HERE,
+) -> None:
+    """Ask the gate again about the model in data/finetuning; exit code 3 if it does not become champion."""
+    from tasks import params as parameters
+    from tasks.stages import promotion
+
+    params = parameters.load(root / "params.yaml")
+    record = promotion.promote_by_hand(params, root, force=force, reason=reason)
+    typer.echo(f"{record.outcome}: {record.model} version {record.version}")
+    for line in record.reasons:
+        typer.echo(f"  {line}")
+    raise typer.Exit(0 if record.outcome == "promote" else 3)
+
+
+@app.command()
+def rollback(
+    to: Annotated[int | None, typer.Option(help="version; default: the champion before this one")] = None,
+    reason: Annotated[str, typer.Option(help="why, in words; kept in the history")] = "",
+    root: Root = HERE,
+) -> None:
+    """Make the former champion champion again."""
+    from tasks import params as parameters
+    from tasks.stages import promotion
+
+    typer.echo(promotion.rollback(parameters.load(root / "params.yaml"), root, to=to, reason=reason))
+
+
+@app.command()
+def predict(
+    text: Annotated[str, typer.Argument(help="one text, or a CSV file with the text column of params.yaml")],
+    output: Annotated[Path | None, typer.Option("-o", help="where to write a file's predictions")] = None,
+    root: Root = HERE,
+) -> None:
+    """Label a text, or every row of a file, with the champion."""
+    from flows import consume
+    from tasks import params as parameters
+
+    for line in consume.predict(parameters.load(root / "params.yaml"), root, text, output):
+        typer.echo(line)
+
+
+@app.command()
+def report(root: Root = HERE) -> None:
+    """Show the last results again, and where the pages are."""
+    from flows import show
+
+    show.results(root, root)
+
+
+def _orchestration(root: Path) -> None:
+    """Prefect without a server of the user's starts one of its own, with its files inside the project."""
+    os.environ.setdefault("PREFECT_HOME", str((root / ".regraft" / "prefect").resolve()))
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # its errors reach the user as ours
+
+
+def main() -> None:
+    environment.quiet()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for name in ("flows", "tasks"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    try:
+        app()
+    except RegraftError as error:
+        typer.echo(f"regraft: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("regraft: interrupted; run again to go on where this stopped", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

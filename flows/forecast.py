@@ -1,0 +1,99 @@
+"""`regraft plan`: what a run would do, told from DVC's status and the sources, with nothing run."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import networkx
+from dvc.repo import Repo
+
+from flows.stage import in_order
+from tasks import references
+from tasks.errors import InputError
+from tasks.params import Params
+
+UNCHANGED, RUN, ASKED = "unchanged", "runs", "asked again"
+
+
+@dataclass(frozen=True)
+class StageForecast:
+    name: str
+    state: str
+    because: str
+    size: int | None  # bytes in data/<stage> now
+
+
+@dataclass(frozen=True)
+class Source:
+    name: str
+    reference: str
+    found: str
+    size: int | None
+
+
+def stages(root: Path, now: Params, wanted: Params) -> list[StageForecast]:
+    """Each stage's state if the params became `wanted`; a changed stage changes all that depend on it."""
+    with Repo(str(root)) as repo:
+        status, graph = repo.status(), repo.index.graph
+        below = {
+            stage.name: {d.name for d in networkx.descendants(graph, stage)} for stage in repo.index.stages
+        }
+    reasons = {name: _because(status.get(name, [])) for name in below}
+    for name in _changed_sections(now, wanted) & reasons.keys():
+        reasons[name] = reasons[name] or "its params"
+    result = []
+    for name in in_order(root):
+        upstream = [other for other in below[name] if reasons[other] and other != "sources"]
+        because = reasons[name] or (f"{upstream[0]} changes" if upstream else "")
+        state = RUN if because else ASKED if name in ("sources", "promotion") else UNCHANGED
+        result.append(StageForecast(name, state, because, _size(root / "data" / name)))
+    return result
+
+
+def _because(changes: Sequence[Any]) -> str:
+    """DVC's list of changes as words; `always changed` alone is not a change."""
+    kinds = []
+    for change in changes:
+        if isinstance(change, dict):
+            kinds += [f"{path} {state}" for group in change.values() for path, state in _pairs(group)]
+        elif change != "always changed":
+            kinds.append(str(change))
+    return ", ".join(kinds[:2]) + (f" and {len(kinds) - 2} more" if len(kinds) > 2 else "")
+
+
+def _pairs(group: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """`{params.yaml: {finetuning: modified}}` and `{data/x: deleted}` alike as (path, state)."""
+    pairs: list[tuple[str, str]] = []
+    for path, state in group.items():
+        pairs += list(state.items()) if isinstance(state, dict) else [(path, state)]
+    return pairs
+
+
+def _changed_sections(now: Params, wanted: Params) -> set[str]:
+    return {name for name in Params.model_fields if getattr(now, name) != getattr(wanted, name)}
+
+
+def sources(root: Path, params: Params) -> list[Source]:
+    text, checkpoint = params.sources.text.path, params.sources.checkpoint.path
+    return [
+        _source("text", text, lambda: references.locate_text(text, root=root)),
+        _source("checkpoint", checkpoint, lambda: references.locate(checkpoint, root=root))
+        if not references.is_remote(checkpoint, root=root)
+        else Source("checkpoint", checkpoint, "downloaded from the Hub if it is not in its cache", None),
+    ]
+
+
+def _source(name: str, reference: str, locate: Callable[[], Path]) -> Source:
+    try:
+        return Source(name, reference, "here", _size(locate()))
+    except InputError as error:
+        return Source(name, reference, f"missing: {error}", None)
+
+
+def _size(path: Path) -> int | None:
+    if path.is_file():
+        return path.stat().st_size
+    if not path.exists():
+        return None
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -1,0 +1,119 @@
+"""The pipeline as a Prefect flow: dvc.yaml's stages in order, one visible task each."""
+
+import contextvars
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect import Task, flow
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.states import Completed
+
+from flows import workspace
+from flows.stage import Leaf, Message, in_order, reproduce
+from tasks import environment
+from tasks.errors import InputError
+from tasks.params import Params
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Policy:
+    retries: int = 2
+    delays: tuple[float, ...] = (10, 60)  # seconds before each retry
+    hours: float = 2  # after which the stage is stopped
+
+
+POLICIES: Mapping[str, Policy] = {
+    "conversion": Policy(hours=6),
+    "finetuning": Policy(retries=3, delays=(10,), hours=72),  # each retry goes on from the last resume point
+}
+
+
+@flow(name="transfer", description=__doc__)
+def transfer(params: Params | None = None, leaf: Leaf = "subprocess", checkout: Path = Path()) -> str:
+    """Bring every stage up to date; returns the directory that holds data/ and reports/.
+
+    Without `params` the checkout runs as it stands. With them, the run gets a workspace of its own.
+    """
+    environment.quiet()
+    checkout = checkout.resolve()
+    root = workspace.create(checkout, params) if params else checkout
+    for stage in in_order(root):
+        _task(stage)(stage, root, leaf)
+    return str(root)
+
+
+def _task(stage: str) -> Task[[str, Path, Leaf], State[None] | None]:
+    policy = POLICIES.get(stage, Policy())
+    return Task(
+        _bring_up_to_date,
+        name=stage,
+        retries=policy.retries,
+        retry_delay_seconds=list(policy.delays),
+        timeout_seconds=policy.hours * 3600,
+        retry_condition_fn=_worth_another_try,
+    )
+
+
+def _bring_up_to_date(stage: str, root: Path, leaf: Leaf) -> State[None] | None:
+    outcome = reproduce(stage, root, leaf, _artifacts(stage))
+    if outcome.ran:
+        log.info("%s: done", stage)
+        return None
+    found = "restored from the cache" if outcome.restored else "unchanged"
+    log.info("%s: %s", stage, found)
+    return Completed(name="Skipped", message=f"DVC: {found}")
+
+
+def _worth_another_try(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
+    """The same input is refused the same way the second time."""
+    return not isinstance(state.result(raise_on_failure=False), InputError)
+
+
+def _artifacts(stage: str) -> Callable[[Message], None]:
+    """Turns a stage's messages into Prefect artifacts of the task run that is in force now."""
+    bars: dict[str, UUID] = {}
+
+    def show(message: Message) -> None:
+        if message["kind"] == "progress":
+            _bar(stage, bars, message)
+        elif message["kind"] == "run":
+            log.info("%s: running", stage)
+            _link(stage, message)
+        elif message["kind"] == "summary":
+            figures = [{"figure": name, "value": value} for name, value in message["figures"].items()]
+            create_table_artifact(figures, key=f"{stage}-figures", description=f"What {stage} made")
+
+    context = contextvars.copy_context()  # the listener's thread has no task run of its own
+    return lambda message: context.run(show, message)
+
+
+def _bar(stage: str, bars: dict[str, UUID], message: Message) -> None:
+    title, share = message["description"], 100.0 * message["done"] / message["total"]
+    if title in bars:
+        update_progress_artifact(bars[title], progress=share)
+    else:
+        made = create_progress_artifact(progress=share, key=f"{stage}-progress", description=title)
+        assert isinstance(made, UUID)
+        bars[title] = made
+
+
+def _link(stage: str, message: Message) -> None:
+    if message["uri"].startswith("http"):
+        link = f"{message['uri']}/#/experiments/{message['experiment_id']}/runs/{message['run_id']}"
+        create_link_artifact(link, link_text="MLflow run", key=f"{stage}-run")
+    else:
+        text = f"MLflow run `{message['run_id']}` in `{message['uri']}`"
+        create_markdown_artifact(text, key=f"{stage}-run", description="MLflow run")

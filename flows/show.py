@@ -1,0 +1,110 @@
+"""What the command line prints: tables for people."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from flows.diagnosis import Check
+from flows.forecast import Source, StageForecast
+from tasks.artifacts import SPLITS, Evaluation, PreparedText, Promotion
+
+NAMES = {  # contestant -> what it is, in the order of the table
+    "majority": "most frequent label",
+    "tfidf": "TF-IDF + regression",
+    "frozen": "frozen features + regression",
+    "head": "head only",
+    "model": "unfrozen",
+}
+
+
+def results(root: Path, checkout: Path) -> None:
+    """The results table, the verdict, and where to look."""
+    console = Console()
+    evaluation, promotion, text = Evaluation.load(root), Promotion.load(root), PreparedText.load(root)
+    rows = ", ".join(f"{text.rows[split]:,} {split}" for split in SPLITS)
+    table = Table(title=f"{promotion.model} (rows: {rows})", box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("contestant")
+    metrics = sorted(next(iter(evaluation.metrics.values())))
+    for metric in metrics:
+        table.add_column(metric.replace("_", " "), justify="right")
+    for contestant in sorted(evaluation.metrics, key=[*NAMES, *evaluation.metrics].index):
+        values = evaluation.metrics[contestant]
+        table.add_row(NAMES.get(contestant, contestant), *(_interval(values[metric]) for metric in metrics))
+    console.print(table)
+    console.print(f"[bold]{promotion.outcome}[/bold]: {promotion.model} version {promotion.version}")
+    for reason in promotion.reasons:
+        console.print(f"  {reason}", highlight=False, soft_wrap=True)
+    _where_to_look(console, root, checkout)
+
+
+def _where_to_look(console: Console, root: Path, checkout: Path) -> None:
+    for page in [*sorted((root / "reports").glob("*.html")), root / "reports" / "promotion.md"]:
+        console.print(f"  {page}", highlight=False, soft_wrap=True)
+    store = (checkout / ".regraft" / "mlflow.db").resolve()
+    if store.exists():
+        uri = f'"sqlite:///{store}"' if " " in str(store) else f"sqlite:///{store}"
+        console.print(f"  mlflow ui --backend-store-uri {uri}", highlight=False, soft_wrap=True)
+
+
+def _interval(value: Mapping[str, Any]) -> str:
+    low, high = (f"{value[end]:.3f}".removeprefix("0") for end in ("low", "high"))
+    return f"{value['value']:.3f} [dim]{low}–{high}[/dim]"
+
+
+def checks(found: Iterable[Check]) -> None:
+    console = Console()
+    for check in found:
+        mark = "[green]ok  [/green]" if check.ok else "[red]FAIL[/red]"
+        console.print(f"{mark} {check.name}: {check.finding}", highlight=False)
+        if not check.ok:
+            console.print(f"       remedy: {check.remedy}", highlight=False)
+
+
+def forecast(stages: Sequence[StageForecast], sources: Sequence[Source]) -> None:
+    console = Console()
+    table = Table(title="what would run")
+    for column in ("stage", "state", "because", "holds now"):
+        table.add_column(column)
+    for stage in stages:
+        table.add_row(stage.name, stage.state, stage.because, _size(stage.size))
+    console.print(table)
+    table = Table(title="what it reads")
+    for column in ("source", "reference", "found", "size"):
+        table.add_column(column)
+    for source in sources:
+        table.add_row(source.name, source.reference, source.found, _size(source.size))
+    console.print(table)
+
+
+def comparison(table: Sequence[Mapping[str, Any]]) -> None:
+    """One row per run; columns that are equal everywhere are left out, except the run and its figures."""
+    console = Console()
+    if not table:
+        console.print("no finished run yet: `regraft run` makes one")
+        return
+    columns = list(dict.fromkeys(column for row in table for column in row))
+    differing = [c for c in columns if len({json.dumps(row.get(c), default=str) for row in table}) > 1]
+    shown = [c for c in columns if c in ("run", "started") or c.startswith("test.") or c in differing]
+    view = Table(title="runs, newest first")
+    for column in shown:
+        view.add_column(column, overflow="fold")
+    for row in table:
+        view.add_row(*(_cell(row.get(column)) for column in shown))
+    console.print(view)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return ""
+    if count < 10**6:
+        return f"{count / 10**3:,.1f} kB"
+    return f"{count / 10**6:,.1f} MB"

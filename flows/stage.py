@@ -1,0 +1,151 @@
+"""Reproduce one stage through DVC: same lock file, run cache and results as by `dvc repro`."""
+
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import dvc.stage.run
+import networkx
+import psutil
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+
+from tasks import progress
+from tasks.__main__ import execute
+from tasks.errors import InputError, RegraftError
+
+Leaf = Literal["subprocess", "inprocess"]
+Message = Mapping[str, Any]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`ran` is false when DVC found nothing changed or restored the outputs from its cache."""
+
+    stage: str
+    ran: bool
+    restored: bool
+    messages: tuple[Message, ...]
+
+
+def in_order(root: Path) -> list[str]:
+    """The stages of `root`'s dvc.yaml, each after all that it depends on, otherwise as written."""
+    with Repo(str(root)) as repo:
+        written = {stage: place for place, stage in enumerate(repo.index.stages)}
+        order = networkx.lexicographical_topological_sort(repo.index.graph.reverse(), key=written.get)
+        return [stage.name for stage in order if getattr(stage, "name", None)]
+
+
+def reproduce(stage: str, root: Path, leaf: Leaf, hear: Callable[[Message], None]) -> Outcome:
+    """Bring `stage` up to date, passing each message of its body to `hear` as it comes.
+
+    Raises InputError when the stage's body refused its input (trying again is useless), RegraftError when it
+    failed otherwise, KeyboardInterrupt when it was interrupted. Whatever ends this, no child goes on.
+    """
+    with _messages(hear) as heard, _no_orphans(), Repo(str(root)) as repo, _runner(leaf, root):
+        try:
+            done = repo.reproduce(stage, single_item=True, run_env=_environment())
+        except DvcException as error:
+            _raise_cause(stage, error, heard)
+    told = any(message["kind"] == "summary" for message in heard)
+    return Outcome(stage, ran=bool(done) and told, restored=bool(done) and not told, messages=tuple(heard))
+
+
+def _raise_cause(stage: str, error: DvcException, heard: list[Message]) -> NoReturn:
+    """Say why a stage failed: its own error where it ran here, else its exit code and last words."""
+    chain = list(_chain(error))
+    if own := next((cause for cause in chain if isinstance(cause, RegraftError)), None):
+        raise own
+    codes = [int(found[1]) for cause in chain if (found := re.search(r"exited with (-?\d+)", str(cause)))]
+    if any(isinstance(cause, KeyboardInterrupt) for cause in chain) or set(codes) & {130, -2}:
+        raise KeyboardInterrupt from error
+    said = [message["text"] for message in heard if message["kind"] == "error"]
+    kind = InputError if InputError.exit_code in codes else RegraftError
+    raise kind(f"stage {stage}: {said[-1] if said else chain[-1]}") from error
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _environment() -> dict[str, str]:
+    """`python` in dvc.yaml is the interpreter that runs us, also where its environment is not activated."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return {"PATH": path, **{k: v for k, v in os.environ.items() if k == progress.VARIABLE}}
+
+
+@contextmanager
+def _messages(hear: Callable[[Message], None]) -> Iterator[list[Message]]:
+    """Collect what the stage tells through the file named in REGRAFT_MESSAGES."""
+    heard: list[Message] = []
+    with tempfile.TemporaryDirectory(prefix="regraft-") as folder:
+        target = Path(folder) / "messages"
+        target.touch()
+        os.environ[progress.VARIABLE] = str(target)
+        ended = threading.Event()
+        listener = threading.Thread(target=_listen, args=(target, heard, hear, ended), daemon=True)
+        listener.start()
+        try:
+            yield heard
+        finally:
+            ended.set()
+            listener.join()
+            os.environ.pop(progress.VARIABLE, None)
+
+
+def _listen(
+    target: Path, heard: list[Message], hear: Callable[[Message], None], ended: threading.Event
+) -> None:
+    with target.open(encoding="utf-8") as stream:
+        last = False
+        while not last:
+            last = ended.wait(0.5)
+            for line in stream:
+                heard.append(json.loads(line))
+                hear(heard[-1])
+
+
+@contextmanager
+def _no_orphans() -> Iterator[None]:
+    """If the body does not end well (time-out, cancellation), kill the processes it started."""
+    before = set(psutil.Process().children(recursive=True))
+    try:
+        yield
+    except BaseException:
+        for child in set(psutil.Process().children(recursive=True)) - before:
+            child.kill()
+        raise
+
+
+@contextmanager
+def _runner(leaf: Leaf, root: Path) -> Iterator[None]:
+    """With `inprocess`, DVC calls the stage's body here instead of starting a process.
+
+    `dvc.stage.run.cmd_run` is private; dvc is pinned to a minor version and a test holds this contract.
+    """
+    if leaf == "subprocess":
+        yield
+        return
+    former = dvc.stage.run.cmd_run
+
+    def cmd_run(stage: Any, dry: bool = False, run_env: Mapping[str, str] | None = None) -> None:
+        execute(stage.name, root)
+
+    dvc.stage.run.cmd_run = cmd_run
+    try:
+        yield
+    finally:
+        dvc.stage.run.cmd_run = former

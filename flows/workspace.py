@@ -1,0 +1,69 @@
+"""A place of its own for a run with overrides: a git worktree that shares the checkout's DVC cache.
+
+The checkout is never edited, and runs at the same time cannot collide.
+"""
+
+import configparser
+import secrets
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tasks import params as parameters
+from tasks.artifacts import Sources
+from tasks.errors import WorkspaceError
+from tasks.params import Params
+
+RUNS = Path(".regraft") / "runs"
+IDENTITY = ("-c", "user.name=regraft", "-c", "user.email=regraft@localhost")
+
+
+def create(checkout: Path, params: Params) -> Path:
+    """A worktree `.regraft/runs/<id>` of `checkout` as it stands, with `params` as its params.yaml.
+
+    Uncommitted changes to tracked files come along; files that git does not track stay behind.
+
+    Raises WorkspaceError where `checkout` is not a git repository with a commit.
+    """
+    revision = _git(checkout, *IDENTITY, "stash", "create") or _git(checkout, "rev-parse", "HEAD")
+    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    target = checkout / RUNS / name
+    _git(checkout, "worktree", "add", "--detach", "--quiet", str(target), revision)
+    try:
+        _furnish(checkout, target, params)
+    except BaseException:
+        remove(checkout, target)
+        raise
+    return target
+
+
+def remove(checkout: Path, target: Path) -> None:
+    _git(checkout, "worktree", "remove", "--force", str(target))
+
+
+def _furnish(checkout: Path, target: Path, params: Params) -> None:
+    (target / "params.yaml").write_text(parameters.dump(params), encoding="utf-8")
+    if (checkout / "dvc.lock").exists():
+        shutil.copyfile(checkout / "dvc.lock", target / "dvc.lock")
+    config = configparser.ConfigParser()
+    config.read([checkout / ".dvc" / "config.local"])
+    cache = config.get("cache", "dir", fallback="cache")  # a relative path counts from .dvc
+    config.read_dict({"cache": {"dir": str((checkout / ".dvc" / cache).resolve())}})
+    with (target / ".dvc" / "config.local").open("w", encoding="utf-8") as stream:
+        config.write(stream)
+    if (Sources.folder(checkout)).exists():  # so that `sources` compares instead of starting from nothing
+        shutil.copytree(Sources.folder(checkout), Sources.folder(target))
+
+
+def _git(checkout: Path, *words: str) -> str:
+    try:
+        done = subprocess.run(["git", *words], cwd=checkout, check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise WorkspaceError("git is not installed, and a run with overrides needs a worktree") from None
+    except subprocess.CalledProcessError as error:
+        raise WorkspaceError(
+            f"git {words[-1]} failed in {checkout}: {error.stderr.strip()}; a run with overrides needs a git "
+            "repository with at least one commit"
+        ) from None
+    return done.stdout.strip()

@@ -1,0 +1,142 @@
+"""A small project that is real in every part: a git clone with DVC, a table, and a checkpoint that learns."""
+
+import csv
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from tasks import environment
+from tasks import params as parameters
+
+REPOSITORY = Path(__file__).parents[2]
+WORDS = {
+    "good": ["lovely", "great", "superb", "delightful", "wonderful", "charming", "brilliant", "perfect"],
+    "bad": ["awful", "dreadful", "broken", "horrible", "miserable", "useless", "rotten", "terrible"],
+}
+FILLERS = [
+    "the",
+    "service",
+    "food",
+    "room",
+    "staff",
+    "train",
+    "phone",
+    "film",
+    "book",
+    "garden",
+    "music",
+    "price",
+    "weather",
+    "answer",
+]
+
+
+@pytest.fixture
+def variables(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, str]:
+    """The environment in which a user's commands run: this interpreter first, no telemetry, no server."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_HOME", "DVC_EXP_NAME", "DVC_STAGE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**environment.QUIET, "PATH": path, "HF_HUB_OFFLINE": "1", "CI": "true"}.items():
+        monkeypatch.setenv(name, value)
+    for role in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{role}_NAME", "test")
+        monkeypatch.setenv(f"GIT_{role}_EMAIL", "test@localhost")
+    return os.environ
+
+
+@pytest.fixture(scope="session")
+def seed_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project as cloned and set up, before any run; the directory name has a space in it."""
+    root = tmp_path_factory.mktemp("seed") / "a project"
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    for name in listed.stdout.splitlines():
+        if not name.startswith(("tests/", "benchmarks/")) and (REPOSITORY / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPOSITORY / name, root / name)
+    write_table(root / "reviews.csv", 240)
+    _write_checkpoint(root / "base")
+    (root / "params.yaml").write_text(_params(), encoding="utf-8")
+    return root
+
+
+@pytest.fixture
+def project(seed_project: Path, tmp_path: Path, variables: Mapping[str, str]) -> Path:
+    """A fresh copy, committed to git."""
+    root = tmp_path / "a project"
+    shutil.copytree(seed_project, root)
+    for words in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-q", "-m", "Start"]):
+        subprocess.run(["git", *words], cwd=root, check=True)
+    return root
+
+
+@pytest.fixture
+def command(project: Path, variables: Mapping[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command in the project as a user would; a failure shows its output."""
+
+    def run(*words: str, code: int = 0, cwd: Path = project) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(list(words), cwd=cwd, capture_output=True, text=True, check=False)
+        assert done.returncode == code, f"{words} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+def write_table(path: Path, rows: int, *, seed: int = 0) -> None:
+    """Sentences whose label follows from one word: a model that learns is told from one that does not."""
+    chance = random.Random(seed)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["review", "verdict"])
+        for number in range(rows):
+            label = "good" if number % 2 else "bad"
+            words = chance.sample(FILLERS, 6)
+            words.insert(chance.randrange(6), chance.choice(WORDS[label]))
+            writer.writerow([f"{' '.join(words)} {number}", label])
+
+
+def _write_checkpoint(folder: Path) -> None:
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *FILLERS, *WORDS["good"], *WORDS["bad"]]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
+        intermediate_size=40, max_position_embeddings=64, pad_token_id=0,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+        sep_token="[SEP]", model_max_length=64,
+    ).save_pretrained(folder)  # fmt: skip
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "bert"
+
+
+def _params() -> str:
+    shipped = parameters.load(REPOSITORY / "params.yaml")
+    changes = [
+        "sources.text.path=reviews.csv", "sources.text.text=review", "sources.text.label=verdict",
+        "sources.checkpoint.path=base", "promotion.model=reviews", "encoding.max_length=32",
+        "preparation.subset={train: 120, validation: 30, test: 60}",
+        "finetuning.phases=[{name: head, depth: 0, epochs: 2, learning_rate: 1.0e-2}, "
+        "{name: whole, depth: all, epochs: 12, learning_rate: 5.0e-3}]",
+        "finetuning.save_every=5", "finetuning.batch_size=16", "evaluation.resamples=100",
+    ]  # fmt: skip
+    return parameters.dump(parameters.override(shipped, changes))

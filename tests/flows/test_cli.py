@@ -1,0 +1,93 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def _regraft(*words, code):
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", *words],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
+    return tmp_path
+
+
+def test_the_command_starts_without_the_heavy_libraries():
+    heavy = {"torch", "transformers", "prefect", "mlflow", "pandas", "numpy", "dvc", "datasets", "sklearn"}
+    code = f"import flows.cli, sys; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "command", ["init", "doctor", "plan", "run", "compare", "promote", "rollback", "predict", "report"]
+)
+def test_help_teaches(command):
+    assert command in _regraft("--help", code=0)
+    text = _regraft(command, "--help", code=0)
+    assert "Usage" in text
+    assert "." in text
+
+
+def test_exit_codes_are_documented():
+    assert "3 not promoted" in " ".join(_regraft("--help", code=0).split())
+
+
+def test_an_unknown_override_ends_with_code_2_and_a_suggestion(root):
+    text = _regraft("run", "-S", "finetunning.seed=2", "--root", str(root), code=2)
+    assert "did you mean 'finetuning'?" in text
+    assert "Traceback" not in text
+
+
+def test_a_broken_params_file_ends_with_code_2_and_its_line(root):
+    params = root / "params.yaml"
+    params.write_text(params.read_text().replace("save_every:", "save_evry:"))
+    text = _regraft("plan", "--root", str(root), code=2)
+    assert "did you mean 'save_every'?" in text
+
+
+def test_init_infers_the_columns_and_keeps_the_rest(root):
+    (root / "mail.csv").write_text(
+        "id,kind,message\n"
+        + "".join(f"{i},{'spam' if i % 3 else 'ham'},message number {i} here\n" for i in range(30))
+    )
+    text = _regraft("init", "mail.csv", "--root", str(root), code=0)
+    assert "text column: message" in text
+    assert "label column: kind (2 different values in 30 rows)" in text
+    written = yaml.safe_load((root / "params.yaml").read_text())
+    assert written["sources"]["text"]["path"] == "mail.csv"
+    assert written["promotion"]["model"] == "mail"
+    assert written["preparation"]["subset"] == {"train": None, "validation": None, "test": None}
+    assert written["finetuning"] == _shipped()["finetuning"]
+
+
+def test_init_replaces_a_table_of_ones_own_only_by_force(root):
+    (root / "a.csv").write_text("text,label\nhello there,x\nwell now,y\n")
+    _regraft("init", "a.csv", "--root", str(root), code=0)
+    assert "--force replaces it" in _regraft("init", "a.csv", "--root", str(root), code=2)
+    _regraft("init", "a.csv", "--force", "--root", str(root), code=0)
+
+
+def test_init_names_the_nearest_column(root):
+    (root / "a.csv").write_text("text,label\nhello there,x\nwell now,y\n")
+    text = _regraft("init", "a.csv", "--label", "lable", "--root", str(root), code=2)
+    assert "has no column 'lable'; did you mean 'label'?" in text
+
+
+def _shipped():
+    from tasks import params
+
+    return params.load(REPOSITORY / "params.yaml").model_dump(mode="json")

@@ -1,0 +1,140 @@
+"""A real Prefect server, a real worker and prefect.yaml as shipped: contracts that an upgrade may break."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from tasks.artifacts import Promotion
+
+pytestmark = pytest.mark.e2e
+PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _ask(path, body=None):
+    request = urllib.request.Request(
+        os.environ["PREFECT_API_URL"] + path,
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.loads(answer.read())
+
+
+def _wait(condition, *, patience, what):
+    ends = time.monotonic() + patience
+    while time.monotonic() < ends:
+        if found := condition():
+            return found
+        time.sleep(1)
+    raise AssertionError(f"{what} did not happen within {patience} s")
+
+
+def _answers():
+    try:
+        return _ask("/health")
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@pytest.fixture
+def server(project, monkeypatch, tmp_path):
+    port = _free_port()
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+    log = (tmp_path / "server.log").open("w")
+    process = subprocess.Popen(
+        [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)], stdout=log, stderr=log
+    )
+    try:
+        _wait(_answers, patience=180, what="the start of the Prefect server")
+        yield project
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+        log.close()
+
+
+def _deploy(project, command):
+    command(*PREFECT, "work-pool", "create", "regraft", "--type", "process")
+    command(*PREFECT, "deploy", "--all")
+
+
+def test_the_nightly_schedule_makes_runs_and_a_worker_completes_one(server, command, tmp_path):
+    _deploy(server, command)
+    scheduled = _wait(
+        lambda: _ask("/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}),
+        patience=90, what="a run made by the cron schedule",
+    )  # fmt: skip
+    assert all(run["auto_scheduled"] for run in scheduled)
+    log = (tmp_path / "worker.log").open("w")
+    worker = subprocess.Popen(
+        [*PREFECT, "worker", "start", "--pool", "regraft", "--type", "process"],
+        cwd=tmp_path,
+        stdout=log,
+        stderr=log,
+    )
+    try:
+        said = command(
+            *PREFECT, "deployment", "run", "transfer/nightly", "--param", 'leaf="inprocess"'
+        ).stdout
+        assert "transfer/nightly" in said or "Created flow run" in said
+        _wait(lambda: _states(), patience=300, what="the end of the run")
+        assert _states() == ["Completed"], (tmp_path / "worker.log").read_text()[-3000:]
+    finally:
+        worker.terminate()
+        worker.wait(timeout=60)
+        log.close()
+    assert Promotion.load(server).outcome == "promote"
+    tasks = _ask("/task_runs/filter", {})
+    assert sorted(task["name"].rsplit("-", 1)[0] for task in tasks) == sorted(
+        [
+            "sources",
+            "preparation",
+            "vocabulary",
+            "conversion",
+            "encoding",
+            "finetuning",
+            "evaluation",
+            "promotion",
+        ]
+    )
+    artifacts = {artifact["key"] for artifact in _ask("/artifacts/filter", {})}
+    assert {"finetuning-progress", "finetuning-run", "evaluation-figures"} <= artifacts
+
+
+def _states():
+    runs = _ask(
+        "/flow_runs/filter",
+        {"flow_runs": {"state": {"type": {"not_any_": ["SCHEDULED", "PENDING", "RUNNING"]}}}},
+    )
+    return [run["state_name"] for run in runs]
+
+
+def test_the_form_of_a_deployment_is_the_schema_of_params(server, command):
+    _deploy(server, command)
+    refused = subprocess.run(
+        [*PREFECT, "deployment", "run", "transfer/by-hand", "--param", 'params={"finetuning": {"seed": "many"}}'],
+        cwd=server, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert refused.returncode != 0
+    assert "params" in refused.stdout + refused.stderr
+    (form,) = [
+        d["parameter_openapi_schema"] for d in _ask("/deployments/filter", {}) if d["name"] == "by-hand"
+    ]
+    described = json.dumps(form)
+    for section in ("preparation", "finetuning", "promotion"):
+        assert f'"{section}"' in described
+    assert "layers below the head that learn" in described or "layer_decay" in described

@@ -1,0 +1,124 @@
+"""The Prefect way: the same stages, the same lock file, and what a person sees of it."""
+
+import json
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tasks import params as parameters
+from tasks.artifacts import Promotion, TrainedModel
+
+pytestmark = pytest.mark.e2e
+
+
+def _regraft(command, *words, code=0):
+    return command("regraft", *words, code=code).stdout
+
+
+def _lock(root):
+    return yaml.safe_load((root / "dvc.lock").read_text())["stages"]
+
+
+def test_the_flow_and_dvc_leave_the_same_lock_file(project, command):
+    """`regraft run` first, then `dvc repro` finds nothing to do; MLflow has each stage once; overrides work in a
+    workspace; the registry can be rolled back."""
+    said = _regraft(command, "run")
+    assert "unfrozen" in said
+    assert "mlflow ui --backend-store-uri" in said
+    after_flow = _lock(project)
+    again = command("dvc", "repro").stdout
+    for stage in after_flow.keys() - {"sources", "promotion"}:
+        assert f"Stage '{stage}' didn't change, skipping" in again
+    assert _lock(project) == after_flow
+    runs = _mlflow_runs(project)
+    assert sorted(runs) == sorted(set(runs)), "no stage may have two runs"
+    assert {"preparation", "finetuning", "evaluation", "promotion"} <= set(runs)
+    _everything_is_skipped(project, command)
+    _overrides_work_elsewhere(project, command)
+    _champion_is_used(project, command)
+
+
+def _mlflow_runs(root):
+    with sqlite3.connect(root / ".regraft" / "mlflow.db") as database:
+        return [
+            name for (name,) in database.execute("select name from runs where lifecycle_stage = 'active'")
+        ]
+
+
+def _everything_is_skipped(project, command):
+    done = command("regraft", "run")
+    for stage in ("preparation", "vocabulary", "conversion", "encoding", "finetuning", "evaluation"):
+        assert f"{stage}: unchanged" in done.stderr
+    with sqlite3.connect(project / ".regraft" / "prefect" / "prefect.db") as database:
+        names = [name for (name,) in database.execute("select state_name from task_run")]
+    assert names.count("Skipped") >= 6
+    assert "Failed" not in names
+
+
+def _overrides_work_elsewhere(project, command):
+    before = {path: (project / path).read_bytes() for path in ("params.yaml", "dvc.lock")}
+    weights = TrainedModel.load(project).weights
+    planned = _regraft(command, "plan", "-S", "finetuning.seed=5")
+    assert "its params" in planned
+    _regraft(command, "run", "-S", "finetuning.seed=5", "--leaf", "inprocess")
+    assert {path: (project / path).read_bytes() for path in before} == before
+    (place,) = (project / ".regraft" / "runs").iterdir()
+    assert parameters.load(place / "params.yaml").finetuning.seed == 5
+    assert TrainedModel.load(place).weights != weights
+    assert TrainedModel.load(place).base == TrainedModel.load(project).base
+    compared = _regraft(command, "compare")
+    assert "seed 5" in compared
+    assert "seed 1" in compared
+
+
+def _champion_is_used(project, command):
+    assert Promotion.load(project).outcome == "promote", Promotion.load(project).reasons
+    assert _regraft(command, "predict", "the wonderful food room").startswith("good")
+    assert _regraft(command, "predict", "the dreadful food room").startswith("bad")
+    _regraft(command, "predict", "reviews.csv", "-o", "labelled.csv")
+    lines = (project / "labelled.csv").read_text().splitlines()
+    assert lines[0] == "review,verdict,prediction,probability"
+    assert len(lines) == 241
+    _regraft(command, "promote", code=0)
+    _regraft(command, "report")
+    command("regraft", "rollback", "--reason", "a test", code=1)  # there is no champion before the first
+
+
+def test_a_stage_that_refuses_its_input_is_not_tried_again(project, command):
+    table = project / "reviews.csv"
+    table.write_text(table.read_text().replace("review,verdict", "revue,verdict"))
+    done = subprocess.run(["regraft", "run"], cwd=project, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "did you mean 'revue'?" in done.stderr
+    assert "Traceback" not in done.stderr
+    with sqlite3.connect(project / ".regraft" / "prefect" / "prefect.db") as database:
+        runs = database.execute("select name, state_name, run_count from task_run").fetchall()
+    assert [count for name, state, count in runs if state == "Failed"] == [1]
+
+
+def test_the_contract_with_dvc_holds():
+    """The in-process leaf replaces a private function; a new DVC that renames it must fail here."""
+    import inspect
+
+    import dvc.stage.run
+
+    assert list(inspect.signature(dvc.stage.run.cmd_run).parameters) == ["stage", "dry", "run_env"]
+    assert "cmd_run" in inspect.getsource(dvc.stage.run.run_stage)
+    assert "exited with" in str(dvc.stage.exceptions.StageCmdFailedError("x", 2))
+
+
+def test_the_stages_come_in_an_order_that_dvc_agrees_with(project):
+    code = "from flows.stage import in_order; from pathlib import Path; import json; print(json.dumps(in_order(Path())))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True
+    )
+    order = json.loads(done.stdout)
+    lock = yaml.safe_load((project / "dvc.yaml").read_text())["stages"]
+    assert sorted(order) == sorted(lock)
+    for stage, description in lock.items():
+        for needed in description["deps"]:
+            if needed.startswith("data/"):
+                assert order.index(needed.split("/")[1]) < order.index(stage)
