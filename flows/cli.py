@@ -165,7 +165,10 @@ def report(root: Root = HERE) -> None:
 
 def _orchestration(root: Path) -> None:
     """Prefect without a server of the user's starts one of its own, with its files inside the project."""
-    os.environ.setdefault("PREFECT_HOME", str((root / ".regraft" / "prefect").resolve()))
+    if "PREFECT_HOME" not in os.environ:
+        home = (root / ".regraft" / "prefect").resolve()
+        home.mkdir(parents=True, exist_ok=True)  # Prefect makes no parents, and its server then cannot start
+        os.environ["PREFECT_HOME"] = str(home)
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # its errors reach the user as ours
 

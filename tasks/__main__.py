@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from types import FrameType
 
@@ -55,7 +54,8 @@ def _silently(stage: str, settings: params.Params, root: Path) -> Artifact:
 
 
 def _tracked(stage: str, settings: params.Params, root: Path) -> Artifact:
-    runs = import_module("tasks.tracking.runs")
+    from tasks.tracking import runs
+
     with runs.open_run(stage, settings, root) as run:
         progress.tell("run", stage=stage, run_id=run.id, uri=run.uri)
         record = stages.run(stage, settings, root, run)

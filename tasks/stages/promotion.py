@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -259,10 +258,14 @@ def _answers(registry: Registry, version: Version, texts: Sequence[str], device:
     """What the registered model says of `texts`, (rows, classes) float32."""
     length, directory = _registered(version, "max_length"), registry.download(version)
     # Heavy, and needed by neither a rollback nor a plain promotion.
-    floors, batches = import_module("tasks.model.floors"), import_module("tasks.model.batches")
-    predict, devices = import_module("tasks.evaluation.predict"), import_module("tasks.training.device")
-    model = floors.load(directory, device=devices.choose(device))
-    tokenizer = import_module("transformers").AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    from transformers import AutoTokenizer
+
+    from tasks.evaluation import predict
+    from tasks.model import batches, floors
+    from tasks.training.device import choose
+
+    model = floors.load(directory, device=choose(device))
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     cut = partial(batches.sorted_batches, batch_size=BATCH_ROWS, pad=model.config.pad_token_id or 0)
     found: Probabilities = predict.predict_texts(model, tokenizer, texts, batches=cut, max_length=length)
     return found

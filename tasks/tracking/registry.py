@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +227,8 @@ class Registry:
         made = self._client.create_logged_model(experiment, self.name, run_id, tags={WEIGHTS: weights})
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "model"
-            flavor = import_module("tasks.tracking.flavor")  # heavy, and a registered model needs it no more
+            from tasks.tracking import flavor  # heavy, and a registered model needs it no more
+
             flavor.save(
                 directory, target, Model(run_id=run_id, model_id=made.model_id), max_length=max_length
             )
