@@ -2,8 +2,10 @@
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Literal
 
 import typer
@@ -173,8 +175,14 @@ def _orchestration(root: Path) -> None:
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # its errors reach the user as ours
 
 
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """End as by `sys.exit`, so that Prefect stops the server it started for us."""
+    sys.exit(128 + number)
+
+
 def main() -> None:
     environment.quiet()
+    signal.signal(signal.SIGTERM, _terminated)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("flows", "tasks"):
         logging.getLogger(name).setLevel(logging.INFO)

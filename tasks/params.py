@@ -121,7 +121,7 @@ class FinetuningParams(Section):
     batch_size: Count = 32
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     maximum_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
-    save_every: Count = Field(25, description="optimizer steps between resume points")
+    save_every: Count = Field(50, description="optimizer steps between resume points")
     phases: tuple[Phase, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -106,11 +106,16 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
     return ANATOMIES[kind]
 
 
+def last_hidden(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """The body alone: ids, mask (batch, tokens) -> (batch, tokens, width)."""
+    base = getattr(model, model.base_model_prefix)
+    hidden: Tensor = base(input_ids=ids, attention_mask=mask).last_hidden_state
+    return hidden
+
+
 def first_token(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
     """What the head reads: ids, mask (batch, tokens) -> (batch, width)."""
-    base = getattr(model, model.base_model_prefix)
-    hidden: Tensor = base(input_ids=ids, attention_mask=mask).last_hidden_state  # (batch, tokens, width)
-    return hidden[:, 0]
+    return last_hidden(model, ids, mask)[:, 0]
 
 
 def head_logits(model: PreTrainedModel, first: Tensor) -> Tensor:

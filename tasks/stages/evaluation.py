@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -54,9 +55,12 @@ class Frozen:
     model: PreTrainedModel
     train: Split
     test: Split
+    known: Path  # the training rows' features, if finetuning has left them
 
     @cached_property
     def train_features(self) -> predict.Matrix:
+        if self.known.exists():
+            return cast(predict.Matrix, np.load(self.known))
         return predict.features(
             self.model, self.train.input_ids, ids=self.train.ids, batches=_batches(self.model)
         )
@@ -157,7 +161,7 @@ def _answers(
 ) -> dict[str, Predictions]:
     """Every contestant's predictions: baselines, the head alone (if a phase trained it alone), the model."""
     classes = len(trained.labels)
-    frozen = Frozen(_load(converted.path / "model", classes, where), train, test)
+    frozen = Frozen(_load(converted.path / "model", classes, where), train, test, trained.path / "frozen.npy")
     head = trained.path / "head.safetensors"
     if head.exists():
         floors.with_head(frozen.model, head)

@@ -4,6 +4,7 @@ import csv
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 from tasks import files
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, TrainedModel, Vocabulary
 from tasks.errors import DataError
+from tasks.evaluation import predict
 from tasks.model import batches, floors
 from tasks.params import FinetuningParams, Params, Phase
 from tasks.progress import track as progress
@@ -25,6 +27,7 @@ from tasks.stages import Track
 from tasks.training import device, loop, order, phases
 from tasks.training.loop import Step
 
+HEAD, FROZEN = "head.safetensors", "frozen.npy"
 PREDICTION_ROWS = 64  # rows per forward pass where nothing is learned
 
 
@@ -43,7 +46,8 @@ class Job:
     stack: Sequence[floors.Floor]
     train: Rows
     validation: Rows
-    head: Path  # where the head's tensors are kept after the head-only phase
+    kept: Path  # folder of what the head alone, on an untouched body, leaves for evaluation
+    alone: frozenset[str]  # the phases in which that is so
 
 
 def run(params: Params, root: Path, track: Track) -> TrainedModel:
@@ -53,7 +57,7 @@ def run(params: Params, root: Path, track: Track) -> TrainedModel:
     model = floors.load(converted.path / "model", device=where)
     point = _point(root, converted, encoded, settings)
     train, validation = (_rows(encoded, split, model) for split in ("train", "validation"))
-    job = Job(model, floors.floors(model), train, validation, point.with_suffix(".head"))
+    job = Job(model, floors.floors(model), train, validation, point.parent / "kept", _alone(settings))
     steps, records = _fine_tune(job, settings, point, track)
     with files.replace_directory(TrainedModel.folder(root)) as draft:
         weights = _save(job, Vocabulary.load(root), draft)
@@ -126,7 +130,7 @@ def _plan(job: Job, settings: FinetuningParams, number: int, phase: Phase) -> ph
     return phases.Planned(
         name=phase.name,
         stack=[(floor.name, floor.parameters, floor.modules) for floor in learning],
-        forward=_head_only(job) if len(learning) == 1 else _whole(job),
+        forward=_head_only(job, phase.name) if len(learning) == 1 else _whole(job),
         batches=[batch for epoch in epochs for batch in epoch],
         learning_rate=phase.learning_rate,
         layer_decay=phase.layer_decay,
@@ -134,11 +138,19 @@ def _plan(job: Job, settings: FinetuningParams, number: int, phase: Phase) -> ph
     )
 
 
-def _head_only(job: Job) -> Callable[[], loop.Forward]:
+def _alone(settings: FinetuningParams) -> frozenset[str]:
+    """The phases at the schedule's beginning before anything below the head learns."""
+    return frozenset(phase.name for phase in takewhile(lambda phase: phase.depth == 0, settings.phases))
+
+
+def _head_only(job: Job, phase: str) -> Callable[[], loop.Forward]:
     """Everything below the head is frozen: its output is computed once, not once an epoch."""
 
     def begin() -> loop.Forward:
-        first = _first_tokens(job.model, job.train, "frozen features")  # (rows, width)
+        first, mean = _features(job.model, job.train, "frozen features")  # (rows, width) each
+        if phase in job.alone:
+            with files.replace_file(job.kept / FROZEN) as draft, draft.open("wb") as stream:
+                np.save(stream, mean.cpu().numpy())
         return lambda rows: floors.head_logits(job.model, first[list(rows)])
 
     return begin
@@ -153,27 +165,32 @@ def _whole(job: Job) -> Callable[[], loop.Forward]:
     return lambda: forward
 
 
-def _first_tokens(model: PreTrainedModel, rows: Rows, description: str) -> Tensor:
-    """Last hidden state of every row's first token, (rows, width), without dropout or gradient."""
-    parts: dict[int, Tensor] = {}
+def _features(model: PreTrainedModel, rows: Rows, description: str) -> tuple[Tensor, Tensor]:
+    """What the body makes of every row, without dropout or gradient: the last hidden state of the first token
+    and the mean over all tokens, (rows, width) each."""
+    parts: dict[int, tuple[Tensor, Tensor]] = {}
     cut = batches.sorted_batches(rows.input_ids, batch_size=PREDICTION_ROWS, pad=rows.pad)
     total = -(-len(rows.input_ids) // PREDICTION_ROWS)
     with torch.no_grad():
         for places, ids, mask in progress(cut, total=total, description=description):
-            hidden = floors.first_token(model, ids.to(model.device), mask.to(model.device))
-            parts |= dict(zip(places, hidden, strict=True))
-    return torch.stack([parts[place] for place in range(len(parts))])
+            ids, mask = ids.to(model.device), mask.to(model.device)
+            hidden = floors.last_hidden(model, ids, mask)
+            pairs = zip(predict.first(hidden, mask), predict.mean(hidden, mask), strict=True)
+            parts |= dict(zip(places, pairs, strict=True))
+    firsts, means = zip(*(parts[place] for place in range(len(parts))), strict=True)
+    return torch.stack(firsts), torch.stack(means)
 
 
 def _finished(job: Job, phase: phases.Planned) -> dict[str, float]:
-    """Validation figures; after a head-only phase the head is put aside, to be judged on its own."""
+    """Validation figures; a head that learned alone is put aside, to be judged on its own."""
     job.model.eval()
-    if len(phase.stack) == 1:
+    if phase.name in job.alone:
         head = {name: value.detach().cpu() for name, value in phase.parameters.items()}
-        with files.replace_file(job.head) as draft:
+        with files.replace_file(job.kept / HEAD) as draft:
             save_file(head, draft, {"format": "pt"})
     with torch.no_grad():
-        logits = floors.head_logits(job.model, _first_tokens(job.model, job.validation, "validation"))
+        first, _ = _features(job.model, job.validation, "validation")
+        logits = floors.head_logits(job.model, first)
     accuracy = (logits.argmax(dim=-1) == job.validation.labels).float().mean().item()
     return {"accuracy": accuracy, "loss": functional.cross_entropy(logits, job.validation.labels).item()}
 
@@ -190,8 +207,8 @@ def _save(job: Job, vocabulary: Vocabulary, draft: Path) -> str:
     job.model.config.save_pretrained(target)
     tensors = {name: value.detach().cpu().contiguous() for name, value in job.model.state_dict().items()}
     save_file(tensors, target / "model.safetensors", {"format": "pt"})
-    if job.head.exists():
-        shutil.copyfile(job.head, draft / "head.safetensors")
+    if job.kept.exists():
+        shutil.copytree(job.kept, draft, dirs_exist_ok=True)
     return files.digest_file(target / "model.safetensors")
 
 
