@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tasks import environment
 from tasks import params as parameters
@@ -38,17 +39,24 @@ FILLERS = [
 ]
 
 
+def environ() -> dict[str, str]:
+    """The environment in which a user's commands run: this interpreter first, no telemetry, no server."""
+    absent = {"MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_HOME", "DVC_EXP_NAME", "DVC_STAGE"}
+    found = {name: value for name, value in os.environ.items() if name not in absent}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    people = {
+        f"GIT_{role}_{key}": "test@localhost" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")
+    }
+    return {**found, **environment.QUIET, **people, "PATH": path, "HF_HUB_OFFLINE": "1", "CI": "true"}
+
+
 @pytest.fixture
 def variables(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, str]:
-    """The environment in which a user's commands run: this interpreter first, no telemetry, no server."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_HOME", "DVC_EXP_NAME", "DVC_STAGE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in {**environment.QUIET, "PATH": path, "HF_HUB_OFFLINE": "1", "CI": "true"}.items():
+    wanted = environ()
+    for name in set(os.environ) - wanted.keys():
+        monkeypatch.delenv(name)
+    for name, value in wanted.items():
         monkeypatch.setenv(name, value)
-    for role in ("AUTHOR", "COMMITTER"):
-        monkeypatch.setenv(f"GIT_{role}_NAME", "test")
-        monkeypatch.setenv(f"GIT_{role}_EMAIL", "test@localhost")
     return os.environ
 
 
@@ -70,6 +78,38 @@ def seed_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def seed_reproduced(seed_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project after one `dvc repro`, committed. Made once, also where several processes run the tests."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    root = shared / "reproduced" / "a project"
+    with FileLock(shared / "reproduced.lock"):
+        if not (shared / "reproduced.done").exists():
+            shutil.copytree(seed_project, root)
+            _run(root, "git", "init", "-q", "-b", "main")
+            _run(root, "git", "add", "-A")
+            _run(root, "git", "commit", "-q", "-m", "Start")
+            _run(root, "dvc", "repro")
+            _run(root, "git", "add", "-A")
+            _run(root, "git", "commit", "-q", "-m", "Reproduce")
+            (shared / "reproduced.done").touch()
+    return root
+
+
+def _run(root: Path, *words: str) -> None:
+    done = subprocess.run(words, cwd=root, env=environ(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.fixture
+def reproduced(seed_reproduced: Path, tmp_path: Path, variables: Mapping[str, str]) -> Path:
+    """A copy of the reproduced project, where `command` works too."""
+    root = tmp_path / "a project"
+    shutil.copytree(seed_reproduced, root, symlinks=True)
+    return root
+
+
 @pytest.fixture
 def project(seed_project: Path, tmp_path: Path, variables: Mapping[str, str]) -> Path:
     """A fresh copy, committed to git."""
@@ -81,10 +121,12 @@ def project(seed_project: Path, tmp_path: Path, variables: Mapping[str, str]) ->
 
 
 @pytest.fixture
-def command(project: Path, variables: Mapping[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+def command(tmp_path: Path, variables: Mapping[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a command in the project as a user would; a failure shows its output."""
 
-    def run(*words: str, code: int = 0, cwd: Path = project) -> subprocess.CompletedProcess[str]:
+    def run(
+        *words: str, code: int = 0, cwd: Path = tmp_path / "a project"
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(list(words), cwd=cwd, capture_output=True, text=True, check=False)
         assert done.returncode == code, f"{words} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -29,9 +30,8 @@ def _drafts(root):
     ]
 
 
-def test_kill_9_in_the_middle_of_fine_tuning_changes_nothing(project, command):
-    command("dvc", "repro", "finetuning")
-    undisturbed = TrainedModel.load(project)
+def test_kill_9_in_the_middle_of_fine_tuning_changes_nothing(reproduced):
+    project, undisturbed = reproduced, TrainedModel.load(reproduced)
     chance = random.Random(5)
     process = subprocess.Popen(
         ["python", "-m", "tasks", "finetuning"], cwd=project, stderr=subprocess.DEVNULL
@@ -65,8 +65,10 @@ def _points(root):
     return sum(key.startswith(f"{root}:") for key in SEEN)
 
 
-def test_a_killed_dvc_leaves_no_orphan(project, command):
-    command("dvc", "repro", "encoding")
+def test_a_killed_dvc_leaves_no_orphan(reproduced, command):
+    project = reproduced
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("seed: 1\n  device", "seed: 3\n  device"))
     process = subprocess.Popen(["dvc", "repro", "finetuning"], cwd=project, stdout=subprocess.DEVNULL)
     _until(lambda: list((project / ".regraft" / "resume").glob("*/point.safetensors")), process=process)
     children = psutil.Process(process.pid).children(recursive=True)
@@ -79,49 +81,37 @@ def test_a_killed_dvc_leaves_no_orphan(project, command):
 
 
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "sources"])
-def test_ctrl_c_leaves_nothing_half_written(project_evaluated, stage):
+def test_ctrl_c_leaves_nothing_half_written(shared, stage):
     """Interrupted at some moment of its work, a stage leaves its former output or none, and runs again."""
-    before = _digest(project_evaluated, stage)
+    before = _digest(shared, stage)
     process = subprocess.Popen(
-        ["python", "-m", "tasks", stage], cwd=project_evaluated, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "REGRAFT_MESSAGES": str(project_evaluated.parent / f"{stage}.messages")},
+        ["python", "-m", "tasks", stage], cwd=shared, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "REGRAFT_MESSAGES": str(shared.parent / f"{stage}.messages")},
     )  # fmt: skip
-    messages = project_evaluated.parent / f"{stage}.messages"
+    messages = shared.parent / f"{stage}.messages"
     _until(lambda: messages.exists() and '"run"' in messages.read_text(), process=process)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "interrupted; run it again" in said
     assert "Traceback" not in said
-    assert _drafts(project_evaluated) == []
-    subprocess.run(["python", "-m", "tasks", stage], cwd=project_evaluated, check=True)
-    assert _digest(project_evaluated, stage) == before
-
-
-def _digest(root, stage):
-    return STAGES[stage].load(root).digest
+    assert _drafts(shared) == []
+    subprocess.run(["python", "-m", "tasks", stage], cwd=shared, check=True)
+    assert _digest(shared, stage) == before
 
 
 @pytest.fixture(scope="module")
-def evaluated(seed_project, tmp_path_factory):
-    """A project that has run once, shared by the tests of this module that only run stages again."""
-    import shutil
-    import sys
-    from pathlib import Path
-
-    root = tmp_path_factory.mktemp("evaluated") / "a project"
-    shutil.copytree(seed_project, root)
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    for stage in STAGES:
-        subprocess.run(
-            ["python", "-m", "tasks", stage],
-            cwd=root,
-            check=True,
-            env={**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"},
-        )
+def copied(seed_reproduced, tmp_path_factory):
+    root = tmp_path_factory.mktemp("copied") / "a project"
+    shutil.copytree(seed_reproduced, root, symlinks=True)
     return root
 
 
 @pytest.fixture
-def project_evaluated(evaluated, variables):
-    return evaluated
+def shared(copied, variables):
+    """One copy for all tests of this module that only run stages again."""
+    return copied
+
+
+def _digest(root, stage):
+    return STAGES[stage].load(root).digest

@@ -22,13 +22,16 @@ def _lock(root):
     return yaml.safe_load((root / "dvc.lock").read_text())["stages"]
 
 
-def test_the_flow_and_dvc_leave_the_same_lock_file(project, command):
+def test_the_flow_and_dvc_leave_the_same_lock_file(project, seed_reproduced, command):
     """`regraft run` first, then `dvc repro` finds nothing to do; MLflow has each stage once; overrides work in a
     workspace; the registry can be rolled back."""
     said = _regraft(command, "run")
     assert "unfrozen" in said
     assert "mlflow ui --backend-store-uri" in said
     after_flow = _lock(project)
+    assert _outs(project) == _outs(seed_reproduced), (
+        "same params, data and seed: same digests, whoever runs it"
+    )
     again = command("dvc", "repro").stdout
     for stage in after_flow.keys() - {"sources", "promotion"}:
         assert f"Stage '{stage}' didn't change, skipping" in again
@@ -39,6 +42,10 @@ def test_the_flow_and_dvc_leave_the_same_lock_file(project, command):
     _everything_is_skipped(project, command)
     _overrides_work_elsewhere(project, command)
     _champion_is_used(project, command)
+
+
+def _outs(root):
+    return {out["path"]: out["md5"] for stage in _lock(root).values() for out in stage["outs"]}
 
 
 def _mlflow_runs(root):
