@@ -1,6 +1,7 @@
 """`regraft plan`: what a run would do, told from DVC's status and the sources, with nothing run."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class Source:
 
 def stages(root: Path, now: Params, wanted: Params) -> list[StageForecast]:
     """Each stage's state if the params became `wanted`; a changed stage changes all that depend on it."""
-    with Repo(str(root)) as repo:
+    with chdir(root), Repo() as repo:
         status, graph = repo.status(), repo.index.graph
         below = {
             stage.name: {d.name for d in networkx.descendants(graph, stage)} for stage in repo.index.stages

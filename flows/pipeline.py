@@ -77,9 +77,13 @@ def _bring_up_to_date(stage: str, root: Path, leaf: Leaf) -> State[None] | None:
     return Completed(name="Skipped", message=f"DVC: {found}")
 
 
-def _worth_another_try(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
+def _worth_another_try(task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
     """The same input is refused the same way the second time."""
-    return not isinstance(state.result(raise_on_failure=False), InputError)
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, InputError):
+        return False
+    log.warning("%s failed: %s; trying again if tries are left", task.name, error)
+    return True
 
 
 def _artifacts(stage: str) -> Callable[[Message], None]:

@@ -14,9 +14,9 @@ from flows.forecast import Source, StageForecast
 from tasks.artifacts import SPLITS, Evaluation, PreparedText, Promotion
 
 NAMES = {  # contestant -> what it is, in the order of the table
-    "majority": "most frequent label",
-    "tfidf": "TF-IDF + regression",
-    "frozen": "frozen features + regression",
+    "majority": "majority",
+    "tfidf": "TF-IDF",
+    "frozen": "frozen features",
     "head": "head only",
     "model": "unfrozen",
 }
@@ -27,7 +27,7 @@ def results(root: Path, checkout: Path) -> None:
     console = Console()
     evaluation, promotion, text = Evaluation.load(root), Promotion.load(root), PreparedText.load(root)
     rows = ", ".join(f"{text.rows[split]:,} {split}" for split in SPLITS)
-    table = Table(title=f"{promotion.model} (rows: {rows})", box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(title=f"{promotion.model} (rows: {rows})", box=SIMPLE_HEAD)
     table.add_column("contestant")
     metrics = sorted(next(iter(evaluation.metrics.values())))
     for metric in metrics:

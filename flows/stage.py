@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -51,8 +51,10 @@ def reproduce(stage: str, root: Path, leaf: Leaf, hear: Callable[[Message], None
 
     Raises InputError when the stage's body refused its input (trying again is useless), RegraftError when it
     failed otherwise, KeyboardInterrupt when it was interrupted. Whatever ends this, no child goes on.
+    One at a time in a process: the current directory is `root` meanwhile.
     """
-    with _messages(hear) as heard, _no_orphans(), Repo(str(root)) as repo, _runner(leaf, root):
+    # DVC looks files up from the current directory, whatever repository it was given.
+    with chdir(root), _messages(hear) as heard, _no_orphans(), Repo() as repo, _runner(leaf, root):
         try:
             done = repo.reproduce(stage, single_item=True, run_env=_environment())
         except DvcException as error:

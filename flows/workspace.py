@@ -26,6 +26,7 @@ def create(checkout: Path, params: Params) -> Path:
 
     Raises WorkspaceError where `checkout` is not a git repository with a commit.
     """
+    _git(checkout, "status", "--porcelain")  # refreshes the index: `stash create` fails on a stale one
     revision = _git(checkout, *IDENTITY, "stash", "create") or _git(checkout, "rev-parse", "HEAD")
     name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     target = checkout / RUNS / name
@@ -63,7 +64,7 @@ def _git(checkout: Path, *words: str) -> str:
         raise WorkspaceError("git is not installed, and a run with overrides needs a worktree") from None
     except subprocess.CalledProcessError as error:
         raise WorkspaceError(
-            f"git {words[-1]} failed in {checkout}: {error.stderr.strip()}; a run with overrides needs a git "
-            "repository with at least one commit"
+            f"git {' '.join(words)} failed in {checkout}: {error.stderr.strip()}; a run with overrides "
+            "needs a git repository with at least one commit"
         ) from None
     return done.stdout.strip()
