@@ -100,7 +100,7 @@ def plan(override: Override = None, root: Root = HERE) -> None:
 
 
 @app.command()
-def compare(last: Annotated[int, typer.Option(help="how many runs")] = 10, root: Root = HERE) -> None:
+def compare(last: Annotated[int, typer.Option(help="how many runs")] = 4, root: Root = HERE) -> None:
     """Put the last runs side by side: the params in which they differ, and their test figures."""
     from flows import show
     from tasks import params as parameters

@@ -1,6 +1,5 @@
 """What the command line prints: tables for people."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,7 @@ def checks(found: Iterable[Check]) -> None:
     console = Console()
     for check in found:
         mark = "[green]ok  [/green]" if check.ok else "[red]FAIL[/red]"
-        console.print(f"{mark} {check.name}: {check.finding}", highlight=False)
+        console.print(f"{mark} {check.name}: {check.finding}", highlight=False, soft_wrap=True)
         if not check.ok:
             console.print(f"       remedy: {check.remedy}", highlight=False)
 
@@ -82,19 +81,20 @@ def forecast(stages: Sequence[StageForecast], sources: Sequence[Source]) -> None
 
 
 def comparison(table: Sequence[Mapping[str, Any]]) -> None:
-    """One row per run; columns that are equal everywhere are left out, except the run and its figures."""
+    """One column per run; below it its figures, and the params in which the runs differ."""
     console = Console()
     if not table:
         console.print("no finished run yet: `regraft run` makes one")
         return
-    columns = list(dict.fromkeys(column for row in table for column in row))
-    differing = [c for c in columns if len({json.dumps(row.get(c), default=str) for row in table}) > 1]
-    shown = [c for c in columns if c in ("run", "started") or c.startswith("test.") or c in differing]
-    view = Table(title="runs, newest first")
-    for column in shown:
-        view.add_column(column, overflow="fold")
+    view = Table(title="runs, newest first", box=SIMPLE_HEAD)
+    view.add_column("")
     for row in table:
-        view.add_row(*(_cell(row.get(column)) for column in shown))
+        view.add_column(str(row["run"]), justify="right", overflow="fold")
+    keys = [key for key in dict.fromkeys(key for row in table for key in row) if key != "run"]
+    for key in sorted(keys, key=lambda key: key.startswith("test.")):
+        values = [_cell(row.get(key)) for row in table]
+        if key in ("started", "state") or key.startswith("test.") or len(set(values)) > 1:
+            view.add_row(key, *values)
     console.print(view)
 
 

@@ -91,7 +91,7 @@ def _champion_is_used(project, command):
     assert len(lines) == 241
     _regraft(command, "promote", code=0)
     _regraft(command, "report")
-    command("regraft", "rollback", "--reason", "a test", code=1)  # there is no champion before the first
+    command("regraft", "rollback", "--reason", "a test", code=2)  # there is no champion before the first
 
 
 def test_a_stage_that_refuses_its_input_is_not_tried_again(project, command):
