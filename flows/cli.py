@@ -40,7 +40,8 @@ HERE = Path()
 def run(override: Override = None, leaf: Leaf = "subprocess", root: Root = HERE) -> None:
     """Bring the whole pipeline up to date; unchanged stages are skipped.
 
-    With -S the run works in a workspace of its own below .regraft/runs and the checkout stays as it is.
+    With -S the run works in a workspace of its own below .regraft/runs: the checkout stays as it is, and the
+    champion too. `regraft promote --root WORKSPACE` asks the gate for it.
     `--leaf inprocess` runs stage bodies in this process: quicker to start, harder to kill.
     """
     from tasks import params as parameters
@@ -52,7 +53,11 @@ def run(override: Override = None, leaf: Leaf = "subprocess", root: Root = HERE)
     from flows.pipeline import transfer
 
     logging.getLogger("dvc").setLevel(logging.WARNING)  # the flow says what DVC does
-    where = transfer(changed, leaf, root)
+    try:
+        where = transfer(changed, (), leaf, root)
+    except KeyboardInterrupt:
+        typer.echo("regraft: interrupted; run again to go on where this stopped", err=True)
+        raise typer.Exit(130) from None
     show.results(Path(where), root)
 
 
@@ -191,9 +196,6 @@ def main() -> None:
     except RegraftError as error:
         typer.echo(f"regraft: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("regraft: interrupted; run again to go on where this stopped", err=True)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

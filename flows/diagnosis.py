@@ -68,7 +68,7 @@ def _packages() -> Iterator[Check]:
 
 def _repository(root: Path) -> Check:
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-    remedy = "git init && git add -A && git commit -m 'Start' && dvc init"
+    remedy = "run in a git clone of the project with at least one commit"
     ok = done.returncode == 0 and (root / ".dvc").is_dir()
     return Check("git and dvc", ok, done.stdout.strip()[:12] if ok else "no commit or no .dvc here", remedy)
 
@@ -91,6 +91,9 @@ def _device() -> Check:
 def _sources(params: Params, root: Path) -> Iterator[Check]:
     text, checkpoint = params.sources.text, params.sources.checkpoint
     yield _check("text", text.path, lambda: references.locate_text(text.path, root=root))
+    if references.is_remote(checkpoint.path, root=root):
+        yield Check("checkpoint", True, f"{checkpoint.path}: fetched from the Hub when it is first needed")
+        return
     yield _check(
         "checkpoint",
         checkpoint.path,

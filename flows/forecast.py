@@ -11,8 +11,9 @@ from dvc.repo import Repo
 
 from flows.stage import in_order
 from tasks import references
-from tasks.errors import InputError
-from tasks.params import Params
+from tasks.artifacts import Sources
+from tasks.errors import ArtifactError, InputError
+from tasks.params import Params, flatten
 
 UNCHANGED, RUN, ASKED = "unchanged", "runs", "asked again"
 
@@ -36,20 +37,53 @@ class Source:
 def stages(root: Path, now: Params, wanted: Params) -> list[StageForecast]:
     """Each stage's state if the params became `wanted`; a changed stage changes all that depend on it."""
     with chdir(root), Repo() as repo:
-        status, graph = repo.status(), repo.index.graph
-        below = {
-            stage.name: {d.name for d in networkx.descendants(graph, stage)} for stage in repo.index.stages
-        }
+        found, status, graph = list(repo.index.stages), repo.status(), repo.index.graph
+        below = {stage.name: {d.name for d in networkx.descendants(graph, stage)} for stage in found}
+        reads = {stage.name: _reads(stage) for stage in found}
     reasons = {name: _because(status.get(name, [])) for name in below}
-    for name in _changed_sections(now, wanted) & reasons.keys():
-        reasons[name] = reasons[name] or "its params"
+    news = {**_changed_params(now, wanted), **_changed_sources(root, wanted)}
+    for name, (params, files) in reads.items():
+        causes = [why for what, why in news.items() if what in files or _covers(params, what)]
+        reasons[name] = reasons[name] or (causes[0] if causes else "")
     result = []
     for name in in_order(root):
         upstream = [other for other in below[name] if reasons[other] and other != "sources"]
-        because = reasons[name] or (f"{upstream[0]} changes" if upstream else "")
-        state = RUN if because else ASKED if name in ("sources", "promotion") else UNCHANGED
+        because = reasons[name] or (f"{sorted(upstream)[0]} changes" if upstream else "")
+        state = ASKED if name in ("sources", "promotion") else RUN if because else UNCHANGED
         result.append(StageForecast(name, state, because, _size(root / "data" / name)))
     return result
+
+
+def _reads(stage: Any) -> tuple[set[str], set[str]]:
+    """The keys of params.yaml and the files that a stage of dvc.yaml depends on."""
+    params = {key for dependency in stage.deps for key in getattr(dependency, "params", ())}
+    return params, {str(dependency.def_path) for dependency in stage.deps}
+
+
+def _covers(keys: set[str], changed: str) -> bool:
+    return any(changed == key or changed.startswith(f"{key}.") for key in keys)
+
+
+def _changed_params(now: Params, wanted: Params) -> dict[str, str]:
+    """Dotted key -> why, for every param that differs."""
+    before, after = flatten(now), flatten(wanted)
+    return {key: f"{key} changes" for key in sorted({*before, *after}) if before.get(key) != after.get(key)}
+
+
+def _changed_sources(root: Path, params: Params) -> dict[str, str]:
+    """Listing -> why, for every source that is here and no longer what the sources stage saw."""
+    text, checkpoint = params.sources.text.path, params.sources.checkpoint.path
+    found: dict[str, Callable[[], Path]] = {"text": lambda: references.locate_text(text, root=root)}
+    if not references.is_remote(checkpoint, root=root):
+        found["checkpoint"] = lambda: references.locate(checkpoint, root=root)
+    changed = {}
+    for name, locate in found.items():
+        listing = Sources.folder(root) / f"{name}.json"
+        try:
+            references.check(locate(), listing)
+        except (ArtifactError, InputError, FileNotFoundError):
+            changed[f"data/sources/{name}.json"] = f"{name} source changed"
+    return changed
 
 
 def _because(changes: Sequence[Any]) -> str:
@@ -69,10 +103,6 @@ def _pairs(group: Mapping[str, Any]) -> list[tuple[str, str]]:
     for path, state in group.items():
         pairs += list(state.items()) if isinstance(state, dict) else [(path, state)]
     return pairs
-
-
-def _changed_sections(now: Params, wanted: Params) -> set[str]:
-    return {name for name in Params.model_fields if getattr(now, name) != getattr(wanted, name)}
 
 
 def sources(root: Path, params: Params) -> list[Source]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from httpx import HTTPError
 from prefect import Task, flow
 from prefect.artifacts import (
     create_link_artifact,
@@ -17,11 +18,13 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.exceptions import PrefectException
 from prefect.states import Completed
 
 from flows import workspace
 from flows.stage import Leaf, Message, in_order, reproduce
 from tasks import environment
+from tasks import params as parameters
 from tasks.errors import InputError
 from tasks.params import Params
 
@@ -42,13 +45,21 @@ POLICIES: Mapping[str, Policy] = {
 
 
 @flow(name="transfer", description=__doc__)
-def transfer(params: Params | None = None, leaf: Leaf = "subprocess", checkout: Path = Path()) -> str:
+def transfer(
+    params: Params | None = None,
+    overrides: tuple[str, ...] = (),
+    leaf: Leaf = "subprocess",
+    checkout: Path = Path(),
+) -> str:
     """Bring every stage up to date; returns the directory that holds data/ and reports/.
 
-    Without `params` the checkout runs as it stands. With them, the run gets a workspace of its own.
+    Without `params` and `overrides` (`finetuning.seed=2`) the checkout runs as it stands. With either, the
+    run gets a workspace of its own and moves no alias.
     """
     environment.quiet()
     checkout = checkout.resolve()
+    if overrides:
+        params = parameters.override(params or parameters.load(checkout / "params.yaml"), overrides)
     root = workspace.create(checkout, params) if params else checkout
     for stage in in_order(root):
         _task(stage)(stage, root, leaf)
@@ -101,7 +112,14 @@ def _artifacts(stage: str) -> Callable[[Message], None]:
             create_table_artifact(figures, key=f"{stage}-figures", description=f"What {stage} made")
 
     context = contextvars.copy_context()  # the listener's thread has no task run of its own
-    return lambda message: context.run(show, message)
+
+    def hear(message: Message) -> None:
+        try:
+            context.run(show, message)
+        except (PrefectException, HTTPError) as error:  # a picture less, not a stage less
+            log.warning("%s: Prefect did not take an artifact: %s", stage, error)
+
+    return hear
 
 
 def _bar(stage: str, bars: dict[str, UUID], message: Message) -> None:

@@ -1,5 +1,6 @@
 """What the command line prints: tables for people."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,9 @@ def _where_to_look(console: Console, root: Path, checkout: Path) -> None:
     for page in [*sorted((root / "reports").glob("*.html")), root / "reports" / "promotion.md"]:
         console.print(f"  {page}", highlight=False, soft_wrap=True)
     store = (checkout / ".regraft" / "mlflow.db").resolve()
-    if store.exists():
+    if address := os.environ.get("MLFLOW_TRACKING_URI"):
+        console.print(f"  MLflow: {address}", highlight=False, soft_wrap=True)
+    elif store.exists():
         uri = f'"sqlite:///{store}"' if " " in str(store) else f"sqlite:///{store}"
         console.print(f"  mlflow ui --backend-store-uri {uri}", highlight=False, soft_wrap=True)
 

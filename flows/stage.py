@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -112,10 +112,11 @@ def _listen(
     target: Path, heard: list[Message], hear: Callable[[Message], None], ended: threading.Event
 ) -> None:
     with target.open(encoding="utf-8") as stream:
-        last = False
+        last, part = False, ""
         while not last:
             last = ended.wait(0.5)
-            for line in stream:
+            *lines, part = (part + stream.read()).split("\n")  # a line may be half written
+            for line in lines:
                 heard.append(json.loads(line))
                 hear(heard[-1])
 
@@ -128,7 +129,8 @@ def _no_orphans() -> Iterator[None]:
         yield
     except BaseException:
         for child in set(psutil.Process().children(recursive=True)) - before:
-            child.kill()
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
         raise
 
 

@@ -10,6 +10,9 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
+from dvc.repo import Repo
+from filelock import FileLock
+
 from tasks import params as parameters
 from tasks.artifacts import Sources
 from tasks.errors import WorkspaceError
@@ -26,8 +29,9 @@ def create(checkout: Path, params: Params) -> Path:
 
     Raises WorkspaceError where `checkout` is not a git repository with a commit.
     """
-    _git(checkout, "status", "--porcelain")  # refreshes the index: `stash create` fails on a stale one
-    revision = _git(checkout, *IDENTITY, "stash", "create") or _git(checkout, "rev-parse", "HEAD")
+    with FileLock(_lock(checkout)):  # git itself does not wait for another's index.lock
+        _git(checkout, "status", "--porcelain")  # refreshes the index: `stash create` fails on a stale one
+        revision = _git(checkout, *IDENTITY, "stash", "create") or _git(checkout, "rev-parse", "HEAD")
     name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     target = checkout / RUNS / name
     _git(checkout, "worktree", "add", "--detach", "--quiet", str(target), revision)
@@ -37,6 +41,12 @@ def create(checkout: Path, params: Params) -> Path:
         remove(checkout, target)
         raise
     return target
+
+
+def _lock(checkout: Path) -> Path:
+    folder = checkout / RUNS.parent
+    folder.mkdir(exist_ok=True)
+    return folder / "workspace.lock"
 
 
 def remove(checkout: Path, target: Path) -> None:
@@ -49,8 +59,8 @@ def _furnish(checkout: Path, target: Path, params: Params) -> None:
         shutil.copyfile(checkout / "dvc.lock", target / "dvc.lock")
     config = configparser.ConfigParser()
     config.read([checkout / ".dvc" / "config.local"])
-    cache = config.get("cache", "dir", fallback="cache")  # a relative path counts from .dvc
-    config.read_dict({"cache": {"dir": str((checkout / ".dvc" / cache).resolve())}})
+    with Repo(str(checkout)) as repo:
+        config.read_dict({"cache": {"dir": repo.cache.local_cache_dir}})
     with (target / ".dvc" / "config.local").open("w", encoding="utf-8") as stream:
         config.write(stream)
     if (Sources.folder(checkout)).exists():  # so that `sources` compares instead of starting from nothing

@@ -5,6 +5,7 @@ The one way a stage is run, whoever asks: DVC, a flow, a person. Light: a stage'
 
 import argparse
 import errno
+import logging
 import os
 import signal
 import sys
@@ -65,6 +66,8 @@ def _tracked(stage: str, settings: params.Params, root: Path) -> Artifact:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     environment.quiet()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("tasks").setLevel(logging.INFO)
     parser = argparse.ArgumentParser(prog="python -m tasks", description=__doc__)
     parser.add_argument("stage", help=", ".join(stages.STAGES))
     parser.add_argument("--root", type=Path, default=Path(), help="the checkout that holds params.yaml")

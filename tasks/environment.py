@@ -27,6 +27,12 @@ def quiet() -> None:
 
 
 def home(root: Path) -> Path:
-    """Where `root`'s default stores are: for a workspace `<checkout>/.regraft/runs/<id>`, in its checkout."""
+    """The checkout that `root` belongs to: the one around a workspace `.regraft/runs/<id>` or around one of
+    DVC's own `.dvc/tmp/exps/…`, else `root` itself."""
     root = root.resolve()
-    return root.parents[2] if root.parent.parts[-2:] == (".regraft", "runs") else root
+    for folder in root.parents:
+        if folder.parts[-2:] == (".regraft", "runs"):
+            return folder.parents[1]
+        if folder.parts[-3:] == (".dvc", "tmp", "exps"):
+            return folder.parents[2]
+    return root

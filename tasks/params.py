@@ -173,7 +173,9 @@ def load(path: Path) -> Params:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ParamsError(f"{path} is missing: `regraft init` writes one") from None
+        raise ParamsError(
+            f"{path} is missing: `git checkout params.yaml` brings the shipped one back"
+        ) from None
     return parse(text, name=str(path))
 
 
@@ -204,7 +206,7 @@ def override(params: Params, assignments: Iterable[str]) -> Params:
         path, equals, text = assignment.partition("=")
         if not equals:
             raise ParamsError(f"-S {assignment}: write section.key=value")
-        _assign(value, path.split("."), yaml.safe_load(text), assignment)
+        _assign(value, path.split("."), _read(text, assignment), assignment)
     return check(value, name="-S")
 
 
@@ -227,6 +229,13 @@ def _flat(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:
     else:
         return [(prefix, value)]
     return [pair for key, item in items for pair in _flat(f"{prefix}.{key}" if prefix else str(key), item)]
+
+
+def _read(text: str, assignment: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ParamsError(f"-S {assignment}: {text!r} is not a YAML value") from None
 
 
 def _assign(value: Any, keys: list[str], new: Any, assignment: str) -> None:

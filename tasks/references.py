@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from tasks import files
+from tasks import environment, files
 from tasks.errors import ArtifactError, CheckpointError, InputError, SourceError, did_you_mean
 
 PACKAGE = re.compile(r"package:(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^/\s]+)/(?P<inside>.+)")
@@ -137,8 +137,11 @@ def _package_folder(name: str, version: str) -> Path:
 
 
 def _existing(reference: str, root: Path) -> Path | None:
-    path = root / Path(reference).expanduser()
-    return path if path.exists() else None
+    """Below `root`; a workspace also sees what git does not track and so stayed in its checkout."""
+    for folder in (root, environment.home(root)):
+        if (path := folder / Path(reference).expanduser()).exists():
+            return path
+    return None
 
 
 def _from_hub(reference: str, root: Path, revision: str) -> Path:

@@ -78,6 +78,7 @@ def test_overrides_reach_into_lists_and_leave_the_rest():
     ("assignment", "message"),
     [
         ("finetuning.seed", "write section.key=value"),
+        ("finetuning.seed=[1", "is not a YAML value"),
         ("finetunning.seed=2", "did you mean 'finetuning'"),
         ("finetuning.phases.9.epochs=1", "no '9' here; known: 0, 1, 2"),
         ("finetuning.seed.deeper=1", "no 'deeper' here|has no keys below it"),
@@ -89,5 +90,5 @@ def test_a_wrong_override_is_refused(assignment, message):
 
 
 def test_a_missing_file_names_the_remedy(tmp_path):
-    with pytest.raises(ParamsError, match="regraft init"):
+    with pytest.raises(ParamsError, match="brings the shipped one back"):
         params.load(tmp_path / "params.yaml")

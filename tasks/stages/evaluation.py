@@ -80,6 +80,7 @@ def run(params: Params, root: Path, track: Track) -> Evaluation:
     prepared, encoded, trained = PreparedText.load(root), EncodedDataset.load(root), TrainedModel.load(root)
     converted = ConvertedCheckpoint.load(root)
     _agree({"preparation": prepared, "encoding": encoded, "conversion": converted, "finetuning": trained})
+    _belongs(trained, converted, encoded)
     train, test = (_split(prepared, encoded, split) for split in ("train", "test"))
     where = device.choose(params.finetuning.device)
     answers = _answers(settings, converted, trained, train, test, where)
@@ -130,6 +131,13 @@ def _agree(records: Mapping[str, PreparedText | EncodedDataset | ConvertedCheckp
     ]
     if faults:
         raise DataError("; ".join(faults) + ": run `dvc repro` to bring all stages to the same labels")
+
+
+def _belongs(trained: TrainedModel, converted: ConvertedCheckpoint, encoded: EncodedDataset) -> None:
+    """Raises ArtifactError for a model that was trained on other rows: they may be among these test rows."""
+    if (trained.data, trained.base) != (encoded.digest, converted.digest):
+        other = "rows" if trained.data != encoded.digest else "weights"
+        raise ArtifactError(f"{trained.path} was trained on other {other}: run `dvc repro finetuning`")
 
 
 def _split(prepared: PreparedText, encoded: EncodedDataset, split: str) -> Split:

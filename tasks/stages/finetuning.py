@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as parquet
 import torch
-from safetensors.torch import save_file
+from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from tasks import files
+from tasks import environment, files
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, TrainedModel, Vocabulary
 from tasks.errors import DataError
 from tasks.evaluation import predict
@@ -24,10 +24,11 @@ from tasks.model import batches, floors
 from tasks.params import FinetuningParams, Params, Phase
 from tasks.progress import track as progress
 from tasks.stages import Track
-from tasks.training import device, loop, order, phases
+from tasks.training import device, loop, order, phases, resume
 from tasks.training.loop import Step
 
 HEAD, FROZEN = "head.safetensors", "frozen.npy"
+FINISHED = "finished"  # marks a resume point whose training has ended well
 PREDICTION_ROWS = 64  # rows per forward pass where nothing is learned
 
 
@@ -58,7 +59,22 @@ def run(params: Params, root: Path, track: Track) -> TrainedModel:
     point = _point(root, converted, encoded, settings)
     train, validation = (_rows(encoded, split, model) for split in ("train", "validation"))
     job = Job(model, floors.floors(model), train, validation, point.parent / "kept", _alone(settings))
-    steps, records = _fine_tune(job, settings, point, track)
+    with FileLock(_prepared(point.parent).with_suffix(".lock")):  # two at once would share one resume point
+        steps, records = _fine_tune(job, settings, point, track)
+        _write(root, job, converted, encoded, steps, records)
+    (point.parent / FINISHED).touch()
+    track.file(TrainedModel.folder(root) / "steps.csv")
+    return TrainedModel.load(root)
+
+
+def _write(
+    root: Path,
+    job: Job,
+    converted: ConvertedCheckpoint,
+    encoded: EncodedDataset,
+    steps: Sequence[Step],
+    records: Sequence[Mapping[str, Any]],
+) -> None:
     with files.replace_directory(TrainedModel.folder(root)) as draft:
         weights = _save(job, Vocabulary.load(root), draft)
         _write_steps(draft / "steps.csv", steps)
@@ -70,9 +86,18 @@ def run(params: Params, root: Path, track: Track) -> TrainedModel:
             weights=weights,
             phases=records,
         )
-    shutil.rmtree(point.parent)
-    track.file(TrainedModel.folder(root) / "steps.csv")
-    return TrainedModel.load(root)
+
+
+def _prepared(folder: Path) -> Path:
+    """`folder`, made; the points of other trainings that are finished are removed.
+
+    A finished point stays until then: what comes after the training may fail, and must not cost it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for finished in folder.parent.glob(f"*/{FINISHED}"):
+        if finished.parent != folder:
+            shutil.rmtree(finished.parent, ignore_errors=True)
+    return folder
 
 
 def _agree(converted: ConvertedCheckpoint, encoded: EncodedDataset) -> None:
@@ -87,8 +112,11 @@ def _point(root: Path, *depends: Any) -> Path:
     """Where resume points live: outside DVC's outs, which are deleted before a stage runs, and under a key of
     all that the training depends on, so that another job's point is never taken for this one's."""
     parts = [d.digest if hasattr(d, "digest") else d.model_dump(mode="json") for d in depends]
-    key = files.digest_json([*parts, torch.__version__]).removeprefix("sha256:")[:16]
-    return root / ".regraft" / "resume" / key / "point.safetensors"
+    rooms = Path(__file__).parents[1]
+    code = [Path(__file__), *sorted(rooms.glob("training/*.py")), *sorted(rooms.glob("model/*.py"))]
+    parts += [torch.__version__, *map(files.digest_file, code)]
+    key = files.digest_json(parts).removeprefix("sha256:")[:16]
+    return environment.home(root) / ".regraft" / "resume" / key / "point.safetensors"
 
 
 def _rows(encoded: EncodedDataset, split: str, model: PreTrainedModel) -> Rows:
@@ -187,7 +215,7 @@ def _finished(job: Job, phase: phases.Planned) -> dict[str, float]:
     if phase.name in job.alone:
         head = {name: value.detach().cpu() for name, value in phase.parameters.items()}
         with files.replace_file(job.kept / HEAD) as draft:
-            save_file(head, draft, {"format": "pt"})
+            resume.write_tensors(draft, head, {"format": "pt"})
     with torch.no_grad():
         first, _ = _features(job.model, job.validation, "validation")
         logits = floors.head_logits(job.model, first)
@@ -206,7 +234,7 @@ def _save(job: Job, vocabulary: Vocabulary, draft: Path) -> str:
     shutil.copytree(vocabulary.path / "tokenizer", target)
     job.model.config.save_pretrained(target)
     tensors = {name: value.detach().cpu().contiguous() for name, value in job.model.state_dict().items()}
-    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    resume.write_tensors(target / "model.safetensors", tensors, {"format": "pt"})
     if job.kept.exists():
         shutil.copytree(job.kept, draft, dirs_exist_ok=True)
     return files.digest_file(target / "model.safetensors")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as parquet
 
-from tasks import files
+from tasks import environment, files
 from tasks.artifacts import EncodedDataset, Evaluation, PreparedText, Promotion, TrainedModel
 from tasks.errors import ArtifactError, InputError, RegraftError
 from tasks.evaluation import predictions, verdict
@@ -23,6 +23,7 @@ from tasks.evaluation.predictions import Predictions, Probabilities
 from tasks.evaluation.verdict import Verdict
 from tasks.params import Params
 from tasks.stages import Track
+from tasks.text import clean
 from tasks.tracking import runs
 from tasks.tracking.registry import Registry, Version
 
@@ -62,7 +63,7 @@ def run(params: Params, root: Path, track: Track) -> Promotion:
         candidate, champion = _register(case), case.registry.champion()
         standing = _standing(case, candidate, champion)
         decision = standing or _judge(case, candidate, champion)
-        allowed = params.promotion.move_alias and not _experimental()
+        allowed = params.promotion.move_alias and not _experimental(root)
         if allowed and decision.outcome == "promote" and not decision.moved:
             decision, champion = _move(case, decision, candidate), candidate
         if decision is not standing:
@@ -110,8 +111,9 @@ def predict(params: Params, root: Path, texts: Sequence[str]) -> tuple[tuple[str
     """
     registry = Registry(root, params.promotion.model)
     champion = registry.must_have_champion()
-    labels = tuple(_registered(champion, "labels"))
-    return labels, _answers(registry, champion, texts, params.finetuning.device)
+    labels, steps = tuple(_registered(champion, "labels")), _registered(champion, "clean")
+    cleaned = [clean.text(text, steps) for text in texts]  # as the rows that it learned from
+    return labels, _answers(registry, champion, cleaned, params.finetuning.device)
 
 
 def _open(params: Params, root: Path) -> Case:
@@ -120,6 +122,11 @@ def _open(params: Params, root: Path) -> Case:
         raise ArtifactError(f"{evaluation.path} is about another model: run `dvc repro evaluation`")
     path = evaluation.path / "predictions.parquet"
     answers = predictions.read(path)
+    digests = {predictions.digest_rows(found.ids, found.labels) for found in answers.values()}
+    if digests != {evaluation.test}:
+        raise ArtifactError(
+            f"{path} answers other rows than its manifest says: run `dvc repro -f evaluation`"
+        )
     if MODEL not in answers:
         raise ArtifactError(f"{path} holds no answers of {MODEL!r}: run `dvc repro -f evaluation`")
     return Case(root, params, Registry(root, params.promotion.model), evaluation, trained, answers)
@@ -148,6 +155,7 @@ def _new_version(case: Case, about: Mapping[str, str]) -> Version:
         "regraft.conversion": case.trained.base,
         "regraft.labels": json.dumps(case.trained.labels, ensure_ascii=False),
         "regraft.max_length": str(length),
+        "regraft.clean": json.dumps(case.params.preparation.clean),
     }
     run_id = runs.locate(TrainedModel.stage, case.params, case.root)
     return case.registry.register(directory, run_id=run_id, max_length=length, tags={**about, **known})
@@ -158,12 +166,10 @@ def _standing(case: Case, candidate: Version, champion: Version | None) -> Decis
     if already := _already(case, candidate, champion):
         return already
     stored = _stored(candidate)
-    if stored is None or stored.basis != _basis(case, champion):
-        return None
-    if stored.moved:
+    if stored and candidate.number in case.registry.rolled_back():
         back = f"version {candidate.number} was champion and was rolled back: ask with `regraft promote`"
-        return replace(stored, reasons=(back, *stored.reasons))
-    return stored
+        return replace(stored, outcome="hold", reasons=(back, *stored.reasons))
+    return stored if stored and stored.basis == _basis(case, champion) else None
 
 
 def _already(case: Case, candidate: Version, champion: Version | None) -> Decision | None:
@@ -328,9 +334,10 @@ def _stored(version: Version) -> Decision | None:
     return Decision(**kept, reasons=reasons, figures=figures)
 
 
-def _experimental() -> bool:
-    """Whether `dvc exp` runs this: it tries things out and must not change what serves."""
-    return any(os.environ.get(name) for name in ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"))
+def _experimental(root: Path) -> bool:
+    """Whether `dvc exp` or a run with overrides tries something out: that must not change what serves."""
+    known = any(os.environ.get(name) for name in ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"))
+    return known or environment.home(root) != root.resolve()
 
 
 def _write(case: Case, decision: Decision, champion: Version | None) -> Promotion:

@@ -68,6 +68,13 @@ def clean(documents: Iterable[Document], steps: Sequence[str]) -> tuple[tuple[Do
     return tuple(cleaned), changed
 
 
+def text(value: str, steps: Sequence[str]) -> str:
+    """One text with `steps` applied in order. Raises ParamsError for an unknown step."""
+    for _, step in _chosen(steps):
+        value = step(value)
+    return value
+
+
 def _chosen(steps: Sequence[str]) -> list[tuple[str, Callable[[str], str]]]:
     for name in steps:
         if name not in STEPS:

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ HISTORY = "regraft.history"
 WEIGHTS = "regraft.weights"
 WEIGHTS_FILE = "model.safetensors"
 LONGEST = 4500  # characters of a tag; databases hold 5,000
+LONGEST_REASON = 400  # characters kept of why an alias moved
 WAIT = 900.0  # seconds for another promotion, which may have to run a model
 
 
@@ -141,6 +142,17 @@ class Registry:
         found = self._registered()
         return [Move(**line) for line in json.loads(found.tags.get(HISTORY, "[]"))] if found else []
 
+    def rolled_back(self) -> set[str]:
+        """The versions that a person took the alias from, and that nobody promoted again since."""
+        taken: set[str] = set()
+        champion = None
+        for move in self.history():
+            if move.action == "rollback" and champion is not None:
+                taken.add(champion)
+            taken.discard(move.version)
+            champion = move.version
+        return taken
+
     def promote(self, number: str, *, reason: str, by: str) -> None:
         """Make `number` champion. Call it under `locked`."""
         self._move(Move(number, _now(), by, reason, "promote"))
@@ -165,6 +177,10 @@ class Registry:
         Raises TrackingError where the weights are not those that were registered.
         """
         target = self._root / ".regraft" / "champions" / version.weights.removeprefix("sha256:")[:16]
+        with server.lock(self._uri, f"download-{target.name}", wait=WAIT):
+            return self._download(version, target)
+
+    def _download(self, version: Version, target: Path) -> Path:
         if not (target / WEIGHTS_FILE).exists():
             with files.replace_directory(target) as draft:
                 self._fetch(version, draft)
@@ -201,7 +217,7 @@ class Registry:
             raise InputError(f"{self.name} has no version {target}; {did_you_mean(target, known)}")
 
     def _move(self, move: Move) -> None:
-        lines = [*self.history(), move]
+        lines = [*self.history(), replace(move, reason=move.reason[:LONGEST_REASON])]
         while len(text := json.dumps([vars(line) for line in lines], ensure_ascii=False)) > LONGEST:
             lines = lines[1:]
         with server.asking(self._uri):

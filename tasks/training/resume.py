@@ -4,14 +4,16 @@ Tensors: every parameter trained so far, the optimizer's moments, the state of t
 header: where the training stands and the steps so far. One file, renamed into place, is whole or absent.
 """
 
+import errno
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -50,7 +52,16 @@ def save(
         "records": json.dumps(list(records)),
     }
     with files.replace_file(target) as draft:
-        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, draft, header)
+        write_tensors(draft, {name: value.cpu().contiguous() for name, value in tensors.items()}, header)
+
+
+def write_tensors(target: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """Write a safetensors file. Raises OSError with its number, which safetensors tells only in words."""
+    try:
+        save_file(dict(tensors), target, dict(header))
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(found[1]) if found else errno.EIO, str(error), str(target)) from error
 
 
 def load(target: Path) -> Point | None:

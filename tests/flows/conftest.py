@@ -88,6 +88,7 @@ def seed_reproduced(seed_project: Path, tmp_path_factory: pytest.TempPathFactory
         if not (shared / "reproduced.done").exists():
             shutil.copytree(seed_project, root)
             _run(root, "git", "init", "-q", "-b", "main")
+            _leave_untracked(root)
             _run(root, "git", "add", "-A")
             _run(root, "git", "commit", "-q", "-m", "Start")
             _run(root, "dvc", "repro")
@@ -115,9 +116,16 @@ def project(seed_project: Path, tmp_path: Path, variables: Mapping[str, str]) ->
     """A fresh copy, committed to git."""
     root = tmp_path / "a project"
     shutil.copytree(seed_project, root)
-    for words in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-q", "-m", "Start"]):
-        subprocess.run(["git", *words], cwd=root, check=True)
+    _run(root, "git", "init", "-q", "-b", "main")
+    _leave_untracked(root)
+    _run(root, "git", "add", "-A")
+    _run(root, "git", "commit", "-q", "-m", "Start")
     return root
+
+
+def _leave_untracked(root: Path) -> None:
+    """A user's table and checkpoint are rarely in git."""
+    (root / ".git" / "info" / "exclude").write_text("/reviews.csv\n/base/\n/labelled.csv\n")
 
 
 @pytest.fixture

@@ -76,9 +76,29 @@ def _overrides_work_elsewhere(project, command):
     assert parameters.load(place / "params.yaml").finetuning.seed == 5
     assert TrainedModel.load(place).weights != weights
     assert TrainedModel.load(place).base == TrainedModel.load(project).base
+    assert not Promotion.load(place).alias_moved, "what is tried out does not change what serves"
     compared = _regraft(command, "compare")
     assert "seed 5" in compared
     assert "seed 1" in compared
+
+
+def test_the_plan_says_what_would_run_and_why(reproduced, command):
+    def states(*words):
+        lines = _regraft(command, "plan", *words).splitlines()
+        cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if "│" in line]
+        return {row[0]: row[1] for row in cells}
+
+    quiet = states()
+    assert {name for name, state in quiet.items() if state == "unchanged"} == {
+        "preparation", "vocabulary", "conversion", "encoding", "finetuning", "evaluation"
+    }  # fmt: skip
+    phases = states("-S", "finetuning.phases.0.epochs=1")
+    assert [name for name, state in phases.items() if state == "runs"] == ["finetuning", "evaluation"]
+    with (reproduced / "reviews.csv").open("a") as stream:
+        stream.write("the superb garden,good\n")
+    table = states()
+    assert table["preparation"] == table["finetuning"] == "runs"
+    assert table["vocabulary"] == "unchanged"
 
 
 def _champion_is_used(project, command):

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -85,9 +86,17 @@ def _experiment(root, command):
     with _experiments(command, root).open(encoding="utf-8") as stream:
         rows = {row["Experiment"]: row for row in csv.DictReader(stream)}
     assert rows["other-seed"]["finetuning.seed"] == "2"
-    assert Promotion.load(root) == champion, (
-        "an experiment moves no alias and touches no file of the checkout"
-    )
+    assert Promotion.load(root) == champion
+    compared = command("regraft", "compare").stdout
+    assert "seed 2" in compared, "an experiment is tracked beside the other runs"
+    assert _champions(root) == [champion.version], "and it moves no alias"
+
+
+def _champions(root):
+    with sqlite3.connect(root / ".regraft" / "mlflow.db") as database:
+        return [
+            str(version) for (version,) in database.execute("select version from registered_model_aliases")
+        ]
 
 
 def _experiments(command, root):

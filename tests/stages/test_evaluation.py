@@ -102,7 +102,12 @@ def _models(root, make, *, outputs=3):
             encoding="utf-8",
         )
         TrainedModel.save(
-            draft, base="sha256:1", data="sha256:2", labels=LABELS, weights="sha256:3", phases=[]
+            draft,
+            base=ConvertedCheckpoint.load(root).digest,
+            data=EncodedDataset.load(root).digest,
+            labels=LABELS,
+            weights="sha256:3",
+            phases=[],
         )
 
 

@@ -1,7 +1,10 @@
 """The stage on a tiny real BERT and hand-made rows: what it leaves behind, and what it refuses."""
 
 import csv
+import errno
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tasks import files
 from tasks import params as parameters
@@ -86,7 +90,6 @@ def test_what_it_leaves_behind(root):
     assert [row["phase"] for row in steps] == ["head"] * 10 + ["whole"] * 5
     assert ("train.loss", 15) in ledger.figures
     assert ("validation.accuracy", 10) in ledger.figures
-    assert not list((root / ".regraft" / "resume").glob("*"))
 
 
 def test_the_head_and_the_frozen_features_are_kept_as_they_stood_before_the_body_learned(root):
@@ -116,8 +119,35 @@ def test_a_head_on_a_body_that_has_learned_is_no_contestant(root, phases):
 
 def test_the_same_seed_gives_the_same_digest_and_another_seed_another(root):
     first = finetuning.run(_params(HEAD, WHOLE), root, Ledger()).digest
+    shutil.rmtree(root / ".regraft")
     assert finetuning.run(_params(HEAD, WHOLE), root, Ledger()).digest == first
     assert finetuning.run(_params(HEAD, WHOLE, seed=2), root, Ledger()).digest != first
+
+
+def test_what_fails_after_the_training_does_not_cost_it(root):
+    """MLflow gone at the end, say: the next try takes no step. The next other training clears up."""
+    first = finetuning.run(_params(HEAD, WHOLE), root, Ledger())
+    taken = []
+    hook = register_optimizer_step_post_hook(lambda *_: taken.append(1))
+    assert finetuning.run(_params(HEAD, WHOLE), root, Ledger()) == first
+    assert taken == []
+    finetuning.run(_params(HEAD, WHOLE, seed=2), root, Ledger())
+    hook.remove()
+    assert len(taken) == 15
+    assert len(list((root / ".regraft" / "resume").glob("*/finished"))) == 1
+
+
+def test_a_full_disk_is_an_os_error_with_its_number(root):
+    """safetensors tells it in words only; a limit on file sizes stands for the full disk."""
+    code = (
+        "import resource, torch, pathlib, sys; from tasks.training import resume\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: resume.write_tensors(pathlib.Path(sys.argv[1]), {'w': torch.zeros(1000)}, {})\n"
+        "except OSError as error: print(error.errno)"
+    )
+    words = [sys.executable, "-c", code, str(root / "w.safetensors")]
+    done = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == str(errno.EFBIG), done.stderr
 
 
 def test_another_label_count_than_the_heads_is_refused(root):

@@ -1,6 +1,7 @@
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 
@@ -326,6 +327,26 @@ def test_a_rollback_is_not_undone_by_running_again(root, propose, reviews):
     assert record.reasons[0].startswith("version 2 was champion and was rolled back")
     assert reviews.champion().number == "1"
     assert reviews.history()[-1].reason == "it swears"
+
+
+def test_a_rollback_by_two_is_not_undone_either(root, propose, reviews):
+    propose(FAIR, seed=1)
+    propose(BETTER, seed=2)
+    propose(BEST, seed=3)
+    promotion.rollback(PARAMS, root, to=1, reason="both swear")
+    record = promotion.run(changed("promotion.alpha=0.04"), root, Ledger())
+    assert (record.outcome, record.alias_moved) == ("hold", False)
+    assert reviews.champion().number == "1"
+
+
+def test_predictions_of_other_rows_than_the_manifest_says_are_refused(root, propose):
+    propose(FAIR, seed=1)
+    path = Evaluation.load(root).path / "predictions.parquet"
+    found = predictions.read(path)
+    kept = {name: replace(p, ids=tuple(f"other {i}" for i in p.ids)) for name, p in found.items()}
+    predictions.write(path, kept.values())
+    with pytest.raises(ArtifactError, match="answers other rows than its manifest says"):
+        promotion.run(PARAMS, root, Ledger())
 
 
 def test_by_hand_the_gate_is_asked_again_after_a_rollback(root, propose, reviews):

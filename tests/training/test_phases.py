@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tasks.errors import TrainingError
 from tasks.model import floors
@@ -127,7 +128,12 @@ def test_an_interrupted_training_ends_with_the_same_weights(tiny_bert, data, tmp
     undisturbed = _train(whole, data, tmp_path / "a")
     _train(broken, data, tmp_path / "b", stop_after=stop_after)
     torch.manual_seed(999)  # a new process starts with another random state
+    taken = []
+    hook = register_optimizer_step_post_hook(lambda *_: taken.append(1))
     again = _train(resumed, data, tmp_path / "b")
+    hook.remove()
+    # `stop_after` counts steps told; the point behind the last one told is at most `save_every` steps old
+    assert 30 - stop_after <= len(taken) <= 30 - stop_after + SETTINGS.save_every
     for name, value in _weights(whole).items():
         assert torch.equal(value, _weights(resumed)[name]), name
     key = lambda e: (e.phase, e.number) if isinstance(e, Step) else (e["name"], 10**6)  # noqa: E731
