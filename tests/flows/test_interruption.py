@@ -41,7 +41,7 @@ def test_kill_9_in_the_middle_of_fine_tuning_changes_nothing(reproduced):
         wanted = _points(project) + chance.randint(1, 4)
         _until(lambda wanted=wanted: _points(project) >= wanted, process=process)
         process.kill()
-        process.wait()
+        process.communicate()
         process = subprocess.Popen(
             ["python", "-m", "tasks", "finetuning"], cwd=project, stderr=subprocess.PIPE, text=True
         )

@@ -69,7 +69,7 @@ def _overrides_work_elsewhere(project, command):
     before = {path: (project / path).read_bytes() for path in ("params.yaml", "dvc.lock")}
     weights = TrainedModel.load(project).weights
     planned = _regraft(command, "plan", "-S", "finetuning.seed=5")
-    assert "its params" in planned
+    assert "finetuning.seed" in planned
     _regraft(command, "run", "-S", "finetuning.seed=5", "--leaf", "inprocess")
     assert {path: (project / path).read_bytes() for path in before} == before
     (place,) = (project / ".regraft" / "runs").iterdir()
