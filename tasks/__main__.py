@@ -80,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _failed(f"{given.stage} interrupted; run it again to go on where it stopped", INTERRUPTED)
+    except PermissionError as error:
+        return _failed(f"{error.filename}: permission denied; nothing half-written is left", 1)
     except OSError as error:
         if error.errno not in FULL:
             raise

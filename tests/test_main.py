@@ -153,9 +153,15 @@ def test_a_failure_is_a_sentence_and_an_exit_code(
 
 
 def test_another_os_error_is_not_called_a_full_disk(root, body):
-    body(raising(OSError(errno.EACCES, "denied", "/disk/x")))
-    with pytest.raises(PermissionError):
+    body(raising(OSError(errno.EIO, "broken", "/disk/x")))
+    with pytest.raises(OSError, match="broken"):
         entry.main(["preparation", "--root", str(root)])
+
+
+def test_a_missing_permission_is_a_sentence(root, body, capsys):
+    body(raising(PermissionError(errno.EACCES, "denied", "/disk/x")))
+    assert entry.main(["preparation", "--root", str(root)]) == 1
+    assert "/disk/x: permission denied" in capsys.readouterr().err
 
 
 def test_a_missing_params_file_is_told_before_anything_runs(root, body):

@@ -253,15 +253,6 @@ class Registry:
         return self._client.finalize_logged_model(made.model_id, "READY")
 
 
-def load_champion(root: Path, name: str) -> Path:
-    """A transformers directory with the champion of `name`.
-
-    Raises InputError where there is no champion, TrackingError where it cannot be fetched whole.
-    """
-    registry = Registry(root, name)
-    return registry.download(registry.must_have_champion())
-
-
 def former(history: Sequence[Move], now: str) -> str | None:
     """The champion before `now`: a promotion is put on a stack, a rollback takes off all above its target."""
     stack: list[str] = []

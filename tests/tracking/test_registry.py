@@ -76,7 +76,7 @@ def test_registering_asks_no_network_and_leaves_nothing_in_the_current_directory
 
 def test_the_registered_model_is_downloaded_whole_and_answers_as_before(reviews, register, tmp_path):
     promote(reviews, register().number)
-    directory = registry.load_champion(tmp_path / "a project", "reviews")
+    directory = reviews.download(reviews.must_have_champion())
     inputs = AutoTokenizer.from_pretrained(directory)(["good film", "bad"], return_tensors="pt", padding=True)
     inputs.pop("token_type_ids", None)
     answers = []
@@ -122,7 +122,7 @@ def test_a_missing_artifact_is_an_error_that_names_the_version(reviews, register
 def test_without_a_champion_there_is_nothing_to_load(tracked, reviews, register):
     assert reviews.champion() is None
     with pytest.raises(InputError, match="reviews has no champion yet"):
-        registry.load_champion(tracked, "reviews")
+        reviews.must_have_champion()
     register()
     assert reviews.champion() is None
 
