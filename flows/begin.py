@@ -6,7 +6,7 @@ from pathlib import Path
 from tasks import files
 from tasks import params as parameters
 from tasks.errors import ParamsError
-from tasks.params import Params, Subset
+from tasks.params import Params, Subset, TextSource
 from tasks.text import infer
 
 
@@ -19,7 +19,7 @@ def write(
     label: str | None,
     force: bool,
 ) -> Iterator[str]:
-    """Write params.yaml, yielding what was decided; everything not inferred keeps the value that stands.
+    """Write params.yaml, yielding what was decided; all that is not of the text keeps the value that stands.
 
     Raises ParamsError where params.yaml holds another table of the user's and `force` is not given.
     """
@@ -31,12 +31,16 @@ def write(
     files.write_text(target, parameters.dump(_for_table(former, data, guess, checkpoint)))
     yield f"text column: {guess.text} ({guess.why_text})"
     yield f"label column: {guess.label} ({guess.why_label})"
+    if guess.encoding != "utf-8":
+        yield f"encoding: {guess.encoding} (by the first bytes)"
     yield f"wrote {target}: `regraft plan` shows what would run, `regraft run` runs it"
 
 
 def _for_table(former: Params, data: Path, guess: infer.Guess, checkpoint: str | None) -> Params:
-    table = former.sources.text.model_copy(
-        update={"path": data.as_posix(), "text": guess.text, "label": guess.label, "licence": "not stated"}
+    names = {"text": guess.text, "label": guess.label}
+    renamed = {role: column for role, column in names.items() if role != column}
+    table = TextSource.model_validate(
+        {"path": data.as_posix(), "columns": renamed, "encoding": guess.encoding}
     )
     base = former.sources.checkpoint
     if checkpoint:

@@ -28,7 +28,7 @@ def predict(params: Params, root: Path, text: str, output: Path | None) -> Itera
 
 def _table(params: Params, root: Path, path: Path, target: Path) -> int:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    column = params.sources.text.text
+    column = params.sources.text.columns.get("text", "text")
     if not path.is_file():
         raise InputError(f"no such file: {path}")
     header, rows = _read(path, delimiter, params.sources.text)

@@ -90,7 +90,10 @@ def _device() -> Check:
 
 def _sources(params: Params, root: Path) -> Iterator[Check]:
     text, checkpoint = params.sources.text, params.sources.checkpoint
-    yield _check("text", text.path, lambda: references.locate_text(text.path, root=root))
+    if references.is_remote(text.path, root=root):
+        yield Check("text", True, f"{text.path}: fetched from the Hub when it is first needed")
+    else:
+        yield _check("text", text.path, lambda: references.locate_text(text.path, root=root))
     if references.is_remote(checkpoint.path, root=root):
         yield Check("checkpoint", True, f"{checkpoint.path}: fetched from the Hub when it is first needed")
         return

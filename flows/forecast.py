@@ -73,7 +73,9 @@ def _changed_params(now: Params, wanted: Params) -> dict[str, str]:
 def _changed_sources(root: Path, params: Params) -> dict[str, str]:
     """Listing -> why, for every source that is here and no longer what the sources stage saw."""
     text, checkpoint = params.sources.text.path, params.sources.checkpoint.path
-    found: dict[str, Callable[[], Path]] = {"text": lambda: references.locate_text(text, root=root)}
+    found: dict[str, Callable[[], Path]] = {}
+    if not references.is_remote(text, root=root):
+        found["text"] = lambda: references.locate_text(text, root=root)
     if not references.is_remote(checkpoint, root=root):
         found["checkpoint"] = lambda: references.locate(checkpoint, root=root)
     changed = {}
@@ -108,14 +110,14 @@ def _pairs(group: Mapping[str, Any]) -> list[tuple[str, str]]:
 def sources(root: Path, params: Params) -> list[Source]:
     text, checkpoint = params.sources.text.path, params.sources.checkpoint.path
     return [
-        _source("text", text, lambda: references.locate_text(text, root=root)),
-        _source("checkpoint", checkpoint, lambda: references.locate(checkpoint, root=root))
-        if not references.is_remote(checkpoint, root=root)
-        else Source("checkpoint", checkpoint, "downloaded from the Hub if it is not in its cache", None),
+        _source("text", text, root, lambda: references.locate_text(text, root=root)),
+        _source("checkpoint", checkpoint, root, lambda: references.locate(checkpoint, root=root)),
     ]
 
 
-def _source(name: str, reference: str, locate: Callable[[], Path]) -> Source:
+def _source(name: str, reference: str, root: Path, locate: Callable[[], Path]) -> Source:
+    if references.is_remote(reference, root=root):
+        return Source(name, reference, "downloaded from the Hub if it is not in its cache", None)
     try:
         return Source(name, reference, "here", _size(locate()))
     except InputError as error:

@@ -7,6 +7,7 @@ import configparser
 import secrets
 import shutil
 import subprocess
+from contextlib import chdir
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from dvc.repo import Repo
 from filelock import FileLock
 
 from tasks import params as parameters
-from tasks.artifacts import Sources
+from tasks.artifacts import PreparedText, Sources
 from tasks.errors import WorkspaceError
 from tasks.params import Params
 
@@ -65,6 +66,15 @@ def _furnish(checkout: Path, target: Path, params: Params) -> None:
         config.write(stream)
     if (Sources.folder(checkout)).exists():  # so that `sources` compares instead of starting from nothing
         shutil.copytree(Sources.folder(checkout), Sources.folder(target))
+    if (checkout / "dvc.lock").exists():
+        _bring_preparation(target)
+
+
+def _bring_preparation(target: Path) -> None:
+    """Its rows and the ledger of splits, from the cache: a stage with an out that persists is in no run
+    cache, and without the ledger it would refuse to run."""
+    with chdir(target), Repo() as repo:
+        repo.checkout([PreparedText.stage], force=True, allow_missing=True)
 
 
 def _git(checkout: Path, *words: str) -> str:

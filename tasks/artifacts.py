@@ -36,7 +36,7 @@ class Artifact:
             raise TypeError(f"{cls.__name__} takes {sorted(known)}, not {sorted(values)}")
         body = json.loads(files.canonical_json(values))
         digest = files.digest_json({"files": files.digest_tree(draft, without=MANIFEST), "fields": body})
-        text = files.canonical_json({"kind": cls.__name__, "format": 1, "digest": digest, **body})
+        text = files.canonical_json({"record": cls.__name__, "format": 1, "digest": digest, **body})
         files.write_text(draft / MANIFEST, text)
 
     @classmethod
@@ -50,7 +50,7 @@ class Artifact:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ArtifactError(f"{folder} holds no manifest: run `dvc repro {cls.stage}` first") from None
-        if manifest.pop("kind") != cls.__name__ or manifest.pop("format") != 1:
+        if manifest.pop("record", None) != cls.__name__ or manifest.pop("format") != 1:
             raise ArtifactError(
                 f"{folder / MANIFEST} is not a {cls.__name__}: run `dvc repro -f {cls.stage}`"
             )
@@ -66,32 +66,40 @@ class Sources(Artifact):
     """What came from outside, by content: `text.json` and `checkpoint.json` list files with digests."""
 
     stage = "sources"
-    text: str  # digest of the table's bytes
+    text: str  # digest of the list of files
     checkpoint: str  # digest of the checkpoint's files
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedText(Artifact):
-    """`rows.parquet` (id, text, label, cluster, split), `drops.parquet` (id, step, reason, detail, text),
-    `quarantine.parquet` (id, stage, reason, detail, raw), `labels.json` (the label names in order)."""
+    """`rows.parquet` (id, text, the kind's own columns, cluster, split), sorted by a hash of their content;
+    `drops.parquet` (id, step, reason, detail, text, duplicate_of, similarity);
+    `quarantine.parquet` (id, stage, reason, detail, file, line, raw); `labels.json` (the names in order)."""
 
     stage = "preparation"
-    labels: tuple[str, ...]
+    kind: str  # of row
+    labels: tuple[str, ...]  # none where the kind has no classes
     rows_in: int
     rows: Mapping[str, int]  # split -> rows kept
     dropped: Mapping[str, int]  # reason -> rows
     quarantined: Mapping[str, int]  # reason -> rows
     changed: Mapping[str, int]  # cleaning step -> rows it changed
+    repaired: int  # rows with bytes replaced by U+FFFD
+    contaminated: Mapping[str, int]  # evaluation kept elsewhere -> its rows that our data hold
+    algorithm: str  # of the signatures; another version finds other candidates
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary(Artifact):
-    """`tokenizer/` (a transformers directory), `alignment.parquet` (id, token, origin, source_id)."""
+    """`tokenizer/` (a transformers directory), `alignment.parquet` (id, token, origin, source_id).
+
+    Origin is kept, matched, added or trained; source_id the row of the checkpoint's embedding table, or null.
+    """
 
     stage = "vocabulary"
     size: int  # rows the embedding table must have at least: highest token id + 1
-    kept: int
-    fresh: int
+    kept: int  # tokens with a row of the checkpoint's table
+    fresh: int  # tokens without
     special: Mapping[str, int]  # role -> token id
 
 
@@ -111,14 +119,18 @@ class ConvertedCheckpoint(Artifact):
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedDataset(Artifact):
-    """`train|validation|test.parquet`: id, input_ids (ragged list of int32), label (int64)."""
+    """`train|validation|test.parquet`: id, input_ids (ragged list of int32) and the kind's own columns, such
+    as label (int64). Packed rows have no id."""
 
     stage = "encoding"
+    kind: str
     labels: tuple[str, ...]
     max_length: int
     rows: Mapping[str, int]
     tokens: Mapping[str, int]
     truncated: Mapping[str, int]  # split -> rows that lost tokens
+    lost: Mapping[str, int]  # split -> tokens cut off
+    unknown: Mapping[str, int]  # split -> tokens that the vocabulary does not know
 
 
 @dataclass(frozen=True, kw_only=True)

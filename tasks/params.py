@@ -11,6 +11,10 @@ from tasks.errors import ParamsError, did_you_mean
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+RowKind = Literal[
+    "label", "labels", "score", "pair", "text", "completion", "chat", "translation", "prefix-remainder",
+    "tags", "answer", "preference", "rating",
+]  # fmt: skip
 
 
 class Section(BaseModel):
@@ -18,16 +22,34 @@ class Section(BaseModel):
 
 
 class TextSource(Section):
-    """A table of labelled text: a CSV or TSV file, or one inside an installed package."""
+    """Where the rows come from: CSV, TSV, JSON lines, Parquet (plain, .gz or .zst), a folder of text files
+    per label, a directory that `datasets` saved, a Hub dataset, or one of these inside a package."""
 
-    path: str = Field(description="file path, or package:NAME==VERSION/path/inside/the/package")
-    text: str = Field("text", description="column that holds the text")
-    label: str = Field("label", description="column that holds the label")
-    encoding: str = Field("utf-8", description="how the file's bytes become text")
+    path: str = Field(description="path, Hub dataset name, or package:NAME==VERSION/path/inside/the/package")
+    kind: RowKind = Field("label", description="what a row is")
+    columns: dict[str, str] = Field(
+        {}, description="column of the table for each name of the kind, where they differ"
+    )
+    id: str | None = Field(None, description="column of ids; null makes them from each row's content")
+    split: str | None = Field(
+        None, description="column of fixed splits (train, validation, test); null: none"
+    )
+    separator: str | None = Field(None, description="between the labels of one cell, for kind labels")
+    encoding: str = Field("utf-8", description="how the file's bytes become text; auto looks once a file")
     undecodable: Literal["quarantine", "replace"] = Field(
         "quarantine", description="rows with bytes of no character: set aside, or keep with U+FFFD for each"
     )
+    maximum_row: Count = Field(2**24, description="bytes of a row beyond which it is set aside")
+    maximum_bytes: Count = Field(2**36, description="bytes that a compressed file may unpack to")
+    revision: str = Field("main", description="Hub branch, tag or commit; ignored for files")
     licence: str = Field("not stated", description="carried into reports")
+
+
+class Reference(Section):
+    """Texts that training must not have seen: an evaluation kept elsewhere."""
+
+    path: str = Field(description="like sources.text.path")
+    text: str = Field("text", description="column that holds the text")
 
 
 class CheckpointSource(Section):
@@ -40,6 +62,9 @@ class CheckpointSource(Section):
 
 class SourcesParams(Section):
     text: TextSource
+    evaluations: tuple[Reference, ...] = Field(
+        (), description="evaluations kept elsewhere: rows found in them leave train"
+    )
     checkpoint: CheckpointSource
 
 
@@ -66,25 +91,45 @@ class Fractions(Section):
 
 class PreparationParams(Section):
     clean: tuple[str, ...] = Field(
-        ("unicode", "html", "control", "whitespace"), description="cleaning steps, in this order"
+        ("mojibake", "unicode", "html", "control", "whitespace"), description="cleaning steps, in this order"
     )
     minimum_characters: Count = Field(3, description="shorter texts are dropped")
     maximum_characters: Count = Field(20_000, description="longer texts are dropped")
+    maximum_symbols: Share = Field(
+        1.0, description="share of neither letters, digits nor spaces; 1 drops none"
+    )
+    languages: tuple[str, ...] = Field(
+        (), description="ISO 639-1 codes; other texts are dropped (needs regraft[language]); empty: any"
+    )
+    labels: tuple[str, ...] = Field((), description="the only labels that may occur; empty: any")
     threshold: Annotated[float, Field(gt=0, le=1)] = Field(
         0.8, description="Jaccard similarity of word shingles from which two texts are near-duplicates"
     )
     shingle: Count = Field(3, description="words per shingle")
-    conflicts: Literal["quarantine", "keep"] = Field(
-        "quarantine", description="duplicates with different labels: set all aside, or keep the first"
+    conflicts: Literal["quarantine", "majority", "keep"] = Field(
+        "quarantine",
+        description="duplicates with different labels: set all aside, keep the commoner label, or the first",
     )
     fractions: Fractions = Fractions()
-    salt: str = Field("regraft", description="changes which rows land in which split")
+    salt: str = Field("regraft", description="another salt divides the rows anew")
     subset: Subset = Subset()
-    maximum_quarantine: Share = Field(0.1, description="a larger share of quarantined rows fails the stage")
+    max_quarantine_fraction: Share = Field(
+        0.1, description="a larger share of quarantined rows fails the stage"
+    )
+    engine: Literal["thread", "process", "ray"] = Field(
+        "process", description="who works on the shards; ray needs regraft[ray]"
+    )
+    workers: Count | None = Field(None, description="how many; null: one for each core")
+    shard_rows: Count = Field(20_000, description="rows worked on at once by each")
 
 
 class VocabularyParams(Section):
-    tokenizer: Literal["checkpoint"] = Field("checkpoint", description="the checkpoint's own, unchanged")
+    tokenizer: Literal["checkpoint", "bpe", "wordpiece", "unigram"] = Field(
+        "checkpoint", description="the checkpoint's own, or a new one trained on the cleaned train split"
+    )
+    size: Count = Field(30_000, description="tokens of a newly trained one, at most")
+    minimum_frequency: Count = Field(2, description="occurrences that a new token needs")
+    add_tokens: tuple[str, ...] = Field((), description="tokens to add, such as <|user|>")
 
 
 class ConversionParams(Section):
@@ -100,6 +145,10 @@ class ConversionParams(Section):
 
 class EncodingParams(Section):
     max_length: Annotated[int, Field(ge=8)] = Field(128, description="tokens a row may have; longer are cut")
+    packing: Literal["none", "wrapped", "bfd_split"] = Field(
+        "none",
+        description="kind text only: fill rows of max_length, losing no token (needs regraft[packing])",
+    )
 
 
 class Phase(Section):

@@ -7,28 +7,57 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 Item = TypeVar("Item")
 VARIABLE = "REGRAFT_MESSAGES"
 
 
-def track(items: Iterable[Item], *, total: int, description: str) -> Iterator[Item]:
-    """Yield `items` unchanged while showing how many of `total` are done and how long the rest will take."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+def track(
+    items: Iterable[Item], *, total: int | None, description: str, size: Callable[[Item], int] = lambda _: 1
+) -> Iterator[Item]:
+    """Yield `items` unchanged while showing how many of `total` are done, how fast, and how long the rest
+    takes.
+
+    An item counts for its `size`; a `total` of None is not known beforehand.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Speed(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), disable=not _watched(), transient=True) as bar:
-        task, told = bar.add_task(description, total=total), 0.0
-        for done, item in enumerate(items, start=1):
+        task, told, done = bar.add_task(description, total=total), 0.0, 0
+        for item in items:
             yield item
-            bar.update(task, advance=1)
+            done += size(item)
+            bar.update(task, completed=done)
             if time.monotonic() - told > 1 or done == total:
                 told = time.monotonic()
                 tell("progress", description=description, done=done, total=total)
+
+
+class Speed(ProgressColumn):
+    """How many a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="progress.data.speed")
 
 
 def tell(kind: str, **values: Any) -> None:

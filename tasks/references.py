@@ -3,7 +3,7 @@
 A reference is one of
     package:NAME==VERSION/path/inside/the/package    a file or directory of an installed distribution
     some/path                                        relative to the project's root, or absolute
-    org/name                                         a Hub model id (checkpoints only)
+    org/name                                         a Hub model or data set id
 """
 
 import importlib.metadata
@@ -22,6 +22,13 @@ from tasks.errors import ArtifactError, CheckpointError, InputError, SourceError
 PACKAGE = re.compile(r"package:(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^/\s]+)/(?P<inside>.+)")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+TABLES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json", ".parquet", ".pq", ".arrow", ".feather")
+PACKED = (".gz", ".zst")
+TABLES_DOWNLOADED = (*(f"*{table}{packed}" for table in TABLES for packed in ("", *PACKED)), "*.txt")
+ON_HUB: dict[str, tuple[Sequence[str], str, type[InputError]]] = {
+    "model": (DOWNLOADED, "a Hub id", CheckpointError),
+    "dataset": (TABLES_DOWNLOADED, "a Hub data set", SourceError),
+}
 
 # The files of a checkpoint that decide a result. Pickles are listed so that they can be named and refused.
 COUNTED = (
@@ -45,30 +52,35 @@ def locate(reference: str, *, root: Path, revision: str = "main") -> Path:
     """
     found = _inside_package(reference) or _existing(reference, root)
     if found is None:
-        found = _from_hub(reference, root, revision)
+        found = _from_hub(reference, root, revision, "model")
     if not found.is_dir():
         raise CheckpointError(f"checkpoint {reference} is a file: name the directory that holds config.json")
     return found
 
 
-def locate_text(reference: str, *, root: Path) -> Path:
-    """The file of a table of text.
+def locate_text(reference: str, *, root: Path, revision: str = "main") -> Path:
+    """The file or directory of a table of text; a Hub data set is downloaded to the Hub's own cache, or found
+    there.
 
-    Raises SourceError where there is no such file, InputError where a package is missing or of another
-    version.
+    Raises SourceError where there is no such path and no reachable Hub data set, InputError where a package
+    is missing or of another version.
     """
     found = _inside_package(reference) or _existing(reference, root)
-    if found is None:
+    if found is not None:
+        return found
+    if not is_remote(reference, root=root):
         raise SourceError(_no_such_path(reference, root))
-    if not found.is_file():
-        raise SourceError(f"{reference} is a directory: name the CSV or TSV file; {_offer('', found)}")
-    return found
+    return _from_hub(reference, root, revision, "dataset")
 
 
 def is_remote(reference: str, *, root: Path) -> bool:
-    """Whether `locate` would ask the Hub (or its cache on this disk) for it; asks nobody."""
+    """Whether `locate` or `locate_text` would ask the Hub (or its cache on this disk) for it; asks nobody.
+
+    What ends like a table is a file that is missing.
+    """
     here = reference.startswith("package:") or _existing(reference, root)
-    return not here and HUB_ID.fullmatch(reference) is not None
+    is_file = Path(reference).suffix.lower() in (*TABLES, *PACKED)
+    return not here and not is_file and HUB_ID.fullmatch(reference) is not None
 
 
 def inventory(path: Path) -> tuple[File, ...]:
@@ -84,10 +96,29 @@ def inventory(path: Path) -> tuple[File, ...]:
     return tuple(map(_describe, counted))
 
 
-def write_listing(target: Path, reference: str, licence: str, listed: Sequence[File]) -> None:
+def inventory_text(path: Path) -> tuple[File, ...]:
+    """The file itself, or every file below a directory by its relative name, without what begins with a dot.
+
+    Raises SourceError for a directory without any.
+    """
+    if path.is_file():
+        return (_describe(path),)
+    inside = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+    seen = [name for name in sorted(inside) if not name.startswith(".") and "/." not in name]
+    if not seen:
+        raise SourceError(f"{path} is an empty directory: name a table or a directory that holds one")
+    return tuple(_describe(inside[name], name) for name in seen)
+
+
+def write_listing(target: Path, reference: str, licence: str, listed: Sequence[File], **more: Any) -> None:
     """What `check` and reports read back; no absolute path, so that it is the same on every machine."""
-    listing = {"reference": reference, "licence": licence, "files": [asdict(file) for file in listed]}
+    listing = {"reference": reference, "licence": licence, "files": [asdict(file) for file in listed], **more}
     files.write_text(target, files.canonical_json(listing))
+
+
+def list_evaluation(reference: str, listed: Sequence[File]) -> dict[str, Any]:
+    """An item of `evaluations` in the listing of text."""
+    return {"reference": reference, "files": [asdict(file) for file in listed]}
 
 
 def read_listing(path: Path) -> dict[str, Any]:
@@ -95,14 +126,33 @@ def read_listing(path: Path) -> dict[str, Any]:
     return listing
 
 
-def check(path: Path, listing: Path) -> None:
-    """Raises ArtifactError naming every file at `path` that is not what the sources stage saw."""
-    then = {file["name"]: file["sha256"] for file in read_listing(listing)["files"]}
-    now = {file.name: file.sha256 for file in inventory(path)}
+def check(path: Path, listing: Path, *, evaluation: str | None = None) -> None:
+    """Raises ArtifactError naming every file at `path` that is not what the sources stage saw.
+
+    `listing` is that of a checkpoint or, known by its `evaluations`, of text; `evaluation` is the reference
+    of one of these.
+    """
+    seen = read_listing(listing)
+    listed = seen if evaluation is None else _evaluation(seen, evaluation)
+    then = {file["name"]: file["sha256"] for file in listed["files"]}
+    present = inventory_text(path) if "evaluations" in seen else inventory(path)
+    now = {file.name: file.sha256 for file in present}
     if changed := sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name)):
         raise ArtifactError(
-            f"{', '.join(changed)} changed since the sources stage looked: run `dvc repro` from the start"
+            f"{_few(changed)} changed since the sources stage looked: run `dvc repro` from the start"
         )
+
+
+def _evaluation(listing: dict[str, Any], reference: str) -> dict[str, Any]:
+    for item in listing["evaluations"]:
+        if item["reference"] == reference:
+            found: dict[str, Any] = item
+            return found
+    raise ArtifactError(f"the sources stage has not seen {reference}: run `dvc repro` from the start")
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _inside_package(reference: str) -> Path | None:
@@ -144,18 +194,21 @@ def _existing(reference: str, root: Path) -> Path | None:
     return None
 
 
-def _from_hub(reference: str, root: Path, revision: str) -> Path:
+def _from_hub(reference: str, root: Path, revision: str, kind: str) -> Path:
+    patterns, named, failure = ON_HUB[kind]
     if not HUB_ID.fullmatch(reference):
-        raise CheckpointError(_no_such_path(reference, root))
+        raise failure(_no_such_path(reference, root))
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(reference, revision=revision, allow_patterns=list(DOWNLOADED)))
+        return Path(
+            snapshot_download(reference, revision=revision, allow_patterns=list(patterns), repo_type=kind)
+        )
     except (OSError, HFValidationError) as error:
         cause = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"{_no_such_path(reference, root)}; nor is it reachable as a Hub id at revision {revision} "
+        raise failure(
+            f"{_no_such_path(reference, root)}; nor is it reachable as {named} at revision {revision} "
             f"({cause})"
         ) from None
 
@@ -176,5 +229,5 @@ def _counts(name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in COUNTED)
 
 
-def _describe(path: Path) -> File:
-    return File(path.name, path.stat().st_size, files.digest_file(path).removeprefix("sha256:"))
+def _describe(path: Path, name: str = "") -> File:
+    return File(name or path.name, path.stat().st_size, files.digest_file(path).removeprefix("sha256:"))

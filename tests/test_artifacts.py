@@ -28,7 +28,17 @@ def test_the_digest_follows_fields_and_files(tmp_path):
 
 def test_lists_are_frozen(tmp_path):
     with files.replace_directory(EncodedDataset.folder(tmp_path)) as draft:
-        EncodedDataset.save(draft, labels=["a", "b"], max_length=8, rows={}, tokens={}, truncated={})
+        EncodedDataset.save(
+            draft,
+            kind="label",
+            labels=["a", "b"],
+            max_length=8,
+            rows={},
+            tokens={},
+            truncated={},
+            lost={},
+            unknown={},
+        )
     assert EncodedDataset.load(tmp_path).labels == ("a", "b")
 
 
@@ -45,7 +55,7 @@ def test_a_missing_artifact_names_the_stage_to_run(tmp_path):
 def test_another_kind_of_manifest_is_refused(tmp_path):
     _save(tmp_path)
     manifest = tmp_path / "data" / "vocabulary" / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"kind": "Sources"}))
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"record": "Sources"}))
     with pytest.raises(ArtifactError, match="is not a Vocabulary"):
         Vocabulary.load(tmp_path)
 

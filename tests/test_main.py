@@ -55,7 +55,17 @@ def prepare(root, track):
     track.metrics({"rows": 7})
     with files.replace_directory(PreparedText.folder(root)) as draft:
         PreparedText.save(
-            draft, labels=("a", "b"), rows_in=9, rows={"train": 7}, dropped={}, quarantined={}, changed={}
+            draft,
+            kind="label",
+            repaired=0,
+            contaminated={},
+            algorithm="",
+            labels=("a", "b"),
+            rows_in=9,
+            rows={"train": 7},
+            dropped={},
+            quarantined={},
+            changed={},
         )
     return PreparedText.load(root)
 

@@ -29,7 +29,7 @@ def test_the_shipped_file_hides_no_default():
         (
             "save_every:",
             "save_evry:",
-            r":47: unknown key 'finetuning.save_evry'; did you mean 'save_every'\?",
+            r":64: unknown key 'finetuning.save_evry'; did you mean 'save_every'\?",
         ),
         ("alpha: 0.05", "alpha: 0.9", r"promotion.alpha: input should be less than 0.5, not 0.9"),
         (

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as compute
+import pyarrow.parquet as parquet
 from transformers import PretrainedConfig
 
 from tasks import files, references
 from tasks.artifacts import ConvertedCheckpoint, PreparedText, Sources, Vocabulary
-from tasks.errors import ArtifactError, CheckpointError, DataError
+from tasks.errors import ArtifactError, CheckpointError, DataError, PlanError
 from tasks.params import ConversionParams, Params
 from tasks.stages import Track
 from tasks.weights import families, place, proof, report, rules, skeleton
@@ -22,7 +24,9 @@ def run(params: Params, root: Path, track: Track) -> ConvertedCheckpoint:
     family = families.find(source.config["model_type"], family=params.conversion.family)
     labels = read_labels(PreparedText.folder(root) / "labels.json")
     config = skeleton.classifier_config(source.config, labels)
-    require_rows(Vocabulary.load(root).size, config.vocab_size)
+    words = Vocabulary.load(root)
+    require_rows(words.size, config.vocab_size)
+    require_alignment(words.path / "alignment.parquet")
     plan = _plan(source, family, config, labels, params.conversion)
     about = references.read_listing(listing)
     facts = {
@@ -49,6 +53,11 @@ def read_labels(path: Path) -> tuple[str, ...]:
         raise ArtifactError(f"{path} is missing: run `dvc repro preparation` first") from None
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise DataError(f"{path} must be a JSON list of label names")
+    if not labels:
+        raise DataError(
+            "rows of this kind (sources.text.kind) have no classes, and only heads that classify can be "
+            "made yet"
+        )
     if len(set(labels)) != len(labels) or len(labels) < 2:
         raise DataError(f"{path} must name at least two labels, each once, not {labels}")
     return tuple(labels)
@@ -60,6 +69,18 @@ def require_rows(size: int, rows: int) -> None:
         raise CheckpointError(
             f"the vocabulary's token ids reach up to {size - 1:,}, so it needs {size:,} embedding rows; the "
             f"checkpoint has {rows:,}: take the tokenizer that belongs to this checkpoint"
+        )
+
+
+def require_alignment(path: Path) -> None:
+    """Embedding tables are copied whole. Raises PlanError where a token's row is not that of the same id."""
+    table = parquet.read_table(path, columns=["id", "token", "source_id"])
+    same = compute.fill_null(compute.equal(table["id"], table["source_id"]), False)
+    if moved := table.filter(compute.invert(same)).to_pylist():
+        raise PlanError(
+            f"{len(moved):,} tokens of the vocabulary do not stand where the checkpoint's embeddings do, the "
+            f"first {moved[0]['token']!r} with id {moved[0]['id']}: conversion cannot extend embedding "
+            "tables yet, so set vocabulary.tokenizer to checkpoint and leave vocabulary.add_tokens empty"
         )
 
 

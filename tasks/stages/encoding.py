@@ -1,57 +1,131 @@
-"""encoding: prepared text as token ids, one file a split."""
+"""encoding: prepared text as token ids, one file a split.
 
-from collections.abc import Mapping
+A plain loop: fast tokenizers work on all cores by themselves.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.compute as compute
+import pyarrow as pa
 import pyarrow.parquet as parquet
 from transformers import PreTrainedTokenizerBase
 
-from tasks import files
+from tasks import files, progress
 from tasks.artifacts import SPLITS, EncodedDataset, PreparedText, Vocabulary
-from tasks.params import Params
+from tasks.params import EncodingParams, Params
 from tasks.stages import Track
-from tasks.text import encode, vocabulary
-from tasks.text.encode import Encoded
+from tasks.text import encode, encoding_report, packing, rows, vocabulary
+from tasks.text.encode import Tally
+
+MANY = 0.1  # share of truncated rows from which a person should hear of it
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    prepared: PreparedText
+    tokenizer: PreTrainedTokenizerBase
+    settings: EncodingParams
+
+    @property
+    def schema(self) -> pa.Schema:
+        if self.settings.packing == "none":
+            return encode.schema(self.prepared.kind, self.tokenizer)
+        return packing.schema(self.settings.packing)
 
 
 def run(params: Params, root: Path, track: Track) -> EncodedDataset:
-    prepared, max_length = PreparedText.load(root), params.encoding.max_length
-    tokenizer = vocabulary.load(Vocabulary.load(root).path / "tokenizer")
-    encode.check_length(tokenizer, max_length)
-    encoded = {split: _encode(prepared, split, tokenizer, max_length) for split in SPLITS}
+    words = Vocabulary.load(root)
+    job = Job(PreparedText.load(root), vocabulary.load(words.path / "tokenizer"), params.encoding)
+    encode.check_length(job.tokenizer, job.settings.max_length)
+    packing.check(job.settings.packing, job.prepared.kind)
     with files.replace_directory(EncodedDataset.folder(root)) as draft:
-        for split, part in encoded.items():
-            part.dataset.to_parquet(draft / f"{split}.parquet")
+        found = {split: _write(job, split, draft / f"{split}.parquet") for split in SPLITS}
+        tallies = {split: tally for split, (tally, _) in found.items()}
         EncodedDataset.save(
             draft,
-            labels=prepared.labels,
-            max_length=max_length,
-            rows={split: len(part.dataset) for split, part in encoded.items()},
-            tokens={split: part.tokens for split, part in encoded.items()},
-            truncated={split: part.truncated for split, part in encoded.items()},
+            kind=job.prepared.kind,
+            labels=job.prepared.labels,
+            max_length=job.settings.max_length,
+            rows={split: written for split, (_, written) in found.items()},
+            tokens={split: tally.tokens for split, tally in tallies.items()},
+            truncated={split: tally.truncated for split, tally in tallies.items()},
+            lost={split: tally.lost for split, tally in tallies.items()},
+            unknown={split: tally.unknown for split, tally in tallies.items()},
         )
     record = EncodedDataset.load(root)
-    track.metrics({**record.figures(), **_losses(encoded)})
+    _warn(tallies, job.settings.max_length)
+    _publish(record, words, job.settings, tallies, root / "reports" / "encoding.html", track)
     return record
 
 
-def _encode(
-    prepared: PreparedText, split: str, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> Encoded:
-    table = parquet.read_table(prepared.path / "rows.parquet", columns=["id", "text", "label", "split"])
-    rows = table.filter(compute.field("split") == split).to_pydict()
-    return encode.encode(
-        rows["id"],
-        rows["text"],
-        rows["label"],
-        tokenizer=tokenizer,
-        max_length=max_length,
-        names=prepared.labels,
+def _write(job: Job, split: str, target: Path) -> tuple[Tally, int]:
+    """One file: what its rows came to, and how many were written."""
+    total, written = Tally(), 0
+    with parquet.ParquetWriter(target, job.schema) as writer:
+        for encoded in _encoded(job, split):
+            total += encode.tally(encoded)
+            table = _packed(job, encoded).select(job.schema.names)
+            writer.write_table(table, row_group_size=rows.BATCH)
+            written += len(table)
+    return total, written
+
+
+def _encoded(job: Job, split: str) -> Iterator[pa.Table]:
+    path, kind = job.prepared.path / "rows.parquet", job.prepared.kind
+    batches = rows.batches(path, split, encode.wanted(kind))
+    total = -(-job.prepared.rows.get(split, 0) // rows.BATCH)
+    for table in progress.track(batches, total=total, description=f"encoding {split}"):
+        yield encode.shard(
+            table,
+            tokenizer=job.tokenizer,
+            kind=kind,
+            max_length=job.settings.max_length if job.settings.packing == "none" else None,
+            names=job.prepared.labels,
+        )
+
+
+def _packed(job: Job, encoded: pa.Table) -> pa.Table:
+    if job.settings.packing == "none":
+        return encoded
+    return packing.pack(encoded, strategy=job.settings.packing, length=job.settings.max_length)
+
+
+def _warn(tallies: Mapping[str, Tally], max_length: int) -> None:
+    total = sum(tallies.values(), Tally())
+    if total.truncated > MANY * total.rows:
+        LOG.warning(
+            "%.0f %% of the rows are longer than encoding.max_length = %d and lost %d tokens; "
+            "%d would fit 99 %%",
+            100 * total.truncated / total.rows,
+            max_length,
+            total.lost,
+            total.fitting(0.99),
+        )
+
+
+def _publish(
+    record: EncodedDataset,
+    words: Vocabulary,
+    settings: EncodingParams,
+    tallies: Mapping[str, Tally],
+    page: Path,
+    track: Track,
+) -> None:
+    facts = encoding_report.Facts(
+        kind=record.kind,
+        max_length=record.max_length,
+        packing=settings.packing,
+        tokens=words.size,
+        fresh=words.fresh,
+        written=record.rows,
+        tallies=tallies,
     )
-
-
-def _losses(encoded: Mapping[str, Encoded]) -> dict[str, float]:
-    lost = {f"tokens_lost.{split}": float(part.lost) for split, part in encoded.items()}
-    unknown = {f"unknown_share.{split}": part.unknown / part.tokens for split, part in encoded.items()}
-    return lost | unknown
+    files.write_text(page, encoding_report.render(facts))
+    shares = {
+        f"unknown_share.{split}": tally.unknown / (tally.tokens or 1) for split, tally in tallies.items()
+    }
+    track.metrics({**record.figures(), **shares})
+    track.file(page)

@@ -101,6 +101,11 @@ def _prepared(folder: Path) -> Path:
 
 
 def _agree(converted: ConvertedCheckpoint, encoded: EncodedDataset) -> None:
+    if encoded.kind != "label":
+        raise DataError(
+            f"rows of kind {encoded.kind!r} can be prepared and encoded, but not trained on yet: only texts "
+            "with one label each (sources.text.kind: label)"
+        )
     if converted.labels != encoded.labels:
         raise DataError(
             f"the head has {len(converted.labels)} labels {converted.labels}, the data {len(encoded.labels)} "

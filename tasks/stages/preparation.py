@@ -1,63 +1,61 @@
-"""preparation: a table of labelled text becomes clean rows in splits that share no duplicate."""
+"""preparation: a table of text becomes clean rows in splits that share no duplicate, and nothing is lost."""
 
+import re
+import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
+import polars as pl
 import pyarrow.parquet as parquet
 
-from tasks import files, progress, references
+from tasks import files, references
 from tasks.artifacts import SPLITS, PreparedText, Sources
 from tasks.errors import ArtifactError, DataError
-from tasks.params import Params, PreparationParams
+from tasks.params import Params, PreparationParams, TextSource
 from tasks.stages import Track
-from tasks.text import clean, dedup, filters, report, sources, split
-from tasks.text.filters import Drop
-from tasks.text.sources import Document, Quarantined, Table
-from tasks.text.split import Row
+from tasks.text import (
+    contamination,
+    decide,
+    deliver,
+    findings,
+    gather,
+    kinds,
+    ledger,
+    report,
+    signatures,
+    sources,
+    split,
+)
+from tasks.text.contamination import Elsewhere, Evaluation
+from tasks.text.deliver import Delivered
+from tasks.text.filters import Bounds
+from tasks.text.gather import Gathered, Handling
 
 REPORT = "preparation.html"
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Every row that came in, in exactly one of `rows`, `drops` and `quarantined`."""
-
-    cleaned: tuple[Document, ...]
-    rows: tuple[Row, ...]
-    drops: tuple[Drop, ...]
-    quarantined: tuple[Quarantined, ...]
-    clusters: dict[str, str]
-    changed: Counter[str]
-    labels: tuple[str, ...]
-
-    @property
-    def left(self) -> tuple[Drop | Quarantined, ...]:
-        return (*self.drops, *self.quarantined)
+LEDGER = Path("data") / ledger.NAME
+FORGOTTEN = "forgotten.txt"
+UNREAD = 10  # quarantined rows that the page shows
 
 
 def run(params: Params, root: Path, track: Track) -> PreparedText:
-    settings, listing = params.preparation, Sources.load(root).path / "text.json"
-    table = _read(params, root, listing)
-    prepared = prepare(table, settings)
+    listing, source = Sources.load(root).path / "text.json", params.sources.text
+    path = references.locate_text(source.path, root=root, revision=source.revision)
+    references.check(path, listing)
+    _refuse_lost_ledger(root)
     with files.replace_directory(PreparedText.folder(root)) as draft:
-        _write_table(draft / "rows.parquet", Row, prepared.rows)
-        _write_table(draft / "drops.parquet", Drop, prepared.drops)
-        _write_table(draft / "quarantine.parquet", Quarantined, prepared.quarantined)
-        files.write_text(draft / "labels.json", files.canonical_json(prepared.labels))
-        PreparedText.save(
-            draft,
-            labels=prepared.labels,
-            rows_in=_rows_in(table),
-            rows={name: sum(row.split == name for row in prepared.rows) for name in SPLITS},
-            dropped=Counter(drop.reason for drop in prepared.drops),
-            quarantined=Counter(row.reason for row in prepared.quarantined),
-            changed=prepared.changed,
+        page = prepare(
+            path,
+            source,
+            params.preparation,
+            into=draft,
+            remembered=root / LEDGER,
+            evaluations=_evaluations(params, root),
+            forgotten=read_forgotten(root / FORGOTTEN),
         )
-    page = report.render(_facts(table, prepared, settings, references.read_listing(listing)))
     files.write_text(root / "reports" / REPORT, page)
     record = PreparedText.load(root)
     track.metrics(record.figures())
@@ -65,131 +63,206 @@ def run(params: Params, root: Path, track: Track) -> PreparedText:
     return record
 
 
-def prepare(table: Table, settings: PreparationParams) -> Prepared:
-    """Raises DataError where too many rows are set aside or a class becomes too small."""
-    watched = progress.track(table.documents, total=len(table.documents), description="cleaning texts")
-    cleaned, changed = clean.clean(watched, settings.clean)
-    passed, drops = _sieve(cleaned, settings)
-    unique = dedup.deduplicate(
-        passed, threshold=settings.threshold, shingle=settings.shingle, conflicts=settings.conflicts
-    )
-    quarantined = table.quarantined + unique.quarantined
-    _refuse_too_many(quarantined, _rows_in(table), settings.maximum_quarantine)
-    rows, beyond = _divide(unique, settings)
-    labels = split.order_labels(document.label for document in table.documents)
-    split.check_classes(rows, labels)
-    prepared = Prepared(
-        cleaned=cleaned,
-        rows=rows,
-        drops=(*drops, *unique.drops, *beyond),
-        quarantined=quarantined,
-        clusters=dict(unique.clusters),
-        changed=Counter({"undecodable": table.repaired}) + changed if table.repaired else changed,
+def prepare(
+    path: Path,
+    source: TextSource,
+    settings: PreparationParams,
+    *,
+    into: Path,
+    remembered: Path,
+    evaluations: Sequence[Evaluation] = (),
+    forgotten: frozenset[str] = frozenset(),
+) -> str:
+    """Write the artifact PreparedText into the empty directory `into`, and the ledger to `remembered`.
+
+    Returns the page that tells of it. Raises DataError where too many rows are set aside or a class becomes
+    too small, and what `sources.read` raises.
+    """
+    kind, work, rules = kinds.KINDS[source.kind], into / "shards", _rules(settings, source.kind)
+    handling = _handling(source, settings, forgotten)
+    theirs = _collect(evaluations, handling, work)
+    gathered = _gather(path, source, settings, replace(handling, grams=theirs.file if theirs else None), work)
+    signed = signatures.join([gathered.signed, theirs.signed], work / "all") if theirs else gathered.signed
+    entries = ledger.read(remembered)
+    decided = decide.decide(gathered, signed, rules, entries)
+    delivered = deliver.deliver(gathered, decided.fates, kind, into=into, limits=rules.limits)
+    _account_for(gathered, delivered)
+    _refuse_too_many(into, gathered, delivered, settings.max_quarantine_fraction)
+    labels = _labels(gathered, settings)
+    if kind.classes == "label":
+        split.check_classes(delivered.balance, labels)
+    found = contamination.found(theirs, decided.foreign, gathered.grams) if theirs else ()
+    facts = findings.facts(
+        gathered,
+        decided,
+        delivered,
+        rules,
+        unread=_unread(into),
+        contamination=found,
         labels=labels,
-    )
-    _account_for(_rows_in(table), prepared)
-    return prepared
-
-
-def _read(params: Params, root: Path, listing: Path) -> Table:
-    source = params.sources.text
-    path = references.locate_text(source.path, root=root)
-    references.check(path, listing)
-    return sources.read(
-        path,
-        text=source.text,
-        label=source.label,
-        encoding=source.encoding,
-        undecodable=source.undecodable,
-    )
-
-
-def _rows_in(table: Table) -> int:
-    return len(table.documents) + len(table.quarantined)
-
-
-def _sieve(
-    documents: Sequence[Document], settings: PreparationParams
-) -> tuple[tuple[Document, ...], tuple[Drop, ...]]:
-    outcome = list(
-        filters.by_length(documents, minimum=settings.minimum_characters, maximum=settings.maximum_characters)
-    )
-    passed = tuple(item for item in outcome if isinstance(item, Document))
-    return passed, tuple(item for item in outcome if isinstance(item, Drop))
-
-
-def _divide(
-    unique: dedup.Deduplicated, settings: PreparationParams
-) -> tuple[tuple[Row, ...], tuple[Drop, ...]]:
-    """Rows sorted by id, so that the order of the file leaves no trace, and drops beyond the subset."""
-    shares = settings.fractions
-    kept = {document.id: unique.clusters[document.id] for document in unique.kept}
-    splits = split.assign(kept, validation=shares.validation, test=shares.test, salt=settings.salt)
-    beyond = split.outside_subset(splits, settings.subset.model_dump(), salt=settings.salt)
-    documents = sorted(unique.kept, key=lambda document: document.id)
-    rows = tuple(
-        Row(document.id, document.text, document.label, kept[document.id], splits[document.id])
-        for document in documents
-        if document.id not in beyond
-    )
-    drops = tuple(
-        Drop(document.id, "subset", "outside_subset", beyond[document.id], document.text)
-        for document in documents
-        if document.id in beyond
-    )
-    return rows, drops
-
-
-def _refuse_too_many(quarantined: Sequence[Quarantined], rows_in: int, most: float) -> None:
-    share = len(quarantined) / rows_in
-    if share > most:
-        reasons = Counter(row.reason for row in quarantined).most_common()
-        counts = ", ".join(f"{reason} {count}" for reason, count in reasons)
-        example = next(row for row in quarantined if row.reason == reasons[0][0])
-        raise DataError(
-            f"{len(quarantined)} of {rows_in} rows ({share:.1%}) are set aside ({counts}; {example.detail}), "
-            f"more than preparation.maximum_quarantine = {most:g} allows: mend the file or raise the limit"
-        )
-
-
-def _account_for(rows_in: int, prepared: Prepared) -> None:
-    ids = [row.id for row in prepared.rows] + [item.id for item in prepared.left]
-    if len(ids) != rows_in or len(set(ids)) != rows_in:
-        raise ArtifactError(
-            f"{rows_in} rows came in, {len(ids)} are accounted for under {len(set(ids))} ids: a fault of "
-            "preparation itself, please report it"
-        )
-
-
-def _write_table(path: Path, kind: type, items: Sequence[Any]) -> None:
-    """A column of strings for each field of the dataclass `kind`."""
-    names = [field.name for field in fields(kind)]
-    columns = {name: pa.array([getattr(item, name) for item in items], type=pa.string()) for name in names}
-    parquet.write_table(pa.table(columns), path)
-
-
-def _facts(
-    table: Table, prepared: Prepared, settings: PreparationParams, listing: dict[str, Any]
-) -> report.Facts:
-    fates = {item.id: item.reason.replace("_", " ") for item in prepared.left}
-    fates |= {row.id: f"in {row.split}" for row in prepared.rows}
-    stories = report.cluster_stories(prepared.cleaned, prepared.clusters, fates)
-    torn = [story for story in stories if len(story.labels) > 1]
-    return report.Facts(
-        reference=listing["reference"],
-        licence=listing["licence"],
-        rows_in=_rows_in(table),
-        repaired=table.repaired,
-        reasons=Counter(item.reason for item in prepared.left),
-        changed={step: prepared.changed[step] for step in settings.clean},
-        rows=prepared.rows,
-        labels=prepared.labels,
-        largest=stories[: report.SHOWN],
-        conflicts=torn[: report.SHOWN],
-        clashes=len(torn),
-        rewritten=report.rewritten(table.documents, prepared.cleaned),
-        unread=table.quarantined[: report.SHOWN],
-        limits=settings.subset.model_dump(),
-        threshold=settings.threshold,
         shingle=settings.shingle,
+        kind=source.kind,
+        reference=source.path,
+        licence=source.licence,
+    )
+    entries = ledger.without(entries, np.setdiff1d(gathered.gone, decided.keys))
+    ledger.write(remembered, entries, decided.keys, decided.splits, salt=rules.salt)
+    shutil.rmtree(work)
+    _save(into, source.kind, labels, gathered, delivered, found)
+    return report.render(facts)
+
+
+def _gather(
+    path: Path, source: TextSource, settings: PreparationParams, handling: Handling, work: Path
+) -> Gathered:
+    return gather.gather(
+        path,
+        layout(source),
+        handling,
+        into=work,
+        rows=settings.shard_rows,
+        engine=settings.engine,
+        workers=settings.workers,
+    )
+
+
+def layout(source: TextSource) -> sources.Layout:
+    """How to read what params.yaml names."""
+    return sources.Layout(**source.model_dump(exclude={"path", "revision", "licence"}))
+
+
+def read_forgotten(path: Path) -> frozenset[str]:
+    """Digests of rows that must not come back; `regraft forget` writes them."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+
+
+def _handling(source: TextSource, settings: PreparationParams, forgotten: frozenset[str]) -> Handling:
+    return Handling(
+        kind=source.kind,
+        steps=settings.clean,
+        bounds=Bounds(
+            minimum=settings.minimum_characters,
+            maximum=settings.maximum_characters,
+            symbols=settings.maximum_symbols,
+            languages=settings.languages,
+            labels=settings.labels,
+        ),
+        shingle=settings.shingle,
+        rows_per_band=signatures.rows_per_band(settings.threshold),
+        forgotten=forgotten,
+    )
+
+
+def _rules(settings: PreparationParams, kind: str) -> decide.Rules:
+    return decide.Rules(
+        threshold=settings.threshold,
+        conflicts=settings.conflicts,
+        one_answer=kinds.KINDS[kind].one_answer,
+        shares=settings.fractions.model_dump(),
+        salt=settings.salt,
+        limits=settings.subset.model_dump(),
+    )
+
+
+def _evaluations(params: Params, root: Path) -> list[Evaluation]:
+    """Their texts, read as plain text of one column."""
+    found = []
+    for reference in params.sources.evaluations:
+        path = references.locate_text(reference.path, root=root)
+        references.check(path, Sources.load(root).path / "text.json", evaluation=reference.path)
+        how = sources.Layout(kind="text", columns={"text": reference.text})
+        tables = [pl.Series(shard.documents["text"]) for shard in sources.read(path, how)]
+        found.append(Evaluation(reference.path, pl.concat(tables)))
+    return found
+
+
+def _collect(evaluations: Sequence[Evaluation], handling: Handling, work: Path) -> Elsewhere | None:
+    work.mkdir()
+    if not evaluations:
+        return None
+    return contamination.collect(
+        evaluations, work / "elsewhere", shingle=handling.shingle, rows=handling.rows_per_band
+    )
+
+
+def _labels(gathered: Gathered, settings: PreparationParams) -> tuple[str, ...]:
+    """Declared, or all that occur in rows that passed the filters."""
+    joined = {str(name) for name in pl.Series(gathered.classes, dtype=pl.String).unique()}
+    single = {name for names in joined for name in names.split(kinds.JOINT) if name}
+    return split.order_labels(settings.labels or single)
+
+
+def _refuse_lost_ledger(root: Path) -> None:
+    """A split that was given once is never given anew because a file is missing."""
+    lock = root / "dvc.lock"
+    if (root / LEDGER).exists() or not lock.exists():
+        return
+    if re.search(rf"^\s*- path: {re.escape(LEDGER.as_posix())}$", lock.read_text(encoding="utf-8"), re.M):
+        raise ArtifactError(
+            f"{LEDGER} is missing, and dvc.lock says that splits were given: bring it back with "
+            f"`dvc checkout {LEDGER}` or `dvc pull {LEDGER}`; to divide the rows anew on purpose, change "
+            "preparation.salt"
+        )
+
+
+def _account_for(gathered: Gathered, delivered: Delivered) -> None:
+    if delivered.total != gathered.rows_in:
+        raise ArtifactError(
+            f"{gathered.rows_in} rows came in, {delivered.total} are accounted for: a fault of preparation "
+            "itself, please report it"
+        )
+
+
+def _refuse_too_many(into: Path, gathered: Gathered, delivered: Delivered, most: float) -> None:
+    aside = delivered.quarantined.total()
+    if aside > most * gathered.rows_in:
+        reasons = delivered.quarantined.most_common()
+        counts = ", ".join(f"{reason} {count}" for reason, count in reasons)
+        rows = parquet.read_table(into / "quarantine.parquet").to_pylist()
+        first = next(row for row in rows if row["reason"] == reasons[0][0])
+        example = f"{first['file']}:{first['line']}: {first['detail']}"
+        raise DataError(
+            f"{aside} of {gathered.rows_in} rows ({aside / gathered.rows_in:.1%}) are set aside ({counts}; "
+            f"{example}), more than preparation.max_quarantine_fraction = {most:g} allows: mend the file or "
+            "raise the limit"
+        )
+
+
+def _unread(into: Path) -> list[dict[str, Any]]:
+    table = parquet.read_table(into / "quarantine.parquet", filters=[("stage", "=", "sources")])
+    rows = table.slice(0, UNREAD).to_pylist()
+    return [
+        {
+            "place": f"{row['file']}:{row['line']}",
+            "reason": row["reason"],
+            "detail": row["detail"],
+            "raw": row["raw"].decode("utf-8", "backslashreplace"),
+        }
+        for row in rows
+    ]
+
+
+def _save(
+    into: Path,
+    kind: str,
+    labels: Sequence[str],
+    gathered: Gathered,
+    delivered: Delivered,
+    found: Sequence[contamination.Finding],
+) -> None:
+    shutil.rmtree(into / "parts")
+    files.write_text(into / "labels.json", files.canonical_json(labels))
+    PreparedText.save(
+        into,
+        kind=kind,
+        labels=labels,
+        rows_in=gathered.rows_in,
+        rows={name: delivered.rows[name] for name in SPLITS},
+        dropped=delivered.dropped,
+        quarantined=delivered.quarantined,
+        changed=Counter(gathered.changed),
+        repaired=gathered.repaired,
+        contaminated={finding.reference: finding.found for finding in found},
+        algorithm=signatures.ALGORITHM,
     )

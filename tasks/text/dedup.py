@@ -1,273 +1,253 @@
-"""Find texts that are the same, or nearly, and decide which row stays.
+"""Find texts that are the same, or nearly, and decide which stay.
 
-Candidates come from banded MinHash signatures (Leskovec, Rajaraman and Ullman, Mining of Massive Datasets,
-3rd ed., chapter 3); every candidate pair is then measured exactly, because unverified bands merge strangers.
-Two structures serve two purposes: a row is *removed* only if it is itself near a row that stays, while
-*clusters*, which no split may cut, are whole connected components. Paraphrases in other words are not found.
+Candidates come from banded MinHash signatures; every candidate pair is then measured exactly, because
+unverified bands merge strangers. What leaves is decided by the leader rule: a text goes only where its own
+similarity to the text that stays is at or above the threshold. What must not be divided between splits is
+decided by connected components, which reach further.
 """
 
-import hashlib
-import re
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
-from rensa import RMinHash
-from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from tasks import progress
-from tasks.text.filters import Drop
-from tasks.text.sources import Document, Quarantined
+from tasks.text.signatures import ROW_BITS, SHINGLE_BITS, Hashes, Signed
 
-PERMUTATIONS = 128
-SEED = 42
-FOUND = 0.94  # probability with which a pair exactly at the threshold must become a candidate
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no word's bits are lost (Knuth, TAOCP 3, 6.4)
-CHUNK = 2**15  # pairs measured at once
+Integers = NDArray[np.int64]
+Conflicts = Literal["quarantine", "majority", "keep"]
 
-# Who retweets, whom they mention and what they link to does not make another text.
-RETWEET = re.compile(r"^(?:rt\b:?\s*(?:@\w+:?\s*)?)+")
-LINK_OR_MENTION = re.compile(r"(?:https?://|www\.)\S*|(?<!\w)@\w+")
+CROWD = 1000  # different texts in one bucket from which they are compared with leaders only
+ELEMENTS = 2**22  # shingles measured at once
 
 
-@dataclass(frozen=True)
-class Deduplicated:
-    kept: tuple[Document, ...]
-    drops: tuple[Drop, ...]
-    quarantined: tuple[Quarantined, ...]
-    clusters: Mapping[str, str]  # id of every document that came in -> key of its cluster
+class Pairs(NamedTuple):
+    """Measured pairs, `left` < `right`, ordered; of those below the threshold only what candidates showed."""
+
+    left: Integers
+    right: Integers
+    similarity: NDArray[np.float64]
+
+    def chosen(self, mask: NDArray[np.bool_]) -> "Pairs":
+        return Pairs(self.left[mask], self.right[mask], self.similarity[mask])
 
 
-class Pair(NamedTuple):
-    left: int  # the earlier of the two
-    right: int
-    similarity: float
+def measured_pairs(signed: Signed, texts: Integers, *, threshold: float) -> Pairs:
+    """Every candidate pair among `texts` (places in `signed`, no two of one key), with its similarity.
 
-
-def deduplicate(
-    documents: Sequence[Document],
-    *,
-    threshold: float,
-    shingle: int,
-    conflicts: Literal["quarantine", "keep"],
-) -> Deduplicated:
-    """Keep the first of each set of duplicates, in the order given.
-
-    Two texts are duplicates when their keys are equal or when the Jaccard similarity of their sets of word
-    `shingle`-grams is at least `threshold`. With conflicts="quarantine" every row that has a duplicate with
-    another label is set aside. Rows added at the end change nothing about earlier rows except by such a
-    conflict.
+    Numbers of the pairs are places in `texts`. A pair at or above `threshold` is among them with the
+    probability that `signatures.rows_per_band` tells; in a bucket of more than CROWD texts only pairs with a
+    leader are looked for.
     """
-    groups: dict[str, list[Document]] = {}
-    for document in progress.track(documents, total=len(documents), description="comparing texts"):
-        groups.setdefault(key(document.text), []).append(document)
-    members = list(groups.values())
-    pairs = near_pairs(list(groups), threshold=threshold, shingle=shingle)
-    clashes = _clashes(members, pairs) if conflicts == "quarantine" else {}
-    leaders = _leaders(len(members), pairs, aside=clashes.keys())
-    kept = [group[0] for index, group in enumerate(members) if index not in clashes | leaders]
-    return Deduplicated(
-        kept=tuple(kept),
-        drops=tuple(_drops(members, leaders, aside=clashes.keys())),
-        quarantined=tuple(_set_aside(members, clashes)),
-        clusters=_clusters(list(groups), members, pairs),
+    codes = _candidates(signed, texts, threshold)
+    left, right = codes // max(len(texts), 1), codes % max(len(texts), 1)
+    return Pairs(left, right, _similarities(signed, texts[left], texts[right], watched=True))
+
+
+def _candidates(signed: Signed, texts: Integers, threshold: float) -> Integers:
+    """Pairs that share a band, coded left * len(texts) + right, each once."""
+    found = np.empty(0, dtype=np.int64)
+    table = signed.bands
+    bands = range(table.shape[1])
+    for band in progress.track(bands, total=len(bands), description="joining bands"):
+        buckets = pl.DataFrame({"bucket": np.asarray(table[:, band])[texts]}).with_row_index("text")
+        shared = buckets.filter(pl.col("bucket").is_duplicated())
+        crowded = shared.filter(pl.len().over("bucket") > CROWD)
+        codes = _joined(shared.join(crowded, on="bucket", how="anti"), len(texts))
+        crowds = [_stars(signed, texts, crowd, threshold) for crowd in _members(crowded)]
+        found = np.unique(np.concatenate([found, codes, *crowds]))
+    return found
+
+
+def _joined(shared: pl.DataFrame, count: int) -> Integers:
+    """One join over a band: every two texts of a bucket."""
+    pairs = shared.join(shared, on="bucket", suffix="_right").filter(pl.col("text") < pl.col("text_right"))
+    left, right = (pairs[name].cast(pl.Int64).to_numpy() for name in ("text", "text_right"))
+    codes: Integers = left * count + right
+    return codes
+
+
+def _members(crowded: pl.DataFrame) -> list[Integers]:
+    groups = crowded.group_by("bucket", maintain_order=True).agg("text")["text"]
+    return [group.cast(pl.Int64).to_numpy() for group in groups]
+
+
+def _stars(signed: Signed, texts: Integers, crowd: Integers, threshold: float) -> Integers:
+    """Near-identical texts by the thousand: each with its leader, instead of each with each."""
+    found = [np.empty(0, dtype=np.int64)]
+    while len(crowd) > 1:
+        leader, rest = crowd[0], crowd[1:]
+        similarity = _similarities(signed, np.full(len(rest), texts[leader]), texts[rest])
+        found.append(leader * len(texts) + rest)
+        crowd = rest[similarity < threshold]
+    return np.concatenate(found)
+
+
+def _similarities(
+    signed: Signed, left: Integers, right: Integers, *, watched: bool = False
+) -> NDArray[np.float64]:
+    """Jaccard similarity of the sets of shingles of each pair of texts, exactly."""
+    starts = np.cumsum(signed.counts) - signed.counts
+    sizes = signed.counts[left] + signed.counts[right]
+    shared = np.empty(len(left), dtype=np.int64)
+    chunks = list(_chunks(sizes))
+    bar = progress.track(chunks, total=len(chunks), description="measuring candidates")
+    for part in bar if watched else chunks:
+        shared[part] = _shared(signed, starts, left[part], right[part])
+    similarity: NDArray[np.float64] = shared / np.maximum(sizes - shared, 1)
+    return similarity
+
+
+def _chunks(sizes: Integers) -> Iterator[slice]:
+    """Parts of at most ELEMENTS shingles, or one pair."""
+    ends, start = np.cumsum(sizes), 0
+    while start < len(sizes):
+        before = ends[start - 1] if start else 0
+        stop = max(int(np.searchsorted(ends, before + ELEMENTS, side="right")), start + 1)
+        stop = min(stop, start + 2**ROW_BITS)
+        yield slice(start, stop)
+        start = stop
+
+
+def _shared(signed: Signed, starts: Integers, left: Integers, right: Integers) -> Integers:
+    """How many shingles both texts of each pair have: equal neighbours after sorting both sets as one."""
+    texts, pair = np.concatenate([left, right]), np.tile(np.arange(len(left)), 2)
+    counts = signed.counts[texts]
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    hashes = signed.shingles[np.repeat(starts[texts], counts) + within]
+    coded = (np.repeat(pair, counts).astype(np.uint64) << SHINGLE_BITS) | hashes
+    coded.sort()
+    twice = coded[1:][coded[1:] == coded[:-1]] >> SHINGLE_BITS
+    return np.bincount(twice.astype(np.int64), minlength=len(left))
+
+
+def components(count: int, pairs: Pairs) -> Integers:
+    """For each of `count` texts the number of its connected component."""
+    graph = coo_matrix((np.ones(len(pairs.left)), (pairs.left, pairs.right)), shape=(count, count))
+    _, component = connected_components(graph, directed=False)
+    return component.astype(np.int64)
+
+
+def smallest(values: Hashes, groups: Integers) -> Hashes:
+    """For each place the smallest of `values` in its group: a group's name, whatever the order."""
+    least = np.full(int(groups.max(initial=-1)) + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
+    np.minimum.at(least, groups, values)
+    return least[groups]
+
+
+class Leaders(NamedTuple):
+    leader: Integers  # (units,) the unit that stays instead, -1 where the unit itself stays
+    similarity: NDArray[np.float64]
+
+
+def leaders(count: int, pairs: Pairs, *, gone: NDArray[np.bool_]) -> Leaders:
+    """In order: a unit leaves for the most similar earlier unit that stays, if there is one.
+
+    `gone` units neither stay nor lead.
+    """
+    leader = np.full(count, -1, dtype=np.int64)
+    similarity = np.full(count, np.nan)
+    usable = pairs.chosen(~(gone[pairs.left] | gone[pairs.right]))
+    order = np.lexsort((usable.left, -usable.similarity, usable.right))
+    for place in order:
+        right, left = usable.right[place], usable.left[place]
+        if leader[right] < 0 and leader[left] < 0:
+            leader[right], similarity[right] = left, usable.similarity[place]
+    return Leaders(leader, similarity)
+
+
+class Units(NamedTuple):
+    """Rows that say the same, text and answer, in the order in which units lead."""
+
+    unit: Integers  # (rows,) the unit of each row
+    first: Integers  # (units,) the row that stands for the unit
+    text: Integers  # (units,) number of its text, texts numbered as they first lead
+    answer: Hashes  # (units,)
+    size: Integers  # (units,) rows
+
+
+def units(keys: Hashes, answers: Hashes, order: Integers) -> Units:
+    """Group rows by key and answer; `order` lists the rows, those first that shall stay."""
+    rows = pl.DataFrame({"row": order, "key": keys[order], "answer": answers[order]})
+    groups = rows.group_by(["key", "answer"], maintain_order=True).agg(pl.first("row"), size=pl.len())
+    texts = groups.select(pl.col("key").unique(maintain_order=True)).with_row_index("text")
+    groups = groups.join(texts, on="key", maintain_order="left").with_row_index("unit")
+    unit = rows.join(groups.select("key", "answer", "unit"), on=["key", "answer"]).sort("row")["unit"]
+    return Units(
+        unit=unit.cast(pl.Int64).to_numpy(),
+        first=groups["row"].cast(pl.Int64).to_numpy(),
+        text=groups["text"].cast(pl.Int64).to_numpy(),
+        answer=groups["answer"].to_numpy(),
+        size=groups["size"].cast(pl.Int64).to_numpy(),
     )
 
 
-def key(text: str) -> str:
-    """What makes two texts exactly the same: their words and symbols, without case, addresses, punctuation.
+def between_units(units: Units, near: Pairs) -> Pairs:
+    """Pairs of texts as pairs of units; units of one text, which differ in their answers, are 1.0 similar."""
+    holders = pl.DataFrame({"text": units.text}).with_row_index("unit").cast(pl.Int64)
+    count = int(units.text.max(initial=-1)) + 1
+    same = pl.DataFrame({"left": np.arange(count), "right": np.arange(count), "similarity": np.ones(count)})
+    several = holders.filter(pl.col("text").is_duplicated())["text"].unique()
+    pairs = pl.concat([same.filter(pl.col("left").is_in(several.implode())), pl.DataFrame(near._asdict())])
+    joined = pairs.join(holders, left_on="left", right_on="text").join(
+        holders, left_on="right", right_on="text", suffix="_right"
+    )
+    joined = joined.filter((pl.col("left") != pl.col("right")) | (pl.col("unit") < pl.col("unit_right")))
+    ends = joined.select(
+        left=pl.min_horizontal("unit", "unit_right"),
+        right=pl.max_horizontal("unit", "unit_right"),
+        similarity="similarity",
+    ).sort("left", "right")
+    return Pairs(*(ends[name].to_numpy() for name in ("left", "right", "similarity")))
 
-    A text of nothing else is its own key, so that two different bare links are not duplicates.
+
+class Aside(NamedTuple):
+    """Units whose answer a duplicate contradicts."""
+
+    reason: NDArray[np.object_]  # (units,) conflicting_labels, minority_label or ""
+    rival: Integers  # (units,) the most similar unit with another answer, -1 where there is none
+    similarity: NDArray[np.float64]  # (units,) to the rival
+
+
+def conflicts(units: Units, pairs: Pairs, policy: Conflicts) -> Aside:
+    """Set units aside by `policy`: every unit with a contradicting duplicate; or, with "majority", those of
+    all answers but the one that more than half of the rows of a component give; or none.
     """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    words = LINK_OR_MENTION.sub(" ", RETWEET.sub("", folded.lstrip()))
-    return " ".join(words.translate(PUNCTUATION).split()) or " ".join(folded.split())
+    count = len(units.first)
+    torn = pairs.chosen(units.answer[pairs.left] != units.answer[pairs.right])
+    rival, similarity = _rivals(count, torn)
+    reason = np.full(count, "", dtype=object)
+    if policy != "keep":
+        reason[rival >= 0] = "conflicting_labels"
+    if policy == "majority":
+        _outvote(reason, units, pairs, rival)
+    return Aside(reason, rival, similarity)
 
 
-class _Punctuation(dict[int, int]):
-    """Code point -> itself, or a space for punctuation (Unicode category P) and the replacement character."""
-
-    def __missing__(self, point: int) -> int:
-        blank = point == 0xFFFD or unicodedata.category(chr(point)).startswith("P")
-        self[point] = ord(" ") if blank else point
-        return self[point]
-
-
-PUNCTUATION = _Punctuation()
+def _rivals(count: int, torn: Pairs) -> tuple[Integers, NDArray[np.float64]]:
+    unit, other = np.concatenate([torn.left, torn.right]), np.concatenate([torn.right, torn.left])
+    near = np.tile(torn.similarity, 2)
+    order = np.lexsort((other, -near, unit))[::-1]  # the last assignment wins: the most similar
+    rival, similarity = np.full(count, -1, dtype=np.int64), np.full(count, np.nan)
+    rival[unit[order]], similarity[unit[order]] = other[order], near[order]
+    return rival, similarity
 
 
-def near_pairs(keys: Sequence[str], *, threshold: float, shingle: int) -> list[Pair]:
-    """Every found pair of `keys` (all different) whose exact Jaccard similarity is at least `threshold`."""
-    if len(keys) < 2:
-        return []
-    hashes, offsets = shingles(keys, shingle)
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, PERMUTATIONS, SEED)
-    signatures = np.array(matrix.to_rows(), dtype=np.uint32)  # (keys, permutations)
-    left, right = _candidates(signatures, rows_per_band(threshold))
-    return _verified(left, right, _membership(hashes, offsets), threshold)
-
-
-def rows_per_band(threshold: float) -> int:
-    """The most selective banding that still finds a pair at `threshold` with probability FOUND or more.
-
-    A pair of similarity s shares one of b bands of r rows with probability 1 - (1 - s**r)**b, b * r = 128:
-    for 0.8 that is 0.947 with 16 bands of 8 rows, 0.9998 at s = 0.9 and 0.06 at s = 0.5.
-    """
-    for rows in (16, 8, 4, 2):
-        if 1 - (1 - threshold**rows) ** (PERMUTATIONS // rows) >= FOUND:
-            return rows
-    return 1
-
-
-def shingles(keys: Sequence[str], size: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Hashes of every run of `size` words of each key, and where each key's hashes begin.
-
-    A key with fewer words is one shingle. Returns (shingles,) and (keys + 1,), both uint64, the same on every
-    machine.
-    """
-    words = [[_word_hash(word) for word in text.split()] for text in keys]
-    lengths = np.array([len(row) for row in words], dtype=np.int64)
-    flat = np.array([word for row in words for word in row], dtype=np.uint64)
-    counts = np.maximum(lengths - size + 1, 1)  # windows per key
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts)
-    start = np.repeat(np.cumsum(lengths) - lengths, counts) + within
-    width = np.repeat(np.minimum(lengths, size), counts)
-    hashes = np.zeros(len(start), dtype=np.uint64)
-    for place in range(min(size, int(lengths.max()))):
-        word = flat[np.minimum(start + place, len(flat) - 1)]
-        hashes = np.where(place < width, hashes * MULTIPLIER + word, hashes)
-    return hashes, offsets.astype(np.uint64)
-
-
-@lru_cache(maxsize=2**20)
-def _word_hash(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest(), "little")
-
-
-def _candidates(signatures: NDArray[np.uint32], rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs (left < right) that agree on every row of at least one band."""
-    count = len(signatures)
-    found = [np.empty(0, dtype=np.int64)]
-    for first in range(0, PERMUTATIONS, rows):
-        band = np.ascontiguousarray(signatures[:, first : first + rows])
-        values = band.view(np.dtype((np.void, band.itemsize * rows))).ravel()
-        _, bucket = np.unique(values, return_inverse=True)
-        order = np.argsort(bucket, kind="stable")
-        sizes = np.bincount(bucket)
-        ends = np.cumsum(sizes)
-        for place in np.flatnonzero(sizes > 1):
-            run = order[ends[place] - sizes[place] : ends[place]]
-            left, right = np.triu_indices(len(run), k=1)
-            found.append(run[left] * count + run[right])
-    codes = np.unique(np.concatenate(found))
-    return codes // count, codes % count
-
-
-def _membership(hashes: NDArray[np.uint64], offsets: NDArray[np.uint64]) -> csr_matrix:
-    """Which key has which shingle: (keys, different shingles) of zeros and ones."""
-    different, column = np.unique(hashes, return_inverse=True)
-    ones = np.ones(len(hashes), dtype=np.int32)
-    matrix = csr_matrix((ones, column, offsets.astype(np.int64)), shape=(len(offsets) - 1, len(different)))
-    matrix.sum_duplicates()
-    matrix.data[:] = 1
-    return matrix
-
-
-def _verified(
-    left: NDArray[np.int64], right: NDArray[np.int64], membership: csr_matrix, threshold: float
-) -> list[Pair]:
-    sizes = np.diff(membership.indptr)
-    pairs: list[Pair] = []
-    chunks = range(0, len(left), CHUNK)
-    for start in progress.track(chunks, total=len(chunks), description="measuring candidates"):
-        one, other = left[start : start + CHUNK], right[start : start + CHUNK]
-        shared = np.asarray(membership[one].multiply(membership[other]).sum(axis=1)).ravel()
-        jaccard = shared / (sizes[one] + sizes[other] - shared)
-        near = jaccard >= threshold
-        pairs += map(Pair, one[near].tolist(), other[near].tolist(), jaccard[near].tolist())
-    return pairs
-
-
-def _clashes(
-    members: Sequence[Sequence[Document]], pairs: Iterable[Pair]
-) -> dict[int, list[tuple[int, float]]]:
-    """Group -> the groups (itself included) that hold a duplicate with another label, with the similarity."""
-    labels = [{document.label for document in group} for group in members]
-    clashes = {index: [(index, 1.0)] for index, names in enumerate(labels) if len(names) > 1}
-    for left, right, similarity in pairs:
-        if len(labels[left] | labels[right]) > 1:
-            clashes.setdefault(left, []).append((right, similarity))
-            clashes.setdefault(right, []).append((left, similarity))
-    return clashes
-
-
-def _leaders(count: int, pairs: Iterable[Pair], *, aside: Iterable[int]) -> dict[int, tuple[int, float]]:
-    """Removed group -> the most similar earlier group that stays, with the similarity."""
-    earlier: dict[int, list[tuple[int, float]]] = {}
-    for left, right, similarity in pairs:
-        earlier.setdefault(right, []).append((left, similarity))
-    leaders: dict[int, tuple[int, float]] = {}
-    gone = set(aside)
-    for index in sorted(earlier.keys() - gone):
-        if near := [entry for entry in earlier[index] if entry[0] not in gone]:
-            leaders[index] = max(near, key=lambda entry: (entry[1], -entry[0]))
-            gone.add(index)
-    return leaders
-
-
-def _drops(
-    members: Sequence[Sequence[Document]], leaders: Mapping[int, tuple[int, float]], *, aside: Iterable[int]
-) -> Iterable[Drop]:
-    untouched = set(aside)
-    for index, group in enumerate(members):
-        if index in untouched:
-            continue
-        first = group[0]
-        if index in leaders:
-            leader, similarity = leaders[index]
-            detail = f"{similarity:.3f} similar to {members[leader][0].id}"
-            yield Drop(first.id, "dedup", "near_duplicate", detail, first.text)
-        for document in group[1:]:
-            yield Drop(document.id, "dedup", "exact_duplicate", f"of {first.id}", document.text)
-
-
-def _set_aside(
-    members: Sequence[Sequence[Document]], clashes: Mapping[int, Sequence[tuple[int, float]]]
-) -> Iterable[Quarantined]:
-    for index, opponents in sorted(clashes.items()):
-        for document in members[index]:
-            detail = _disagreement(document, members, opponents)
-            yield Quarantined(document.id, "dedup", "conflicting_labels", detail, document.text)
-
-
-def _disagreement(
-    document: Document, members: Sequence[Sequence[Document]], opponents: Sequence[tuple[int, float]]
-) -> str:
-    nearest = sorted(opponents, key=lambda entry: (-entry[1], entry[0]))
-    others = ((rival, s) for group, s in nearest for rival in members[group] if rival.label != document.label)
-    rival, similarity = next(others)
-    return f"labelled {document.label}, but {rival.id} ({similarity:.3f} similar) is labelled {rival.label}"
-
-
-def _clusters(
-    keys: Sequence[str], members: Sequence[Sequence[Document]], pairs: Sequence[Pair]
-) -> dict[str, str]:
-    """Document id -> its component's smallest content hash, whatever the order of the documents."""
-    ends = np.array([pair[:2] for pair in pairs], dtype=np.int64).reshape(-1, 2)
-    graph = coo_matrix((np.ones(len(pairs)), (ends[:, 0], ends[:, 1])), shape=(len(keys), len(keys)))
-    _, component = connected_components(graph, directed=False)
-    hashes = [hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).hexdigest() for text in keys]
-    smallest: dict[int, str] = {}
-    for part, content in zip(component.tolist(), hashes, strict=True):
-        smallest[part] = min(content, smallest.get(part, content))
-    return {
-        document.id: smallest[part]
-        for part, group in zip(component.tolist(), members, strict=True)
-        for document in group
-    }
+def _outvote(reason: NDArray[np.object_], units: Units, pairs: Pairs, rival: Integers) -> None:
+    component = components(len(units.first), pairs)
+    votes: dict[int, dict[int, int]] = {}
+    torn = np.isin(component, component[rival >= 0])
+    members = np.flatnonzero(torn)
+    for place in members:
+        answers = votes.setdefault(int(component[place]), {})
+        answer = int(units.answer[place])
+        answers[answer] = answers.get(answer, 0) + int(units.size[place])
+    for place in members:
+        answers = votes[int(component[place])]
+        winner = max(answers, key=lambda answer: answers[answer])
+        if 2 * answers[winner] > sum(answers.values()):
+            reason[place] = "" if units.answer[place] == winner else "minority_label"

@@ -1,15 +1,17 @@
 """Which column of a table is the text and which the label, told from its first rows."""
 
-import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from tasks.errors import SourceError, did_you_mean
+from tasks.text import readers, streams
+from tasks.text.readers import Layout
 
 ROWS = 1000  # rows looked at
+LAYOUT = Layout(encoding=streams.AUTO, undecodable="replace")
 
 
 @dataclass(frozen=True)
@@ -18,45 +20,51 @@ class Guess:
     label: str
     why_text: str
     why_label: str
+    encoding: str = "utf-8"
 
 
 def columns(path: Path, *, text: str | None = None, label: str | None = None) -> Guess:
     """The text column is the one with the longest values; the label column repeats its values most.
 
-    Raises SourceError for a missing or empty file, fewer than two columns, or a named column that is absent.
+    `path` is anything that tasks/text/sources.py reads. Raises SourceError for a missing or empty file, fewer
+    than two columns, or a named column that is absent.
     """
-    header, rows = _read(path)
+    if not path.exists():
+        raise SourceError(f"no such file: {path}")
+    header, rows = readers.peek(path, LAYOUT, ROWS)
     for name in filter(None, (text, label)):
         if name not in header:
             raise SourceError(f"{path} has no column {name!r}; {did_you_mean(name, header)}")
-    values = {name: [row[place] for row in rows] for place, name in enumerate(header)}
+    values = _columns(header, rows)
+    if len(values) < 2 or not rows:
+        raise SourceError(f"{path} needs at least two columns of texts or numbers and one row")
     length = {name: sum(map(len, column)) / len(column) for name, column in values.items()}
-    chosen = text or max((name for name in header if name != label), key=length.__getitem__)
+    chosen = text or max((name for name in values if name != label), key=length.__getitem__)
     kinds = {name: len(set(column)) for name, column in values.items() if name != chosen}
     named = label or min(kinds, key=lambda name: (kinds[name] < 2, kinds[name]))
+    for name in (chosen, named):
+        if name not in values:
+            raise SourceError(f"{path}: column {name!r} holds lists or objects, no texts or labels")
     return Guess(
         chosen,
         named,
         f"{length[chosen]:.0f} characters on average",
         f"{len(set(values[named]))} different values in {len(rows)} rows",
+        readers.encoding(path, LAYOUT),
     )
 
 
 def model_name(path: Path) -> str:
-    """A registered model's name from a file's: `My Reviews.csv` -> `my-reviews`."""
-    return re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-") or "model"
+    """A registered model's name from a file's: `My Reviews.csv.gz` -> `my-reviews`."""
+    stem = path.name.removesuffix("".join(path.suffixes[-2:])) if path.suffix in streams.PACKED else path.stem
+    return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-") or "model"
 
 
-def _read(path: Path) -> tuple[Sequence[str], list[list[str]]]:
-    try:
-        stream = path.open(encoding="utf-8-sig", errors="replace", newline="")
-    except (FileNotFoundError, IsADirectoryError):
-        raise SourceError(f"no such file: {path}") from None
-    with stream:
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-        reader = csv.reader(stream, delimiter=delimiter)
-        header = next(reader, [])
-        rows = [row for row in islice(reader, ROWS) if len(row) == len(header)]
-    if len(header) < 2 or not rows:
-        raise SourceError(f"{path} needs a header with at least two columns and one row below it")
-    return header, rows
+def _columns(header: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The columns of plain values, as text; what is missing is empty."""
+    plain: dict[str, list[str]] = {}
+    for name in header:
+        found = [row[name] for row in rows]
+        if all(value is None or isinstance(value, str | int | float) for value in found):
+            plain[name] = ["" if value is None else str(value) for value in found]
+    return plain

@@ -1,219 +1,225 @@
-"""Read a table of labelled text: every row becomes a document or is quarantined with a reason.
+"""Read a table of text: every row becomes a document of its kind, or is quarantined with a reason.
 
-RFC 4180 through Python's csv module in strict mode, because readers that infer types lose `N/A` and `null`.
-A quarantined row costs its own line, never the rest of the file.
+Rows come from tasks/text/readers.py, cells are judged by tasks/text/cells.py; here they become shards.
 """
 
-import csv
 import hashlib
-import re
-from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, NamedTuple
+
+import pyarrow as pa
 
 from tasks.errors import DataError, ParamsError, SourceError, did_you_mean
+from tasks.text import cells, readers, shards, streams
+from tasks.text.cells import Fault
+from tasks.text.kinds import KINDS
+from tasks.text.readers import Layout, Row, Table
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-NOT_TEXT = {b"PK\x03\x04": "a zip or Excel file", b"PAR1": "a Parquet file", b"\x1f\x8b": "gzip-compressed"}
-DELIMITERS = {".tsv": "\t", ".tab": "\t"}
-LONGEST_RECORD = 1000  # lines; a quote that is still open then was never meant to close
-LONGEST_FIELD = 2**24  # characters; csv's own limit of 2**17 would refuse a long document
-LONGEST_RAW = 2000  # characters of a quarantined row that are kept to look at
-SURROGATE = re.compile("[\udc80-\udcff]")  # where a byte did not decode (PEP 383)
+__all__ = ["Layout", "Shard", "read"]
+
+LONGEST_RAW = 2000  # bytes of a quarantined row that are kept to look at
+LARGEST_SHARD = 2**26  # bytes of text, so that a shard of long documents stays small too
 MEASUREMENT = 20  # so many different fractional numbers are a measurement, not classes
+OWN = ("id", "split")  # roles that say nothing, and so are no part of a row's content
 
 
-@dataclass(frozen=True)
-class Document:
-    """One labelled text. `source` says where it stood: file name and line."""
+class Shard(NamedTuple):
+    """`documents`: shards.DOCUMENT and the kind's columns; `quarantined`: shards.QUARANTINED; `repaired`: in
+    how many documents bytes were replaced by U+FFFD."""
 
-    id: str
-    text: str
-    label: str
-    source: str
-
-
-@dataclass(frozen=True)
-class Quarantined:
-    """One row set aside for a person to look at; `raw` is the row as it stood, capped."""
-
-    id: str
-    stage: str
-    reason: str
-    detail: str
-    raw: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """What a file held, in its order; `repaired` documents had bytes replaced by U+FFFD."""
-
-    documents: tuple[Document, ...]
-    quarantined: tuple[Quarantined, ...]
+    documents: pa.Table
+    quarantined: pa.Table
     repaired: int
 
 
-def read(
-    path: Path, *, text: str, label: str, encoding: str, undecodable: Literal["quarantine", "replace"]
-) -> Table:
-    """The documents of a CSV or TSV file (by its suffix), and the rows that are none.
+def read(path: Path, layout: Layout, *, rows: int = 20_000) -> Iterator[Shard]:
+    """The rows at `path` in its order, at most `rows` to a shard; nothing larger than a shard is held.
 
-    A blank line is no row. An id is a hash of text and label with a number for repetitions, so neither new
-    rows nor another order change it.
+    `content` is a hash of what the kind's columns say, so neither new rows nor another order change it; of a
+    quarantined row, of its bytes.
 
-    Raises SourceError for a file that is not a table, a missing column or no rows; ParamsError for an unknown
-    encoding; DataError for labels that are measurements.
+    Raises SourceError for what is no table, a missing column or no usable row; ParamsError for an unknown
+    column of the kind or encoding; DataError, at the end, for labels that are measurements.
     """
-    _refuse_other_formats(path)
-    records = _records(_lines(path, encoding), DELIMITERS.get(path.suffix.lower(), ","))
-    header = next(records, None)
-    if header is None:
-        raise SourceError(f"{path.name} is empty")
-    if header.fault:
-        raise SourceError(f"{path.name}: the header cannot be read: {header.fault}")
-    columns = _columns(header.fields, text, label, path.name)
-    table = _sort_out(records, header.fields, columns, path.name, replace=undecodable == "replace")
-    if not table.documents:
-        raise SourceError(f"{path.name} holds {_no_rows(table.quarantined)}")
-    _refuse_measurements({document.label for document in table.documents}, label)
-    return table
+    wanted = _wanted(layout)
+    if not path.exists():
+        raise SourceError(f"no such path: {path}")
+    basket, seen = _Basket(layout, wanted), _Seen(layout)
+    for table in readers.tables(path, wanted, layout):
+        for row in table.rows:
+            basket.add(row, table)
+            if basket.count >= rows or basket.size >= LARGEST_SHARD:
+                yield seen.note(basket.empty())
+    if basket.count:
+        yield seen.note(basket.empty())
+    seen.check(path.name, wanted)
 
 
-@dataclass(frozen=True)
-class _Record:
-    line: int
-    fields: list[str]
-    raw: str
-    fault: str = ""
+def _wanted(layout: Layout) -> dict[str, str]:
+    """Role (the kind's name, "id", "split") -> column of the table."""
+    names = KINDS[layout.kind].wanted()
+    for name in layout.columns:
+        if name not in names:
+            near = did_you_mean(name, names)
+            raise ParamsError(f"sources.text.columns: rows of kind {layout.kind} have no {name!r}; {near}")
+    wanted = {name: layout.columns.get(name, name) for name in names}
+    columns = list(wanted.values())
+    for one, column in wanted.items():
+        if columns.count(column) > 1:
+            other = next(name for name in names if name != one and wanted[name] == column)
+            raise SourceError(f"{one} and {other} are both read from column {column!r}")
+    own = {"id": layout.id, "split": layout.split}
+    return wanted | {role: column for role, column in own.items() if column is not None}
 
 
-def _lines(path: Path, encoding: str) -> list[str]:
-    """A byte that does not decode becomes a lone surrogate (PEP 383), which condemns only its own row."""
-    try:
-        with path.open(encoding=encoding, errors="surrogateescape", newline="") as stream:
-            lines = list(stream)
-    except LookupError:
-        raise ParamsError(
-            f"sources.text.encoding: Python knows no encoding {encoding!r}; try utf-8"
-        ) from None
-    except UnicodeError as error:
-        raise SourceError(f"{path.name} does not decode as {encoding}: {error}") from None
-    if lines:
-        lines[0] = lines[0].removeprefix("\ufeff")
-    return lines
+class _Basket:
+    """The rows of the shard that is being filled."""
 
+    def __init__(self, layout: Layout, wanted: Mapping[str, str]) -> None:
+        kind = KINDS[layout.kind]
+        self._convert = [(_converter(role, layout), column) for role, column in wanted.items()]
+        self._roles = list(wanted)
+        self._own = [role for role in wanted if role in OWN]
+        self._width = len(kind.wanted())
+        self._whole = cells.WHOLE.get(layout.kind)
+        self._maximum = layout.maximum_row
+        self._schema = _schema(kind.columns)
+        self._start()
 
-def _records(lines: Sequence[str], delimiter: str) -> Iterator[_Record]:
-    """After a fault the next line is tried as a new record, so an open quote swallows nothing."""
-    csv.field_size_limit(LONGEST_FIELD)
-    start = 0
-    while start < len(lines):
-        window = (lines[line] for line in range(start, min(start + LONGEST_RECORD, len(lines))))
-        reader = csv.reader(window, delimiter=delimiter, strict=True)
+    def _start(self) -> None:
+        self._documents: list[tuple[Any, ...]] = []
+        self._quarantined: list[tuple[Any, ...]] = []
+        self.count = self.size = self._repaired = 0
+
+    def add(self, row: Row, table: Table) -> None:
+        self.count += 1
         try:
-            fields, fault, taken = next(reader), "", reader.line_num
-        except csv.Error as error:
-            fields, fault, taken = [], str(error), 1
-        if fields or fault:
-            yield _Record(start + 1, fields, "".join(lines[start : start + taken]), fault)
-        start += taken
+            if row.fault:
+                raise Fault(*row.fault)
+            self._documents.append(self._document(row, table))
+            self._repaired += row.torn
+        except Fault as fault:
+            self._quarantined.append(self._set_aside(row, table, fault))
 
+    def _document(self, row: Row, table: Table) -> tuple[Any, ...]:
+        pairs = zip(self._convert, row.cells, strict=True)
+        values = [convert(cell, column) for (convert, column), cell in pairs]
+        id, split = None, table.split
+        if self._own:
+            own = dict(zip(self._own, values[self._width :], strict=True))
+            id, split = own.get("id"), own.get("split", split)
+            del values[self._width :]
+        said = _said(values)
+        if len(said) > self._maximum:
+            raise Fault(*readers.too_large(self._maximum))
+        self.size += len(said)
+        document = self._whole(values) if self._whole else values
+        return id, _hash(said), f"{table.name}:{row.line}", split, *document
 
-def _columns(header: Sequence[str], text: str, label: str, name: str) -> tuple[int, int]:
-    if text == label:
-        raise SourceError(f"{name}: text and label are both read from column {text!r}")
-    for wanted in (text, label):
-        if wanted not in header:
-            raise SourceError(f"{name} has no column {wanted!r}; {did_you_mean(wanted, header)}")
-        if header.count(wanted) > 1:
-            raise SourceError(
-                f"{name} has {header.count(wanted)} columns called {wanted!r}: rename all but one"
-            )
-    return header.index(text), header.index(label)
-
-
-def _sort_out(
-    records: Iterator[_Record], header: list[str], columns: tuple[int, int], name: str, *, replace: bool
-) -> Table:
-    documents, quarantined, repaired = [], [], 0
-    seen: Counter[str] = Counter()
-    for record in records:
-        where, torn = f"{name}:{record.line}", _torn(record.raw)
-        fault = _fault(record, header, columns)
-        if torn and not replace:
-            fault = "undecodable", "a byte is no character in the file's encoding"
-        if fault:
-            id = _id(seen, "", record.raw)
-            quarantined.append(
-                Quarantined(id, "sources", fault[0], f"{where}: {fault[1]}", _shown(record.raw))
-            )
-        else:
-            body, label = (_mended(record.fields[column]) for column in columns)
-            documents.append(Document(_id(seen, label.strip(), body), body, label.strip(), where))
-            repaired += torn
-    return Table(tuple(documents), tuple(quarantined), repaired)
-
-
-def _torn(raw: str) -> bool:
-    return SURROGATE.search(raw) is not None
-
-
-def _mended(text: str) -> str:
-    return SURROGATE.sub("\ufffd", text)
-
-
-def _fault(record: _Record, header: list[str], columns: tuple[int, int]) -> tuple[str, str] | None:
-    """Reason and detail why `record` is no document, or None."""
-    if record.fault:
-        open_quote = "end of data" in record.fault or "expected after" in record.fault
-        return "unclosed_quote" if open_quote else "malformed", record.fault
-    if len(record.fields) != len(header):
-        reason = "missing_columns" if len(record.fields) < len(header) else "extra_columns"
-        return reason, f"{len(record.fields)} fields under {len(header)} column names"
-    if record.fields == header:
-        return "repeated_header", "the header again"
-    if not record.fields[columns[1]].strip():
-        return "no_label", f"column {header[columns[1]]!r} is empty"
-    return None
-
-
-def _id(seen: Counter[str], label: str, text: str) -> str:
-    content = f"{label}\0{text}".encode("utf-8", "surrogateescape")
-    digest = hashlib.blake2b(content, digest_size=8).hexdigest()
-    seen[digest] += 1
-    return f"{digest}-{seen[digest]}"
-
-
-def _shown(raw: str) -> str:
-    return raw.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")[:LONGEST_RAW]
-
-
-def _no_rows(quarantined: Sequence[Quarantined]) -> str:
-    if not quarantined:
-        return "a header and no rows"
-    first = quarantined[0]
-    return f"no usable row: all {len(quarantined)} are faulty, the first at {first.detail} ({first.reason})"
-
-
-def _refuse_other_formats(path: Path) -> None:
-    with path.open("rb") as stream:
-        start = stream.read(len(LFS_POINTER))
-    if start == LFS_POINTER:
-        raise SourceError(f"{path.name} is a git-LFS pointer, not the data: run `git lfs pull`")
-    for magic, kind in NOT_TEXT.items():
-        if start.startswith(magic):
-            raise SourceError(f"{path.name} is {kind}: bring a plain CSV or TSV file")
-
-
-def _refuse_measurements(labels: Collection[str], column: str) -> None:
-    try:
-        fractional = [label for label in labels if not float(label).is_integer()]
-    except ValueError:  # a name among them
-        return
-    if len(fractional) > MEASUREMENT:
-        raise DataError(
-            f"column {column!r} holds {len(labels)} different numbers such as {min(fractional)}: "
-            "classification needs the names of classes; name another column in sources.text.label"
+    def _set_aside(self, row: Row, table: Table, fault: Fault) -> tuple[Any, ...]:
+        raw = _raw(row, table.encoding)
+        self.size += min(len(raw), LONGEST_RAW)
+        return (
+            self._id(row),
+            _hash(raw),
+            "sources",
+            fault.reason,
+            fault.detail.encode("utf-8", "replace").decode(),
+            table.name,
+            row.line,
+            raw[:LONGEST_RAW],
         )
+
+    def _id(self, row: Row) -> str | None:
+        """The table's own, where it can be had: a faulty row is easier found by it."""
+        found = dict(zip(self._roles, row.cells, strict=False)).get("id")
+        try:
+            return streams.mend(cells.identity(found, "id"))
+        except Fault:
+            return None
+
+    def empty(self) -> Shard:
+        shard = Shard(
+            _columns(self._documents, self._schema),
+            _columns(self._quarantined, shards.QUARANTINED),
+            self._repaired,
+        )
+        self._start()
+        return shard
+
+
+class _Seen:
+    """What is known of all shards together: whether there was a document, and whether labels are classes."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._documents = self._set_aside = 0
+        self._first = ""
+        self._fractional: set[str] | None = set() if layout.kind == "label" else None
+
+    def note(self, shard: Shard) -> Shard:
+        self._documents += shard.documents.num_rows
+        self._set_aside += shard.quarantined.num_rows
+        if shard.quarantined.num_rows and not self._first:
+            first = shard.quarantined.slice(0, 1).to_pylist()[0]
+            self._first = f"{first['file']}:{first['line']}: {first['detail']} ({first['reason']})"
+        if self._fractional is not None:
+            found = cells.fractional(set(shard.documents["label"].to_pylist()))
+            few = sorted(self._fractional | (found or set()))[: MEASUREMENT + 1]
+            self._fractional = None if found is None else set(few)
+        return shard
+
+    def check(self, name: str, wanted: Mapping[str, str]) -> None:
+        if not self._documents:
+            faulty = f"no usable row: all {self._set_aside} are faulty, the first at {self._first}"
+            raise SourceError(f"{name} holds {faulty if self._set_aside else 'a header and no rows'}")
+        if self._fractional and len(self._fractional) > MEASUREMENT:
+            raise DataError(
+                f"column {wanted['label']!r} holds more than {MEASUREMENT} different numbers such as "
+                f"{min(self._fractional)}: classification needs the names of classes; name another column in "
+                "sources.text.columns.label, or say sources.text.kind: score"
+            )
+
+
+def _converter(role: str, layout: Layout) -> Callable[[Any, str], Any]:
+    if role == "labels":
+        return partial(cells.labels, separator=layout.separator)
+    return {"id": cells.identity, "split": cells.split}.get(role) or cells.CELLS[role]
+
+
+def _schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
+    return pa.schema([*shards.DOCUMENT, *(pa.field(name, type) for name, type in columns.items())])
+
+
+def _columns(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
+    if not rows:
+        return schema.empty_table()
+    columns = zip(*rows, strict=True)
+    arrays = [pa.array(column, type=kind) for column, kind in zip(columns, schema.types, strict=True)]
+    return pa.table(arrays, schema=schema)
+
+
+def _said(values: Sequence[Any]) -> bytes:
+    """Bytes that differ wherever the values do: joined by NUL, or as JSON, which holds no NUL."""
+    try:
+        joined = "\0".join((*values, ""))
+    except TypeError:  # not all are texts
+        joined = ""
+    try:
+        if joined.count("\0") == len(values):
+            return joined.encode()
+        return json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise Fault("lone_surrogate", "half of a surrogate pair is no character") from None
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def _raw(row: Row, encoding: str) -> bytes:
+    if isinstance(row.raw, str):
+        return streams.encode(row.raw, encoding)
+    return readers.dump(row.cells) if row.raw is None else row.raw

@@ -1,36 +1,28 @@
-"""Give every cluster of duplicates to one split, by a hash of its content alone.
+"""Give every cluster of duplicates to one split, and never move what once has been given.
 
-Nothing depends on order or on a random state: new rows never move an old row, unless they join its cluster
-and bring a smaller content hash or tie two clusters together.
+The first time a cluster's split follows from the rank of its hash within its class, so that shares hold
+even for rare classes and nothing depends on order or on a random state. From then on the ledger decides: a
+new text joins the split of its duplicates, and one that would tie two splits together is held out.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tasks.artifacts import SPLITS
 from tasks.errors import DataError
+from tasks.text.dedup import Integers, Pairs, components, smallest
+from tasks.text.ledger import UNKNOWN, Splits
+from tasks.text.signatures import Hashes
 
 SCALE = 2**64
 ENOUGH = 2  # rows of each class to train on; to judge, 1
-
-
-@dataclass(frozen=True)
-class Row:
-    """A kept document in its split; `cluster` is the same for all its duplicates, also those removed."""
-
-    id: str
-    text: str
-    label: str
-    cluster: str
-    split: str
-
-
-def assign(clusters: Mapping[str, str], *, validation: float, test: float, salt: str) -> dict[str, str]:
-    """Row id -> split, for row id -> cluster key; `validation` and `test` are shares of the clusters."""
-    splits = {cluster: _split(position(cluster, salt), validation, test) for cluster in clusters.values()}
-    return {row: splits[cluster] for row, cluster in clusters.items()}
+RARE = 4  # clusters of a class below which it is divided together with other rare ones
+HELD_OUT = -2
+TRAIN, VALIDATION, TEST = range(3)
 
 
 def position(key: str, salt: str) -> float:
@@ -39,51 +31,143 @@ def position(key: str, salt: str) -> float:
     return int.from_bytes(digest, "big") / SCALE
 
 
-def _split(place: float, validation: float, test: float) -> str:
-    if place < test:
-        return "test"
-    return "validation" if place < test + validation else "train"
+def assign(
+    keys: Hashes,
+    near: Pairs,
+    known: Splits,
+    classes: Sequence[str],
+    *,
+    shares: Mapping[str, float],
+    salt: str,
+) -> Splits:
+    """A split for each text: a number of SPLITS, or HELD_OUT where it would tie two splits together.
+
+    `near` are the pairs that must not be divided, `known` the splits that are given already (UNKNOWN for new
+    texts), `classes` each text's stratum, `shares` how much of the clusters goes to validation and test.
+    """
+    splits = known.copy()
+    torn = _inherit(splits, components(len(keys), near))
+    _join_one_by_one(splits, keys, near, torn)
+    one, other = splits[near.left], splits[near.right]
+    together = near.chosen((one == other) & (one != HELD_OUT))
+    _divide(splits, smallest(keys, components(len(keys), together)), classes, shares, salt)
+    return splits
 
 
-def outside_subset(
-    splits: Mapping[str, str], limits: Mapping[str, int | None], *, salt: str
-) -> dict[str, str]:
-    """Row id -> detail, for the rows beyond `limits` (split -> most rows, None for all), by order of hash."""
-    beyond: dict[str, str] = {}
-    for split, most in limits.items():
-        rows = [row for row, of in splits.items() if of == split]
-        if most is not None and len(rows) > most:
-            rows.sort(key=lambda row: (position(row, salt), row))
-            beyond |= dict.fromkeys(rows[most:], f"{split} takes {most} of {len(rows)} rows")
-    return beyond
+def _inherit(splits: Splits, component: Integers) -> NDArray[np.bool_]:
+    """Fill in components that know one split; returns which texts are in components that know several."""
+    count = int(component.max(initial=-1)) + 1
+    low, high = np.full(count, len(SPLITS), dtype=np.int8), np.full(count, UNKNOWN, dtype=np.int8)
+    given = splits != UNKNOWN
+    np.minimum.at(low, component[given], splits[given])
+    np.maximum.at(high, component[given], splits[given])
+    new, several = ~given, (low < high)[component]
+    inherits = new & (low == high)[component]
+    splits[inherits] = low[component[inherits]]
+    torn: NDArray[np.bool_] = several & new
+    return torn
 
 
-def order_labels(labels: Iterable[str]) -> tuple[str, ...]:
+def _join_one_by_one(splits: Splits, keys: Hashes, near: Pairs, torn: NDArray[np.bool_]) -> None:
+    """New texts between splits, in the order of their hashes: each joins its neighbours unless they differ.
+
+    Neighbours that have no split yet are joined too, and take the split that the group gets later.
+    """
+    neighbours: dict[int, list[int]] = {int(place): [] for place in np.flatnonzero(torn)}
+    for left, right in zip(near.left.tolist(), near.right.tolist(), strict=True):
+        if left in neighbours:
+            neighbours[left].append(right)
+        if right in neighbours:
+            neighbours[right].append(left)
+    groups: dict[int, set[int]] = {}
+    for place in sorted(neighbours, key=lambda place: int(keys[place])):
+        others = [other for other in neighbours[place] if splits[other] != UNKNOWN or other in groups]
+        given = {int(splits[other]) for other in others} - {UNKNOWN, HELD_OUT}
+        if len(given) > 1:
+            splits[place] = HELD_OUT
+            continue
+        group = {place}.union(*(groups[other] for other in others if other in groups))
+        for member in group:
+            groups[member] = group
+            splits[member] = next(iter(given), UNKNOWN)
+
+
+def _divide(
+    splits: Splits, names: Hashes, classes: Sequence[str], shares: Mapping[str, float], salt: str
+) -> None:
+    """New clusters by rank of hash within their class, as many to each split as its share still wants."""
+    chosen: dict[int, int] = {}
+    for clusters in _strata(splits, names, classes):
+        new = [name for name, split in clusters.items() if split == UNKNOWN]
+        ranked = sorted(new, key=lambda name: (position(f"{name:016x}", salt), name))
+        have, start = Counter(clusters.values()), 0
+        for number in (TEST, VALIDATION):
+            stop = start + max(0, _wanted(len(clusters), shares[SPLITS[number]]) - have[number])
+            chosen |= dict.fromkeys(ranked[start:stop], number)
+            start = stop
+    for place in np.flatnonzero(splits == UNKNOWN).tolist():
+        splits[place] = chosen.get(int(names[place]), TRAIN)
+
+
+def _strata(splits: Splits, names: Hashes, classes: Sequence[str]) -> list[dict[int, int]]:
+    """For each class its clusters (name -> split), those of rare classes together."""
+    of: dict[int, str] = {}
+    strata: dict[str, dict[int, int]] = {}
+    for place, (name, split) in enumerate(zip(names.tolist(), splits.tolist(), strict=True)):
+        if split != HELD_OUT:
+            strata.setdefault(of.setdefault(name, classes[place]), {})[name] = split
+    rare: dict[int, int] = {}
+    for clusters in strata.values():
+        if len(clusters) < RARE:
+            rare |= clusters
+    return [*(clusters for clusters in strata.values() if len(clusters) >= RARE), rare]
+
+
+def _wanted(clusters: int, share: float) -> int:
+    """Clusters of `clusters` that a split wants: its share, and one at least where there are enough."""
+    least = 1 if clusters >= RARE and share > 0 else 0
+    return max(least, int(clusters * share + 0.5))
+
+
+def outside_subset(ids: Sequence[str], most: int | None, *, salt: str) -> list[int]:
+    """Places of the rows beyond the `most` that a declared subset takes, chosen by a hash of their ids."""
+    if most is None or len(ids) <= most:
+        return []
+    ranked = sorted(range(len(ids)), key=lambda place: (position(ids[place], salt), ids[place]))
+    return ranked[most:]
+
+
+def order_labels(labels: Collection[str]) -> tuple[str, ...]:
     """Alphabetical; whole numbers by value, so that 10 follows 9."""
-    distinct = set(labels)
-    numeric = all(label.isdecimal() for label in distinct)
-    return tuple(sorted(distinct, key=lambda label: (int(label) if numeric else 0, label)))
+    numeric = all(label.isdecimal() for label in labels)
+    return tuple(sorted(set(labels), key=lambda label: (int(label) if numeric else 0, label)))
 
 
-def check_classes(rows: Iterable[Row], labels: Sequence[str]) -> None:
-    """Raises DataError with every class that `rows` leave too small to learn or to judge."""
+def check_classes(balance: Mapping[tuple[str, str], int], labels: Sequence[str]) -> None:
+    """`balance` counts rows by (label, split).
+
+    Raises DataError with every class that is too small to learn or to judge.
+    """
     if len(labels) < 2:
         only = f"{labels[0]!r} is the only label" if labels else "no row is left"
         raise DataError(f"{only}: a classifier needs two classes; name another label column or add rows")
-    counts = Counter((row.label, row.split) for row in rows)
     faults = [
-        f"class {label!r} has {counts[label, split]} rows left in {split} and needs {_needed(split)} "
-        f"({sum(counts[label, other] for other in SPLITS)} in all splits)"
+        _too_small(label, split, balance)
         for label in labels
         for split in SPLITS
-        if counts[label, split] < _needed(split)
+        if balance.get((label, split), 0) < _needed(split)
     ]
     if faults:
-        remedy = (
-            "add rows of that class, merge it with another, or change preparation.salt, fractions or subset"
-        )
+        remedy = "add rows of that class, merge it with another, or change preparation.fractions or subset"
         raise DataError("; ".join([*faults, remedy]))
 
 
 def _needed(split: str) -> int:
     return ENOUGH if split == "train" else 1
+
+
+def _too_small(label: str, split: str, balance: Mapping[tuple[str, str], int]) -> str:
+    rows, whole = balance.get((label, split), 0), sum(balance.get((label, other), 0) for other in SPLITS)
+    return (
+        f"class {label!r} has {rows} rows left in {split} and needs {_needed(split)} ({whole} in all splits)"
+    )

@@ -1,18 +1,27 @@
-"""A checkpoint's tokenizer as a directory of its own, and where each of its tokens comes from."""
+"""The tokenizer as a directory of its own: the checkpoint's or a new one, and where its tokens come from."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as compute
+from tokenizers import Tokenizer, decoders
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from tasks.errors import CheckpointError
+from tasks.errors import CheckpointError, ParamsError
+from tasks.text import kinds
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 # Any one of these makes a tokenizer; without one, transformers builds an empty vocabulary without a word.
 CARRIERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 TRACES = ("name_or_path", "is_local", "local_files_only")  # of where and how it was loaded
 LENGTHS = ("max_position_embeddings", "n_positions")
+ALIGNMENT = pa.schema(
+    {"id": pa.int32(), "token": pa.string(), "origin": pa.string(), "source_id": pa.int32()}
+)
+SPECIAL = ("<|", "|>")  # what stands between these is a mark, not a word
 
 
 def load(directory: Path) -> PreTrainedTokenizerBase:
@@ -60,16 +69,126 @@ def _refuse_beyond(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
         )
 
 
-def alignment(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Sequence[int | str]]:
-    """Columns id, token, origin, source_id, by id: the row of the new embedding table, and of the old."""
+def texts(table: pa.Table, kind: str) -> list[str]:
+    """All that rows of `kind` say, to train a tokenizer on: both texts of a pair, every message of a chat."""
+    columns = kinds.KINDS[kind].columns
+    if "messages" in columns:
+        said: list[str] = compute.struct_field(
+            table["messages"].combine_chunks().flatten(), "content"
+        ).to_pylist()
+        return said
+    own = [
+        name for name, type in columns.items() if type == pa.string() and name != kinds.KINDS[kind].classes
+    ]
+    return [text for name in ("text", *own) for text in table[name].to_pylist()]
+
+
+def extend(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+    """Add `tokens` after all others, in their order; those that look like <|...|> as special tokens.
+
+    Raises ParamsError for one that the tokenizer already has.
+    """
+    for token in tokens:
+        known = tokenizer.get_vocab()
+        if token in known:
+            raise ParamsError(
+                f"vocabulary.add_tokens names {token!r}, which is already token {known[token]}: take it out"
+            )
+        if token.startswith(SPECIAL[0]) and token.endswith(SPECIAL[1]):
+            tokenizer.add_special_tokens(
+                {"extra_special_tokens": [token]}, replace_extra_special_tokens=False
+            )
+        else:
+            tokenizer.add_tokens([token])
+
+
+def alignment(
+    tokenizer: PreTrainedTokenizerBase, source: PreTrainedTokenizerBase, *, kept: bool, added: Sequence[str]
+) -> pa.Table:
+    """Where the embedding of each token comes from: id, token, origin, source_id (null: nowhere), by id.
+
+    `kept` says that `tokenizer` is `source` but for the tokens `added`. Otherwise tokens are matched by
+    special role, then by what they spell ("##ing" of WordPiece is "ing" of byte-level BPE, "Ġthe" is "▁the"),
+    never by id.
+    """
     tokens = sorted((id, token) for token, id in tokenizer.get_vocab().items())
-    ids = [id for id, _ in tokens]
-    return {
-        "id": ids,
-        "token": [token for _, token in tokens],
-        "origin": ["kept"] * len(ids),
-        "source_id": ids,
-    }
+    find = _same(added) if kept else _matching(tokenizer, source)
+    found = [find(id, token) for id, token in tokens]
+    origins = [_origin(token, match, kept, added) for (_, token), match in zip(tokens, found, strict=True)]
+    columns = [[id for id, _ in tokens], [token for _, token in tokens], origins, found]
+    return pa.Table.from_arrays(
+        [pa.array(column, type) for column, type in zip(columns, ALIGNMENT.types, strict=True)],
+        schema=ALIGNMENT,
+    )
+
+
+def _same(added: Sequence[str]) -> Callable[[int, str], int | None]:
+    return lambda id, token: None if token in added else id
+
+
+def _matching(
+    tokenizer: PreTrainedTokenizerBase, source: PreTrainedTokenizerBase
+) -> Callable[[int, str], int | None]:
+    theirs, roles = special(source), {id: role for role, id in reversed(special(tokenizer).items())}
+    spell, spell_source = _spelling(tokenizer), _spelling(source)
+    known = {spell_source(token): id for token, id in sorted(source.get_vocab().items())}
+
+    def find(id: int, token: str) -> int | None:
+        return theirs[roles[id]] if roles.get(id) in theirs else known.get(spell(token))
+
+    return find
+
+
+def _origin(token: str, match: int | None, kept: bool, added: Sequence[str]) -> str:
+    if match is not None:
+        return "kept" if kept else "matched"
+    return "added" if token in added else "trained"
+
+
+def _spelling(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str]:
+    """What a token spells, with a space before that which begins a word, so that models can be compared.
+
+    Tokens that are no whole characters, and special ones, spell themselves.
+    """
+    state = json.loads(backend(tokenizer).to_str())
+    itself = {token["content"] for token in state["added_tokens"]}
+    spell = _SPELLINGS[scheme(state)]
+
+    def spelled(token: str) -> str:
+        text = token if token in itself else spell(token)
+        return token if "\ufffd" in text else text
+
+    return spelled
+
+
+def backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """Raises CheckpointError where the tokenizer is written in Python: it tells nothing of how it works."""
+    if not tokenizer.is_fast:
+        raise CheckpointError(
+            "this checkpoint has no tokenizer.json, so that its tokens cannot be compared with new ones: set "
+            "vocabulary.tokenizer to checkpoint"
+        )
+    found: Tokenizer = tokenizer.backend_tokenizer
+    return found
+
+
+def scheme(state: Mapping[str, Any]) -> str:
+    """How a tokenizer (its tokenizer.json) writes the beginnings of words."""
+    if state["model"]["type"] in ("WordPiece", "WordLevel"):
+        return "prefix"
+    return "bytes" if '"ByteLevel"' in json.dumps(state["pre_tokenizer"]) else "space"
+
+
+def _bytes(token: str) -> str:
+    text: str = decoders.ByteLevel().decode([token])
+    return text
+
+
+_SPELLINGS: Mapping[str, Callable[[str], str]] = {
+    "prefix": lambda token: token[2:] if token.startswith("##") else " " + token,
+    "bytes": _bytes,
+    "space": lambda token: token.replace("\u2581", " "),
+}
 
 
 def size(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -34,7 +34,7 @@ from tasks.tracking.server import asking, connect, lock, short, sqlite_file
 # are covered by the digests.
 UPSTREAM: Mapping[str, tuple[str, ...]] = {
     "preparation": ("sources",),
-    "vocabulary": ("sources",),
+    "vocabulary": ("sources", "preparation"),
     "conversion": ("sources", "preparation", "vocabulary"),
     "encoding": ("preparation", "vocabulary"),
     "finetuning": ("vocabulary", "conversion", "encoding"),

@@ -182,8 +182,8 @@ def _write_checkpoint(folder: Path) -> None:
 def _params() -> str:
     shipped = parameters.load(REPOSITORY / "params.yaml")
     changes = [
-        "sources.text.path=reviews.csv", "sources.text.text=review", "sources.text.label=verdict",
-        "sources.checkpoint.path=base", "promotion.model=reviews", "encoding.max_length=32",
+        "sources.text.path=reviews.csv", "sources.text.columns={text: review, label: verdict}",
+        "sources.checkpoint.path=base", "promotion.model=reviews", "promotion.must_beat=[majority, frozen]", "encoding.max_length=32",
         "preparation.subset={train: 120, validation: 30, test: 60}",
         "finetuning.phases=[{name: head, depth: 0, epochs: 2, learning_rate: 1.0e-2}, "
         "{name: whole, depth: all, epochs: 12, learning_rate: 5.0e-3}]",

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -40,8 +42,16 @@ class Listener:
         self.files.append(path)
 
 
-def vocabulary(root, size=37):
+def vocabulary(root, size=37, source_ids=None):
+    ids = list(range(size))
+    rows = {
+        "id": ids,
+        "token": [f"t{id}" for id in ids],
+        "origin": ["kept"] * size,
+        "source_id": source_ids or ids,
+    }
     with files.replace_directory(Vocabulary.folder(root)) as draft:
+        parquet.write_table(pa.table(rows), draft / "alignment.parquet")
         Vocabulary.save(draft, size=size, kept=size, fresh=0, special={})
 
 
@@ -130,6 +140,20 @@ def test_a_vocabulary_larger_than_the_embedding_table_is_refused(root):
         run(root)
 
 
+@pytest.mark.parametrize(
+    ("source_ids", "message"),
+    [
+        ([*range(35), None, None], "2 tokens .* the first 't35' with id 35"),
+        ([1, 0, *range(2, 37)], "2 tokens .* the first 't0' with id 0"),
+    ],
+)
+def test_tokens_that_the_embedding_table_does_not_hold_in_place_are_refused(root, source_ids, message):
+    see(root)
+    vocabulary(root, source_ids=source_ids)
+    with pytest.raises(PlanError, match=message + ".*set vocabulary.tokenizer to checkpoint"):
+        run(root)
+
+
 def test_a_checkpoint_that_changed_since_it_was_seen_is_refused(root):
     see(root)
     path = root / "checkpoint" / "model.safetensors"
@@ -156,7 +180,12 @@ def test_a_pickle_is_refused(root):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [('{"a": 0}', "must be a JSON list"), ('["a"]', "at least two labels"), ('["a", "a"]', "each once")],
+    [
+        ('{"a": 0}', "must be a JSON list"),
+        ("[]", "have no classes"),
+        ('["a"]', "at least two labels"),
+        ('["a", "a"]', "each once"),
+    ],
 )
 def test_labels_must_be_a_list_of_different_names(tmp_path: Path, text, message):
     (tmp_path / "labels.json").write_text(text)

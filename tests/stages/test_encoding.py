@@ -1,73 +1,167 @@
-from pathlib import Path
+import logging
+from dataclasses import fields
 
+import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from tasks import params
-from tasks.artifacts import EncodedDataset, PreparedText
-from tasks.errors import ArtifactError, ParamsError
-from tasks.stages import encoding, preparation, sources, vocabulary
+from tasks import files, params
+from tasks.artifacts import SPLITS, EncodedDataset, PreparedText
+from tasks.errors import ArtifactError, DataError, ParamsError
+from tasks.stages import encoding, sources, vocabulary
+from tasks.text import kinds
 
-REPOSITORY = Path(__file__).parents[2]
 WORDS = tuple(f"w{n}" for n in range(40))
+PARAMS = """
+sources:
+  text: {path: data.csv}
+  checkpoint: {path: checkpoint}
+preparation: {}
+vocabulary: {}
+conversion: {}
+encoding: {max_length: 10}
+finetuning: {phases: [{name: head, depth: 0, learning_rate: 1.0e-3}]}
+evaluation: {}
+promotion: {model: tiny}
+"""
+ROWS = [  # short ones have an unknown word each, every fourth is too long
+    {
+        "id": f"r{n}",
+        "text": "w1 " * 14 if n % 4 == 0 else f"w{n % 40} other",
+        "label": "ab"[n % 2],
+        "split": SPLITS[(n // 4) % 3],
+    }
+    for n in range(120)
+]
 
 
 class Recorder:
     def __init__(self):
-        self.values = {}
+        self.values, self.files = {}, []
 
     def metrics(self, values, *, step=0):
         self.values |= values
 
     def file(self, path, folder=""):
-        pass
+        self.files.append(path)
+
+
+def prepare(root, rows, kind="label", labels=("a", "b"), group=7):
+    """What the preparation stage leaves: one file of all splits."""
+    columns = {"id": pa.string(), "text": pa.string(), **kinds.KINDS[kind].columns, "split": pa.string()}
+    with files.replace_directory(PreparedText.folder(root)) as draft:
+        table = pa.Table.from_pylist(rows, schema=pa.schema(columns))
+        parquet.write_table(table, draft / "rows.parquet", row_group_size=group)
+        count = {split: sum(row["split"] == split for row in rows) for split in SPLITS}
+        values = {field.name: {} for field in fields(PreparedText)} | {
+            "kind": kind, "labels": labels, "rows_in": len(rows), "rows": count, "repaired": 0, "algorithm": "1",
+        }  # fmt: skip
+        PreparedText.save(
+            draft, **{name: value for name, value in values.items() if name not in ("path", "digest")}
+        )
 
 
 @pytest.fixture
 def chosen(tmp_path, tiny_checkpoint):
     tiny_checkpoint(WORDS)
-    rows = [f"w{n} w{(n * 7) % 40} w{(n * 11) % 40} w{n % 3} other,{'ab'[n % 2]}" for n in range(40)]
-    rows += [f"w{n} " * 14 + f",{'ab'[n % 2]}" for n in range(40)]
-    (tmp_path / "data.csv").write_text("\n".join(["text,label", *rows]))
-    mine = [
-        "sources.text.path=data.csv", "sources.text.label=label", "sources.checkpoint.path=checkpoint",
-        "encoding.max_length=10",
-    ]  # fmt: skip
-    settings = params.override(params.load(REPOSITORY / "params.yaml"), mine)
-    for stage in (sources, preparation, vocabulary):
+    (tmp_path / "data.csv").write_text("text,label\none,a\n")
+    settings = params.parse(PARAMS)
+    for stage in (sources, vocabulary):
         stage.run(settings, tmp_path, Recorder())
+    prepare(tmp_path, ROWS)
     return settings
 
 
 def test_each_prepared_row_is_encoded_once_in_its_split(chosen, tmp_path):
     recorder = Recorder()
     record = encoding.run(chosen, tmp_path, recorder)
-    prepared = PreparedText.load(tmp_path)
-    rows = parquet.read_table(prepared.path / "rows.parquet").to_pylist()
-    for split in ("train", "validation", "test"):
-        found = parquet.read_table(record.path / f"{split}.parquet").to_pylist()
-        expected = {row["id"]: prepared.labels.index(row["label"]) for row in rows if row["split"] == split}
-        assert {row["id"]: row["label"] for row in found} == expected
-        lengths = [len(row["input_ids"]) for row in found]
-        assert max(lengths) == 10
-        assert (record.rows[split], record.tokens[split]) == (len(found), sum(lengths))
-        assert record.truncated[split] == sum(length == 10 for length in lengths)
-        assert recorder.values[f"tokens_lost.{split}"] == 6 * record.truncated[split]
-        assert recorder.values[f"unknown_share.{split}"] == pytest.approx(
-            (len(found) - record.truncated[split]) / sum(lengths)
-        )
+    for split in SPLITS:
+        found = parquet.read_table(record.path / f"{split}.parquet")
+        assert found.column_names == ["id", "input_ids", "label"]
+        expected = [(row["id"], "ab".index(row["label"])) for row in ROWS if row["split"] == split]
+        assert [(row["id"], row["label"]) for row in found.to_pylist()] == expected
+        lengths = [len(row) for row in found["input_ids"].to_pylist()]
+        assert (record.rows[split], record.tokens[split]) == (40, sum(lengths)) == (40, 30 * 4 + 10 * 10)
+        assert (record.truncated[split], record.lost[split], record.unknown[split]) == (10, 60, 30)
+        assert recorder.values[f"lost.{split}"] == 60
+        assert recorder.values[f"unknown_share.{split}"] == pytest.approx(30 / 220)
+    assert (record.kind, record.labels) == ("label", ("a", "b"))
 
 
-def test_its_bytes_repeat(chosen, tmp_path):
+def test_its_bytes_repeat_whatever_the_shards_of_preparation(chosen, tmp_path):
+    page = tmp_path / "reports" / "encoding.html"
+    first, shown = encoding.run(chosen, tmp_path, Recorder()), page.read_bytes()
+    prepare(tmp_path, ROWS, group=50)
+    assert (encoding.run(chosen, tmp_path, Recorder()).digest, page.read_bytes()) == (first.digest, shown)
+
+
+def test_the_page_tells_what_was_lost_and_needs_nothing_else(chosen, tmp_path):
+    recorder = Recorder()
+    encoding.run(chosen, tmp_path, recorder)
+    (path,) = recorder.files
+    page = path.read_text()
     assert (
-        encoding.run(chosen, tmp_path, Recorder()).digest == encoding.run(chosen, tmp_path, Recorder()).digest
+        "30 rows (25.00 %) were longer than 10 tokens and lost 180; a maximum of 16 would hold 99 %" in page
+    )
+    assert "120 rows became 660 tokens" in page
+    assert ("<script" in page, "http" in page, str(tmp_path) in page) == (False, False, False)
+
+
+@pytest.mark.parametrize(("long", "told"), [(10, 0), (20, 1)])
+def test_much_truncation_is_told(chosen, tmp_path, caplog, long, told):
+    rows = [row | {"text": "w1 " * 14 if n < long else "w1"} for n, row in enumerate(ROWS)]
+    prepare(tmp_path, rows)
+    with caplog.at_level(logging.WARNING):
+        encoding.run(chosen, tmp_path, Recorder())
+    messages = [record.getMessage() for record in caplog.records if record.name == "tasks.stages.encoding"]
+    assert len(messages) == told
+    assert all(
+        "17 % of the rows are longer than encoding.max_length = 10 and lost 120 tokens; 16 would fit 99 %"
+        in m
+        for m in messages
     )
 
 
-def test_a_length_beyond_the_model_is_refused_and_nothing_is_written(chosen, tmp_path):
-    with pytest.raises(ParamsError, match="13 is more than the 12 tokens"):
-        encoding.run(params.override(chosen, ["encoding.max_length=13"]), tmp_path, Recorder())
+@pytest.mark.parametrize("strategy", ["wrapped", "bfd_split"])
+def test_packed_rows_hold_every_token(chosen, tmp_path, strategy):
+    pytest.importorskip("trl")
+    prepare(
+        tmp_path, [{key: row[key] for key in ("id", "text", "split")} for row in ROWS], kind="text", labels=()
+    )
+    record = encoding.run(params.override(chosen, [f"encoding.packing={strategy}"]), tmp_path, Recorder())
+    for split in SPLITS:
+        found = parquet.read_table(record.path / f"{split}.parquet")
+        lengths = [len(row) for row in found["input_ids"].to_pylist()]
+        assert (sum(lengths), max(lengths), record.lost[split]) == (30 * 4 + 10 * 16, 10, 0)
+        assert record.rows[split] == len(found) < 40
+        assert ("seq_lengths" in found.column_names) == (strategy == "bfd_split")
+    assert f"packed by {strategy} into" in (tmp_path / "reports" / "encoding.html").read_text()
+
+
+def test_a_split_without_rows_is_an_empty_file(chosen, tmp_path):
+    prepare(tmp_path, [row for row in ROWS if row["split"] == "train"])
+    record = encoding.run(chosen, tmp_path, Recorder())
+    assert record.rows["test"] == parquet.read_table(record.path / "test.parquet").num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("assignment", "error", "message"),
+    [
+        ("encoding.max_length=13", ParamsError, "13 is more than the 12 tokens"),
+        ("encoding.packing=wrapped", ParamsError, "these are of kind label"),
+    ],
+)
+def test_what_cannot_work_is_refused_and_nothing_is_written(chosen, tmp_path, assignment, error, message):
+    with pytest.raises(error, match=message):
+        encoding.run(params.override(chosen, [assignment]), tmp_path, Recorder())
     assert not EncodedDataset.folder(tmp_path).exists()
+
+
+def test_a_kind_that_cannot_be_encoded_is_refused(chosen, tmp_path):
+    row = {"id": "a", "text": "w1", "chosen": "w2", "rejected": "w3", "split": "train"}
+    prepare(tmp_path, [row], kind="preference", labels=())
+    with pytest.raises(DataError, match="rows of kind preference cannot be encoded yet"):
+        encoding.run(chosen, tmp_path, Recorder())
 
 
 def test_it_names_the_stage_that_has_not_run(chosen, tmp_path):

@@ -69,14 +69,34 @@ def _prepare(root, labels=LABELS):
         ]
         pq.write_table(pa.Table.from_pylist(rows), draft / "rows.parquet")
         PreparedText.save(
-            draft, labels=labels, rows_in=120, rows=ROWS, dropped={}, quarantined={}, changed={}
+            draft,
+            kind="label",
+            repaired=0,
+            contaminated={},
+            algorithm="",
+            labels=labels,
+            rows_in=120,
+            rows=ROWS,
+            dropped={},
+            quarantined={},
+            changed={},
         )
     with files.replace_directory(EncodedDataset.folder(root)) as draft:
         schema = pa.schema([("id", pa.string()), ("input_ids", pa.list_(pa.int32())), ("label", pa.int64())])
         for split, table in tables.items():
             rows = [{key: row[key] for key in schema.names} for row in table]
             pq.write_table(pa.Table.from_pylist(rows, schema), draft / f"{split}.parquet")
-        EncodedDataset.save(draft, labels=LABELS, max_length=32, rows=ROWS, tokens=ROWS, truncated=ROWS)
+        EncodedDataset.save(
+            draft,
+            kind="label",
+            labels=LABELS,
+            max_length=32,
+            rows=ROWS,
+            tokens=ROWS,
+            truncated=ROWS,
+            lost=ROWS,
+            unknown=ROWS,
+        )
 
 
 def _models(root, make, *, outputs=3):

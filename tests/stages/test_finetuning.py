@@ -61,7 +61,7 @@ def root(tmp_path, tiny_bert):
     return tmp_path
 
 
-def _encode(root, labels):
+def _encode(root, labels, kind="label"):
     chance = np.random.default_rng(0)
     with files.replace_directory(EncodedDataset.folder(root)) as draft:
         for split, count in (("train", 40), ("validation", 12), ("test", 12)):
@@ -72,7 +72,8 @@ def _encode(root, labels):
                 "label": pa.array([int(row.sum()) % 3 for row in rows], pa.int64()),
             }
             parquet.write_table(pa.table(columns), draft / f"{split}.parquet")
-        EncodedDataset.save(draft, labels=labels, max_length=16, rows={}, tokens={}, truncated={})
+        sizes = {name: {} for name in ("rows", "tokens", "truncated", "lost", "unknown")}
+        EncodedDataset.save(draft, kind=kind, labels=labels, max_length=16, **sizes)
 
 
 def test_what_it_leaves_behind(root):
@@ -167,3 +168,9 @@ def test_cuda_that_is_absent_is_refused(root):
 def test_a_gpu_trains_and_saves_what_a_cpu_can_load(root):
     record = finetuning.run(_params(HEAD, WHOLE, device="cuda"), root, Ledger())
     assert floors.load(record.path / "model").device.type == "cpu"
+
+
+def test_rows_of_another_kind_are_refused(root):
+    _encode(root, ["a", "b", "c"], kind="pair")
+    with pytest.raises(DataError, match=r"rows of kind 'pair' .* not trained on yet"):
+        finetuning.run(_params(HEAD), root, Ledger())

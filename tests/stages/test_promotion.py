@@ -115,10 +115,30 @@ def _write_upstream(root, ids, labels):
         texts = ["good film" if number % 3 else "bad" for number in range(ROWS)]
         parquet.write_table(pa.table({"id": list(ids), "text": texts}), draft / "rows.parquet")
         PreparedText.save(
-            draft, labels=labels, rows_in=ROWS, rows=sizes, dropped={}, quarantined={}, changed={}
+            draft,
+            kind="label",
+            repaired=0,
+            contaminated={},
+            algorithm="",
+            labels=labels,
+            rows_in=ROWS,
+            rows=sizes,
+            dropped={},
+            quarantined={},
+            changed={},
         )
     with files.replace_directory(EncodedDataset.folder(root)) as draft:
-        EncodedDataset.save(draft, labels=labels, max_length=16, rows=sizes, tokens=sizes, truncated=sizes)
+        EncodedDataset.save(
+            draft,
+            kind="label",
+            labels=labels,
+            max_length=16,
+            rows=sizes,
+            tokens=sizes,
+            truncated=sizes,
+            lost=sizes,
+            unknown=sizes,
+        )
 
 
 @pytest.fixture

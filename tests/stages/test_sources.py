@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks import params
+from tasks import files, params
 from tasks.artifacts import Sources
 from tasks.errors import CheckpointError, SourceError
 from tasks.stages import sources
@@ -39,7 +39,7 @@ def test_both_sources_are_noted_by_content_and_nothing_else(root):
     text = json.loads((record.path / "text.json").read_text())
     assert text["reference"] == "data.csv"
     assert [(file["name"], file["bytes"]) for file in text["files"]] == [("data.csv", 17)]
-    assert record.text == "sha256:" + text["files"][0]["sha256"]
+    assert record.text == files.digest_json(text["files"])
     assert str(root) not in "".join(path.read_text() for path in record.path.iterdir())
 
 
@@ -49,6 +49,30 @@ def test_only_what_changed_gets_another_digest(root):
     (root / "checkpoint" / "config.json").write_text("{ }")
     after = run(root)
     assert (after.text == before.text, after.checkpoint == before.checkpoint) == (True, False)
+
+
+def test_a_directory_is_listed_file_by_file(root):
+    (root / "texts" / "good").mkdir(parents=True)
+    (root / "texts" / "good" / "1.txt").write_text("one")
+    before = run(root, "sources.text.path=texts")
+    listing = json.loads((before.path / "text.json").read_text())
+    assert [file["name"] for file in listing["files"]] == ["good/1.txt"]
+    (root / "texts" / "good" / "1.txt").rename(root / "texts" / "good" / "2.txt")
+    assert run(root, "sources.text.path=texts").text != before.text
+
+
+def test_evaluations_are_listed_beside_the_text(root):
+    (root / "other.jsonl").write_text('{"text": "two"}\n')
+    before = run(root)
+    record = run(root, "sources.evaluations=[{path: other.jsonl}]")
+    [listed] = json.loads((record.path / "text.json").read_text())["evaluations"]
+    assert (listed["reference"], [file["name"] for file in listed["files"]]) == (
+        "other.jsonl",
+        ["other.jsonl"],
+    )
+    assert (record.text == before.text, record.digest == before.digest) == (True, False)
+    with pytest.raises(SourceError, match=r"no such path: othr\.jsonl; did you mean 'other\.jsonl'"):
+        run(root, "sources.evaluations=[{path: othr.jsonl}]")
 
 
 def test_a_missing_source_leaves_the_former_listing(root):

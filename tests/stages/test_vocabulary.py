@@ -1,13 +1,27 @@
-from pathlib import Path
+from dataclasses import fields
 
+import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from tasks import params
-from tasks.errors import ArtifactError
+from tasks import files, params
+from tasks.artifacts import SPLITS, PreparedText
+from tasks.errors import ArtifactError, ParamsError
 from tasks.stages import sources, vocabulary
+from tasks.text import kinds
 
-REPOSITORY = Path(__file__).parents[2]
+PARAMS = """
+sources:
+  text: {path: data.csv}
+  checkpoint: {path: checkpoint}
+preparation: {}
+vocabulary: {}
+conversion: {}
+encoding: {}
+finetuning: {phases: [{name: head, depth: 0, learning_rate: 1.0e-3}]}
+evaluation: {}
+promotion: {model: tiny}
+"""
 
 
 class Recorder:
@@ -21,12 +35,27 @@ class Recorder:
         raise AssertionError(f"nothing to show: {path}")
 
 
+def prepare(root, rows, kind="label", labels=("a", "b"), group=7):
+    """What the preparation stage leaves: one file of all splits."""
+    columns = {"id": pa.string(), "text": pa.string(), **kinds.KINDS[kind].columns, "split": pa.string()}
+    with files.replace_directory(PreparedText.folder(root)) as draft:
+        table = pa.Table.from_pylist(rows, schema=pa.schema(columns))
+        parquet.write_table(table, draft / "rows.parquet", row_group_size=group)
+        count = {split: sum(row["split"] == split for row in rows) for split in SPLITS}
+        values = {field.name: {} for field in fields(PreparedText)} | {
+            "kind": kind, "labels": labels, "rows_in": len(rows), "rows": count, "repaired": 0, "algorithm": "1",
+        }  # fmt: skip
+        PreparedText.save(
+            draft, **{name: value for name, value in values.items() if name not in ("path", "digest")}
+        )
+
+
 @pytest.fixture
 def chosen(tmp_path, tiny_checkpoint):
     tiny_checkpoint()
     (tmp_path / "data.csv").write_text("text,label\none,a\n")
     mine = ["sources.text.path=data.csv", "sources.checkpoint.path=checkpoint"]
-    settings = params.override(params.load(REPOSITORY / "params.yaml"), mine)
+    settings = params.override(params.parse(PARAMS), mine)
     sources.run(settings, tmp_path, Recorder())
     return settings
 
@@ -52,3 +81,35 @@ def test_a_checkpoint_that_changed_after_sources_is_refused(chosen, tmp_path):
     (tmp_path / "checkpoint" / "config.json").write_text("{}")
     with pytest.raises(ArtifactError, match=r"config\.json changed since the sources stage looked"):
         vocabulary.run(chosen, tmp_path, Recorder())
+
+
+def train(settings, root, *assignments):
+    return vocabulary.run(params.override(settings, ["vocabulary.size=300", *assignments]), root, Recorder())
+
+
+def test_a_new_one_is_trained_on_the_train_split_alone(chosen, tmp_path):
+    rows = [
+        {"id": str(n), "text": f"one one{n % 3} two", "label": "a", "split": SPLITS[n % 3]} for n in range(30)
+    ]
+    rows += [{"id": "t", "text": "q one one " * 20, "label": "a", "split": "test"}]
+    prepare(tmp_path, rows)
+    record = train(chosen, tmp_path, "vocabulary.tokenizer=wordpiece", "vocabulary.add_tokens=['<|user|>']")
+    found = {row["token"]: row for row in parquet.read_table(record.path / "alignment.parquet").to_pylist()}
+    assert (found["one"]["origin"], found["one"]["source_id"]) == ("matched", 5)
+    assert (found["<|user|>"]["origin"], found["<|user|>"]["id"]) == ("added", len(found) - 1)
+    assert "q" not in found
+    assert (record.kept, record.fresh) == (7, len(found) - 7)
+    assert set(record.special) == {"cls", "mask", "pad", "sep", "unk"}
+    again = train(chosen, tmp_path, "vocabulary.tokenizer=wordpiece", "vocabulary.add_tokens=['<|user|>']")
+    assert again.digest == record.digest
+
+
+def test_a_new_one_needs_the_prepared_text(chosen, tmp_path):
+    with pytest.raises(ArtifactError, match="dvc repro preparation"):
+        train(chosen, tmp_path, "vocabulary.tokenizer=bpe")
+
+
+def test_a_token_that_is_there_is_refused_and_nothing_is_written(chosen, tmp_path):
+    with pytest.raises(ParamsError, match="names 'two', which is already token 6"):
+        train(chosen, tmp_path, "vocabulary.add_tokens=[two]")
+    assert not (tmp_path / "data" / "vocabulary").exists()

@@ -1,26 +1,14 @@
 import random
 from itertools import combinations
 
+import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.text import dedup
-from tasks.text.sources import Document
-
-LONG = "the quick brown fox jumps over the lazy dog and runs away into the dark green forest at night"
-
-
-def documents(*rows):
-    return [Document(f"{n}", text, label, f"t:{n}") for n, (text, label) in enumerate(rows)]
-
-
-def deduplicate(*rows, threshold=0.8, shingle=3, conflicts="quarantine"):
-    return dedup.deduplicate(documents(*rows), threshold=threshold, shingle=shingle, conflicts=conflicts)
-
-
-def ids(items):
-    return [item.id for item in items]
+from tasks.text import dedup, signatures
+from tasks.text.dedup import Pairs
 
 
 def jaccard(one, other, size=3):
@@ -31,146 +19,148 @@ def jaccard(one, other, size=3):
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "RT @you: Great  news!",
-        "rt @a RT @b: great news",
-        "great news http://t.co/abc",
-        "GREAT #news…",
-        "@me great news \ufffd",
-        "ｇｒｅａｔ news",
-    ],
-)
-def test_what_makes_no_other_text(text):
-    assert dedup.key(text) == "great news"
+def measured(folder, keys, threshold):
+    texts = pl.Series(keys, dtype=pl.String)
+    signed = signatures.sign(texts, folder, shingle=3, rows=signatures.rows_per_band(threshold))
+    found = dedup.measured_pairs(signed, np.arange(len(keys)), threshold=threshold)
+    return {(i, j): s for i, j, s in zip(*(column.tolist() for column in found), strict=True)}
 
 
-@pytest.mark.parametrize(
-    ("one", "other"), [("great 😀", "great 😡"), ("a 5", "a 6"), ("@me", "@you"), ("...", "?!")]
-)
-def test_what_makes_another_text(one, other):
-    assert dedup.key(one) != dedup.key(other)
-
-
-def test_the_first_of_exact_duplicates_stays():
-    found = deduplicate(("Same words.", "a"), ("other words", "a"), ("same WORDS", "a"))
-    assert ids(found.kept) == ["0", "1"]
-    assert [(d.id, d.reason, d.detail) for d in found.drops] == [("2", "exact_duplicate", "of 0")]
-
-
-def test_a_near_duplicate_names_its_leader_and_how_near_it_is():
-    found = deduplicate((LONG, "a"), ("something else altogether", "a"), (LONG + " again", "a"))
-    expected = jaccard(LONG, LONG + " again")
-    assert ids(found.kept) == ["0", "1"]
-    assert [(d.id, d.reason, d.detail) for d in found.drops] == [
-        ("2", "near_duplicate", f"{expected:.3f} similar to 0")
-    ]
-
-
-def test_a_row_goes_only_if_it_is_itself_near_a_row_that_stays_but_clusters_are_whole_chains():
-    words = [f"w{n}" for n in range(40)]
-    chain = [" ".join(words[start : start + 30]) for start in (0, 3, 6)]
-    assert jaccard(chain[0], chain[1]) >= 0.8 > jaccard(chain[0], chain[2])
-    found = deduplicate(*[(text, "a") for text in chain])
-    assert ids(found.kept) == ["0", "2"]
-    assert len(set(found.clusters.values())) == 1
-
-
-def test_duplicates_with_different_labels_are_all_set_aside():
-    found = deduplicate(("same words", "a"), ("Same words!", "b"), ("same words", "a"), ("other", "a"))
-    assert ids(found.kept) == ["3"]
-    assert [(q.id, q.reason) for q in found.quarantined] == [(n, "conflicting_labels") for n in "012"]
-    assert found.quarantined[0].detail == "labelled a, but 1 (1.000 similar) is labelled b"
-
-
-def test_near_duplicates_with_different_labels_are_set_aside_too():
-    found = deduplicate((LONG, "a"), (LONG + " again", "b"))
-    assert (found.kept, found.drops) == ((), ())
-    assert ids(found.quarantined) == ["0", "1"]
-
-
-def test_conflicts_may_keep_the_first():
-    found = deduplicate(
-        ("same words", "a"), ("same words", "b"), (LONG, "b"), (LONG + " x", "a"), conflicts="keep"
-    )
-    assert ids(found.kept) == ["0", "2"]
-    assert found.quarantined == ()
-
-
-def test_texts_shorter_than_a_shingle_are_compared_whole():
-    found = deduplicate(("yes", "a"), ("no", "a"), ("yes no", "a"), ("no yes", "a"), shingle=5)
-    assert len(found.kept) == 4
-
-
-def test_one_text_and_none():
-    assert ids(deduplicate(("alone", "a")).kept) == ["0"]
-    assert deduplicate().kept == ()
-
-
-def test_a_lone_surrogate_does_not_stop_the_comparison():
-    assert len(deduplicate(("a \ud800 b", "a"), ("c d", "a")).kept) == 2
-
-
-@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 0.9])
-def test_every_pair_near_enough_is_found_and_no_other(threshold):
-    generator = random.Random(7)
-    base = [" ".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=60)) for _ in range(12)]
-    keys = sorted({_edited(text, generator, times) for text in base for times in (0, 1, 2, 3, 5)})
-    expected = {
-        (i, j): jaccard(keys[i], keys[j])
-        for i, j in combinations(range(len(keys)), 2)
-        if jaccard(keys[i], keys[j]) >= threshold
-    }
-    found = {(p.left, p.right): p.similarity for p in dedup.near_pairs(keys, threshold=threshold, shingle=3)}
-    assert found.keys() <= expected.keys()
-    assert found == {pair: pytest.approx(expected[pair]) for pair in found}
-    assert len(found) >= 0.9 * len(expected) > 0
-
-
-def _edited(text, generator, times):
+def edited(text, generator, times):
     words = text.split()
     for _ in range(times):
         words[generator.randrange(len(words))] = "edit"
     return " ".join(words)
 
 
-@pytest.mark.parametrize(("threshold", "rows"), [(0.95, 16), (0.8, 8), (0.7, 4), (0.5, 2), (0.01, 1)])
-def test_bands_are_as_selective_as_the_threshold_allows(threshold, rows):
-    assert dedup.rows_per_band(threshold) == rows
+def corpus(count):
+    generator = random.Random(7)
+    base = [" ".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=60)) for _ in range(count)]
+    return sorted({edited(text, generator, times) for text in base for times in (0, 1, 2, 3, 5)})
 
 
-TEXTS = st.lists(
-    st.tuples(
-        st.sampled_from([LONG, LONG + " x", LONG + " x y", "yes", "Yes!", "no", "", "@a"]),
-        st.sampled_from("ab"),
-    ),
-    max_size=12,
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 0.9])
+def test_every_pair_near_enough_is_found_and_every_similarity_is_exact(tmp_path, threshold):
+    keys = corpus(12)
+    exact = {(i, j): jaccard(keys[i], keys[j]) for i, j in combinations(range(len(keys)), 2)}
+    wanted = {pair for pair, similarity in exact.items() if similarity >= threshold}
+    found = measured(tmp_path, keys, threshold)
+    assert found == {pair: pytest.approx(exact[pair]) for pair in found}
+    assert len(wanted & found.keys()) >= 0.95 * len(wanted) > 0
+
+
+def test_measuring_in_small_parts_changes_nothing(tmp_path, monkeypatch):
+    keys = corpus(6)
+    before = measured(tmp_path, keys, 0.5)
+    monkeypatch.setattr(dedup, "ELEMENTS", 100)
+    assert measured(tmp_path, keys, 0.5) == before
+
+
+def test_a_crowd_is_compared_with_its_leaders_and_none_of_it_is_lost(tmp_path, monkeypatch):
+    words = [f"w{n}" for n in range(40)]
+    crowd = [" ".join([*words, f"end{n}"]) for n in range(60)]
+    every = measured(tmp_path, crowd, 0.8)
+    monkeypatch.setattr(dedup, "CROWD", 10)
+    few = measured(tmp_path, crowd, 0.8)
+    assert len(every) == 60 * 59 // 2
+    assert few.items() <= every.items()
+    assert len(few) < len(every) / 5
+    assert {right for left, right in few if left == 0} == set(range(1, 60))
+
+
+@pytest.mark.parametrize("keys", [[], ["alone"]])
+def test_one_text_and_none_have_no_pairs(tmp_path, keys):
+    assert measured(tmp_path, keys, 0.8) == {}
+
+
+def pairs(*entries):
+    left, right, similarity = zip(*entries, strict=True) if entries else ((), (), ())
+    return Pairs(np.array(left, int), np.array(right, int), np.array(similarity, float))
+
+
+NONE = np.zeros(4, dtype=bool)
+
+
+def test_a_unit_goes_only_if_it_is_itself_near_a_unit_that_stays():
+    found = dedup.leaders(4, pairs((0, 1, 0.9), (1, 2, 0.9), (2, 3, 0.8)), gone=NONE)
+    assert found.leader.tolist() == [-1, 0, -1, 2]
+    assert found.similarity[[1, 3]].tolist() == [0.9, 0.8]
+
+
+def test_the_most_similar_leader_counts_and_of_equals_the_first():
+    near = pairs((0, 3, 0.8), (1, 3, 0.9), (2, 3, 0.9))
+    assert dedup.leaders(4, near, gone=NONE).leader.tolist() == [-1, -1, -1, 1]
+
+
+def test_what_is_gone_neither_stays_nor_leads():
+    gone = np.array([True, False, False, False])
+    found = dedup.leaders(4, pairs((0, 1, 0.9), (1, 2, 0.9)), gone=gone)
+    assert found.leader.tolist() == [-1, -1, 1, -1]
+
+
+def units(*rows, order=None):
+    keys, answers = (np.array(column, dtype=np.uint64) for column in zip(*rows, strict=True))
+    return dedup.units(keys, answers, np.arange(len(rows)) if order is None else np.array(order))
+
+
+def test_rows_of_one_key_and_answer_are_one_unit_in_the_order_of_leading():
+    found = units((5, 1), (5, 2), (7, 1), (5, 1), order=[3, 2, 1, 0])
+    assert found.unit.tolist() == [0, 2, 1, 0]
+    assert found.first.tolist() == [3, 2, 1]
+    assert found.text.tolist() == [0, 1, 0]
+    assert found.size.tolist() == [2, 1, 1]
+
+
+def test_pairs_of_texts_become_pairs_of_units():
+    found = dedup.between_units(units((5, 1), (5, 2), (7, 1)), pairs((0, 1, 0.9)))
+    assert list(zip(*(column.tolist() for column in found), strict=True)) == [
+        (0, 1, 1.0),
+        (0, 2, 0.9),
+        (1, 2, 0.9),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("policy", "reasons"),
+    [
+        ("quarantine", ["conflicting_labels", "conflicting_labels", ""]),
+        ("majority", ["", "minority_label", ""]),
+        ("keep", ["", "", ""]),
+    ],
+)
+def test_a_contradiction_is_handled_as_declared(policy, reasons):
+    rows = units((5, 1), (5, 1), (5, 2), (9, 1))
+    found = dedup.conflicts(rows, dedup.between_units(rows, pairs()), policy)
+    assert found.reason.tolist() == reasons
+    assert found.rival.tolist() == [1, 0, -1]
+
+
+def test_a_tie_has_no_majority():
+    rows = units((5, 1), (5, 2))
+    found = dedup.conflicts(rows, dedup.between_units(rows, pairs()), "majority")
+    assert found.reason.tolist() == ["conflicting_labels"] * 2
+
+
+def test_the_rival_is_the_most_similar_one_with_another_answer():
+    rows = units((1, 1), (2, 2), (3, 2), (4, 1))
+    near = pairs((0, 1, 0.8), (0, 2, 0.9), (0, 3, 1.0))
+    found = dedup.conflicts(rows, dedup.between_units(rows, near), "quarantine")
+    assert found.rival.tolist() == [2, 0, 0, -1]
+    assert found.similarity[:3].tolist() == [0.9, 0.8, 0.9]
+
+
+EDGES = st.lists(
+    st.tuples(st.integers(0, 7), st.integers(0, 7), st.floats(0.8, 1)).filter(lambda edge: edge[0] < edge[1]),
+    unique_by=lambda edge: edge[:2],
+    max_size=20,
 )
 
 
-@given(TEXTS, st.sampled_from(["quarantine", "keep"]))
-def test_every_document_stays_or_leaves_once(rows, conflicts):
-    found = deduplicate(*rows, conflicts=conflicts)
-    left = sorted(ids((*found.kept, *found.drops, *found.quarantined)))
-    assert left == sorted(str(n) for n in range(len(rows)))
-    assert found.clusters.keys() == set(left)
-
-
-@given(TEXTS, st.randoms(use_true_random=False))
-def test_clusters_and_conflicts_do_not_depend_on_order(rows, generator):
-    before = documents(*rows)
-    after = generator.sample(before, len(before))
-    one, other = (
-        dedup.deduplicate(order, threshold=0.8, shingle=3, conflicts="quarantine")
-        for order in (before, after)
-    )
-    assert one.clusters == other.clusters
-    assert sorted(ids(one.quarantined)) == sorted(ids(other.quarantined))
-
-
-@given(TEXTS, TEXTS)
-def test_rows_added_at_the_end_leave_earlier_decisions_alone(old, new):
-    before = deduplicate(*old, conflicts="keep")
-    after = deduplicate(*old, *new, conflicts="keep")
-    assert ids(after.kept)[: len(before.kept)] == ids(before.kept)
+@given(EDGES)
+def test_whoever_leaves_is_near_one_that_stays_and_no_two_that_stay_are_near(edges):
+    found = dedup.leaders(8, pairs(*edges), gone=np.zeros(8, dtype=bool))
+    near = {edge[:2]: edge[2] for edge in edges}
+    for unit, leader in enumerate(found.leader.tolist()):
+        assert leader < 0 or (found.leader[leader] < 0 and near[leader, unit] == found.similarity[unit])
+    stays = set(np.flatnonzero(found.leader < 0).tolist())
+    assert not [pair for pair in near if set(pair) <= stays]

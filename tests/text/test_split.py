@@ -1,91 +1,142 @@
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import DataError
 from tasks.text import split
-from tasks.text.split import Row
+from tasks.text.dedup import Pairs
+from tasks.text.split import HELD_OUT, TEST, TRAIN, VALIDATION
 
-CLUSTERS = st.dictionaries(st.text(max_size=6), st.text(max_size=6), max_size=30)
-
-
-def assign(clusters, *, validation=0.1, test=0.2, salt="s"):
-    return split.assign(clusters, validation=validation, test=test, salt=salt)
+SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
+UNKNOWN = -1
 
 
-@given(CLUSTERS)
-def test_a_cluster_is_never_cut(clusters):
-    splits = assign(clusters)
-    assert len({(clusters[row], splits[row]) for row in clusters}) == len(set(clusters.values()))
+def assign(keys, *, edges=(), known=None, classes=None, shares=SHARES, salt="s"):
+    ends = [np.array([edge[side] for edge in edges], dtype=np.int64) for side in (0, 1)]
+    return split.assign(
+        np.array(keys, dtype=np.uint64),
+        Pairs(*ends, np.ones(len(edges))),
+        np.array([UNKNOWN] * len(keys) if known is None else known, dtype=np.int8),
+        ["x"] * len(keys) if classes is None else classes,
+        shares=shares,
+        salt=salt,
+    ).tolist()
 
 
-@given(CLUSTERS, CLUSTERS)
-def test_order_does_not_matter_and_new_rows_move_no_old_one(old, new):
-    before = assign(old)
-    after = assign(dict(reversed((new | old).items())))
-    assert {row: after[row] for row in old} == before
+def test_the_shares_hold_within_each_class():
+    classes = ["a"] * 1000 + ["b"] * 50 + ["c"] * 10
+    found = Counter(zip(classes, assign(range(1060), classes=classes), strict=True))
+    assert {key: found[key] for key in found if key[1] == TEST} == {("a", 2): 200, ("b", 2): 10, ("c", 2): 2}
+    assert {key: found[key] for key in found if key[1] == VALIDATION} == {
+        ("a", 1): 100, ("b", 1): 5, ("c", 1): 1,
+    }  # fmt: skip
 
 
-def test_the_shares_are_those_asked_for():
-    counts = Counter(assign({str(n): str(n) for n in range(20_000)}).values())
-    assert counts["test"] / 20_000 == pytest.approx(0.2, abs=0.01)
-    assert counts["validation"] / 20_000 == pytest.approx(0.1, abs=0.01)
+def test_a_small_class_is_in_every_split():
+    assert Counter(assign(range(4))) == {TRAIN: 2, VALIDATION: 1, TEST: 1}
 
 
-def test_more_validation_takes_from_train_alone():
-    clusters = {str(n): str(n) for n in range(2000)}
-    before, after = assign(clusters), assign(clusters, validation=0.2)
-    moved = {(before[row], after[row]) for row in clusters if before[row] != after[row]}
-    assert moved == {("train", "validation")}
+def test_classes_too_rare_to_divide_are_divided_together():
+    classes = [f"class {n}" for n in range(20)]
+    assert Counter(assign(range(20), classes=classes)) == {TRAIN: 14, VALIDATION: 2, TEST: 4}
+
+
+def test_new_texts_fill_the_shares_that_old_ones_left_open():
+    known = [TRAIN] * 50 + [UNKNOWN] * 50
+    assert Counter(assign(range(100), known=known)) == {TRAIN: 70, VALIDATION: 10, TEST: 20}
+    known = [TEST] * 50 + [UNKNOWN] * 50
+    assert Counter(assign(range(100), known=known)) == {TRAIN: 40, VALIDATION: 10, TEST: 50}
 
 
 def test_another_salt_is_another_split():
-    clusters = {str(n): str(n) for n in range(200)}
-    assert assign(clusters) != assign(clusters, salt="t")
+    assert assign(range(200)) != assign(range(200), salt="t")
 
 
 def test_the_position_of_a_key_is_the_same_for_ever():
     assert split.position("key", "salt") == pytest.approx(0.19900922869677906)
 
 
-def test_a_subset_takes_so_many_by_hash_and_explains_the_rest():
-    splits = {str(n): "train" if n < 8 else "test" for n in range(12)}
-    beyond = split.outside_subset(splits, {"train": 5, "validation": None, "test": None}, salt="s")
-    assert len(beyond) == 3
-    assert set(beyond.values()) == {"train takes 5 of 8 rows"}
-    reordered = dict(reversed(splits.items()))
-    assert split.outside_subset(reordered, {"train": 5}, salt="s").keys() == beyond.keys()
+def test_a_chain_of_new_texts_between_two_splits_loses_only_one():
+    """0 (train) - 1 - 2 - 3 - 4 (test)."""
+    edges = [(0, 1), (1, 2), (2, 3), (3, 4)]
+    found = assign(range(5), edges=edges, known=[TRAIN, UNKNOWN, UNKNOWN, UNKNOWN, TEST])
+    assert found.count(HELD_OUT) == 1
+    kept = [edge for edge in edges if HELD_OUT not in (found[edge[0]], found[edge[1]])]
+    assert all(found[one] == found[other] for one, other in kept)
 
 
-def _rows(counts):
-    return [
-        Row(f"{label}{name}{n}", "text", label, "c", name)
-        for (label, name), count in counts.items()
-        for n in range(count)
-    ]
+GRAPH = st.integers(1, 12).flatmap(
+    lambda count: st.tuples(
+        st.permutations(range(count)),
+        st.lists(
+            st.tuples(st.integers(0, count - 1), st.integers(0, count - 1)).filter(lambda e: e[0] < e[1]),
+            max_size=20,
+        ),
+        st.lists(
+            st.sampled_from([UNKNOWN, UNKNOWN, TRAIN, VALIDATION, TEST]), min_size=count, max_size=count
+        ),
+    )
+)
+
+
+@given(GRAPH)
+def test_known_texts_never_move_and_a_new_one_is_never_near_another_split(graph):
+    keys, edges, known = graph
+    found = assign(keys, edges=edges, known=known)
+    assert UNKNOWN not in found
+    assert all(new == old for new, old in zip(found, known, strict=True) if old != UNKNOWN)
+    for one, other in edges:
+        both_old = known[one] != UNKNOWN and known[other] != UNKNOWN
+        assert both_old or HELD_OUT in (found[one], found[other]) or found[one] == found[other]
+
+
+@given(GRAPH)
+def test_nothing_is_held_out_without_two_splits_to_tie(graph):
+    keys, edges, _ = graph
+    assert HELD_OUT not in assign(keys, edges=edges)
+
+
+@given(GRAPH, st.randoms(use_true_random=False))
+def test_the_order_of_the_texts_does_not_matter(graph, generator):
+    keys, edges, known = graph
+    order = generator.sample(range(len(keys)), len(keys))
+    moved = {old: new for new, old in enumerate(order)}
+    turned = [tuple(sorted((moved[one], moved[other]))) for one, other in edges]
+    found = assign([keys[n] for n in order], edges=turned, known=[known[n] for n in order])
+    assert found == [assign(keys, edges=edges, known=known)[n] for n in order]
+
+
+def test_a_subset_takes_so_many_by_hash_whatever_the_order():
+    ids = [f"id{n}" for n in range(12)]
+    beyond = split.outside_subset(ids, 5, salt="s")
+    assert len(beyond) == 7
+    turned = split.outside_subset(ids[::-1], 5, salt="s")
+    assert {ids[place] for place in beyond} == {ids[::-1][place] for place in turned}
+    assert split.outside_subset(ids, None, salt="s") == split.outside_subset(ids, 12, salt="s") == []
 
 
 GOOD = {(label, name): 2 for label in "ab" for name in ("train", "validation", "test")}
 
 
 def test_classes_in_every_split_pass():
-    split.check_classes(_rows(GOOD | {("a", "test"): 1}), ("a", "b"))
+    split.check_classes(GOOD | {("a", "test"): 1}, ("a", "b"))
 
 
 def test_every_class_too_small_is_named_with_its_counts():
     with pytest.raises(DataError) as caught:
-        split.check_classes(_rows(GOOD | {("a", "train"): 1, ("b", "test"): 0}), ("a", "b"))
+        split.check_classes(GOOD | {("a", "train"): 1, ("b", "test"): 0}, ("a", "b"))
     assert "class 'a' has 1 rows left in train and needs 2 (5 in all splits)" in str(caught.value)
     assert "class 'b' has 0 rows left in test and needs 1 (4 in all splits)" in str(caught.value)
-    assert "merge it with another, or change preparation.salt" in str(caught.value)
+    assert "merge it with another, or change preparation.fractions" in str(caught.value)
 
 
 @pytest.mark.parametrize(("labels", "message"), [(("a",), "'a' is the only label"), ((), "no row is left")])
 def test_one_class_is_no_classification(labels, message):
     with pytest.raises(DataError, match=message):
-        split.check_classes([], labels)
+        split.check_classes({}, labels)
 
 
 def test_labels_are_ordered_by_value_if_they_are_whole_numbers():

@@ -1,18 +1,19 @@
 import json
 from contextlib import suppress
 
+import pyarrow as pa
 import pytest
 
-from tasks.errors import CheckpointError
-from tasks.text import vocabulary
+from tasks.errors import CheckpointError, ParamsError
+from tasks.text import kinds, vocabulary
 
 
 def test_a_tokenizer_is_aligned_with_the_table_it_came_from(tiny_checkpoint):
     tokenizer = vocabulary.load(tiny_checkpoint())
-    columns = vocabulary.alignment(tokenizer)
-    assert columns["id"] == columns["source_id"] == list(range(8))
-    assert columns["token"][5:] == ["one", "two", "three"]
-    assert set(columns["origin"]) == {"kept"}
+    found = vocabulary.alignment(tokenizer, tokenizer, kept=True, added=()).to_pydict()
+    assert found["id"] == found["source_id"] == list(range(8))
+    assert found["token"][5:] == ["one", "two", "three"]
+    assert set(found["origin"]) == {"kept"}
     assert vocabulary.size(tokenizer) == 8
 
 
@@ -61,3 +62,46 @@ def test_code_in_a_checkpoint_does_not_run(tiny_checkpoint, tmp_path):
     with suppress(CheckpointError):
         vocabulary.load(folder)
     assert not (tmp_path / "ran").exists()
+
+
+def test_added_tokens_come_last_in_their_order_and_marks_are_special(tiny_checkpoint):
+    tokenizer = vocabulary.load(tiny_checkpoint())
+    vocabulary.extend(tokenizer, ["<|user|>", "four"])
+    assert tokenizer("one <|user|>four")["input_ids"][:5] == [2, 5, 8, 9, 3]
+    assert (tokenizer.decode([5, 8], skip_special_tokens=True), tokenizer.extra_special_tokens) == (
+        "one",
+        ["<|user|>"],
+    )
+    found = vocabulary.alignment(
+        tokenizer, vocabulary.load(tiny_checkpoint()), kept=True, added=["<|user|>", "four"]
+    ).to_pylist()
+    assert found[8] == {"id": 8, "token": "<|user|>", "origin": "added", "source_id": None}
+    assert [row["source_id"] for row in found] == [*range(8), None, None]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [(["one"], "'one', which is already token 5"), (["x", "x"], "'x', which is already token 8")],
+)
+def test_a_token_that_is_there_already_is_refused(tiny_checkpoint, tokens, message):
+    with pytest.raises(ParamsError, match=f"vocabulary.add_tokens names {message}: take it out"):
+        vocabulary.extend(vocabulary.load(tiny_checkpoint()), tokens)
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "said"),
+    [
+        ("label", {"text": "a", "label": "x"}, ["a"]),
+        ("pair", {"text": "a", "pair": "b", "label": "x"}, ["a", "b"]),
+        ("completion", {"text": "a", "completion": "b"}, ["a", "b"]),
+        ("translation", {"text": "a", "target": "b"}, ["a", "b"]),
+        (
+            "chat",
+            {"text": "a", "messages": [{"role": "user", "content": "a"}, {"role": "me", "content": "b"}]},
+            ["a", "b"],
+        ),
+    ],
+)
+def test_a_tokenizer_learns_from_all_that_a_row_says(kind, row, said):
+    schema = pa.schema({"text": pa.string(), **kinds.KINDS[kind].columns})
+    assert vocabulary.texts(pa.Table.from_pylist([row], schema=schema), kind) == said

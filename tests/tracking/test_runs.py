@@ -34,9 +34,8 @@ def write_sources(root, *, text="sha256:1"):
 def write_encoding(root):
     sizes = {"train": 8, "validation": 2, "test": 4}
     with files.replace_directory(EncodedDataset.folder(root)) as draft:
-        EncodedDataset.save(
-            draft, labels=("bad", "good"), max_length=16, rows=sizes, tokens=sizes, truncated=sizes
-        )
+        counts = dict.fromkeys(("rows", "tokens", "truncated", "lost", "unknown"), sizes)
+        EncodedDataset.save(draft, kind="label", labels=("bad", "good"), max_length=16, **counts)
 
 
 @pytest.fixture
