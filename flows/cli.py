@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from tasks import environment
-from tasks.errors import RegraftError
+from tasks.errors import InputError, RegraftError
 
 EXIT_CODES = """Exit codes: 0 done · 1 failed · 2 something you wrote or brought is not usable ·
 3 not promoted · 130 interrupted."""
@@ -159,6 +159,41 @@ def predict(
     from tasks import params as parameters
 
     for line in consume.predict(parameters.load(root / "params.yaml"), root, text, output):
+        typer.echo(line)
+
+
+@app.command()
+def forget(
+    ids: Annotated[
+        list[str] | None,
+        typer.Option("--ids", metavar="ID", help="id of a row in data/preparation; repeatable"),
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="a file with one id a line")] = None,
+    rewrite: Annotated[
+        bool, typer.Option("--rewrite", help="take the rows out of the table too, if it lies in the checkout")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="delete without asking")] = False,
+    root: Root = HERE,
+) -> None:
+    """Delete rows from data, reports, ledger and caches for good, and keep only a digest of their ids.
+
+    What lies beyond (the table itself, models, remotes, git) is listed at the end. If something fails, give
+    the same command again.
+    """
+    from flows import forget as forgetting
+
+    request = forgetting.resolve(root, forgetting.named(ids or (), file))
+    for line in request.told:
+        typer.echo(line)
+    typer.echo("this also deletes")
+    for line in forgetting.deletes(root):
+        typer.echo(f"  {line}")
+    if not yes and not sys.stdin.isatty():
+        raise InputError("there is nobody to ask: --yes deletes without asking; nothing was done")
+    if not yes and not typer.confirm("delete all this for good?"):
+        raise typer.Exit(1)
+    logging.getLogger("dvc").setLevel(logging.WARNING)
+    for line in forgetting.carry_out(root, request, rewrite=rewrite):
         typer.echo(line)
 
 
