@@ -1,0 +1,1 @@
+"""Measurements: each `python -m benchmarks.<name>` writes benchmarks/results/<name>.json."""
