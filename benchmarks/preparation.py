@@ -1,10 +1,12 @@
 """`python -m benchmarks.preparation [--quick]`: how well and how fast texts are deduplicated and split.
 
-Prints the contestants and writes benchmarks/results/preparation.json. Everything runs in fresh processes; the
-contest in one thread each, the stage as it is used, with two workers.
+Prints the contestants and writes benchmarks/results/preparation.json; a quick run preparation-quick.json, and
+the other only where no full run has. Everything runs in fresh processes; the contest in one thread each, the
+stage as it is used, with two workers.
 """
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,17 +43,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     outcomes = record.alone(splitting.compare, size.rows)
     stages = scale.curve(size.curve)
     figures = _figures(contestants, outcomes, stages)
-    path = record.write(
-        options.into / "preparation.json",
-        figures,
-        contestants,
-        libraries=LIBRARIES,
-        quick=options.quick,
-        sizes=size._asdict(),
-        stages=stages,
-    )
+    targets = _targets(options.into, quick=options.quick)
+    for target in targets:
+        record.write(
+            target,
+            figures,
+            contestants,
+            libraries=LIBRARIES,
+            quick=options.quick,
+            sizes=size._asdict(),
+            stages=stages,
+        )
     print(_told(contestants, outcomes, stages, figures))
-    print(f"\n{path}")
+    print("", *targets, sep="\n")
+
+
+def _targets(folder: Path, *, quick: bool) -> list[Path]:
+    """Figures to try out never take the place of those to quote."""
+    full = folder / "preparation.json"
+    if not quick:
+        return [full]
+    is_free = not full.exists() or json.loads(full.read_text(encoding="utf-8"))["quick"]
+    return [folder / "preparation-quick.json", *([full] if is_free else [])]
 
 
 def _figures(
@@ -72,6 +85,8 @@ def _figures(
         "leaked_test_rows_sklearn": sklearn.leaked,
         "moved_rows": regraft.moved,
         "moved_rows_sklearn": sklearn.moved,
+        "gone_rows": regraft.gone,
+        "gone_rows_sklearn": sklearn.gone,
         "rows_per_second": largest["rows_per_second"],
         "peak_rss_mb": largest["peak_rss_mb"],
         **{f"rows_per_second_{_short(line['rows'])}": line["rows_per_second"] for line in stages},

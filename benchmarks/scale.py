@@ -18,7 +18,8 @@ from benchmarks.record import say, watched
 from benchmarks.splitting import source
 from tasks.params import PreparationParams
 from tasks.stages import preparation
-from tasks.text import decide, dedup, deliver, findings, gather, ledger, report, sources
+from tasks.text import decide, dedup, deliver, findings, gather, ledger, report
+from tasks.text.reading import sources
 
 Seconds = defaultdict[str, float]  # of each step
 

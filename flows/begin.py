@@ -7,7 +7,7 @@ from tasks import files
 from tasks import params as parameters
 from tasks.errors import ParamsError
 from tasks.params import Params, Subset, TextSource
-from tasks.text import infer
+from tasks.text.reading import infer
 
 
 def write(

@@ -26,7 +26,8 @@ from tasks.artifacts import PreparedText
 from tasks.errors import InputError, RegraftError
 from tasks.params import TextSource
 from tasks.stages import preparation
-from tasks.text import erase, gather
+from tasks.text import identities
+from tasks.text.reading import erase
 
 MADE_AGAIN = ("sources", "preparation", "vocabulary", "encoding")  # what holds texts, words or token ids
 WITHDRAWN = "evaluation"  # it shows texts, and can only be made again by training again
@@ -101,7 +102,7 @@ def _tables(root: Path) -> dict[Path, pl.Expr]:
 
 def _digests(id: str, stages: Sequence[str], has_ids: bool, before: frozenset[str]) -> frozenset[str]:
     """Those under which the rows of `id` are forgotten; none where there is no such row, and was none."""
-    own, made = gather.digest(id), gather.digest(id[:STEM])
+    own, made = identities.digest(id), identities.digest(id[:STEM])
     if not re.match(MADE, id):
         found = {own}
     elif not has_ids:

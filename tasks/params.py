@@ -49,6 +49,7 @@ class Reference(Section):
     """Texts that training must not have seen: an evaluation kept elsewhere."""
 
     path: str = Field(description="like sources.text.path")
+    revision: str = Field("main", description="Hub branch, tag or commit; ignored for files")
     text: str = Field("text", description="column that holds the text")
 
 
@@ -91,7 +92,7 @@ class Fractions(Section):
 
 class PreparationParams(Section):
     clean: tuple[str, ...] = Field(
-        ("mojibake", "unicode", "html", "control", "whitespace"), description="cleaning steps, in this order"
+        ("html", "mojibake", "unicode", "control", "whitespace"), description="cleaning steps, in this order"
     )
     minimum_characters: Count = Field(3, description="shorter texts are dropped")
     maximum_characters: Count = Field(20_000, description="longer texts are dropped")

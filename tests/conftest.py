@@ -1,14 +1,32 @@
 """Small real things that many tests need: a tiny BERT classifier that behaves like a large one."""
 
+import gc
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).parents[1]
+
+settings.register_profile("patient", settings.default, deadline=None)  # how busy a machine is proves nothing
+settings.load_profile("patient")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Imported libraries are a million objects that stay: the garbage collector need not look at them."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.set_threshold(50_000)
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +34,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_bert() -> Callable[..., Any]:
     """Makes a random BERT classifier in which all sizes differ, so that no mix-up passes by accident."""
 
@@ -35,13 +53,18 @@ def tiny_bert() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database as MLflow creates it, which takes seconds; a copy takes none."""
+def empty_database(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A database as MLflow creates it, which takes seconds; a copy takes none. All workers share it."""
     from mlflow import MlflowClient
 
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
+    folder = tmp_path_factory.getbasetemp()
+    kept = (folder if worker_id == "master" else folder.parent) / "mlflow.db"
+    with FileLock(f"{kept}.lock"):
+        if not kept.exists():
+            path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+            MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+            shutil.copyfile(path, kept)
+    return kept
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -19,14 +21,24 @@ OWNERS = {  # library -> the only places that may import it
     "rensa": ("tasks/text/",),
 }
 ROOMS = ("text", "weights", "model", "training", "evaluation", "tracking")
+SUB_ROOMS = {  # a part of a room -> the only modules of its room that it may import, besides its own
+    "tasks/text/reading": ("identities", "kinds", "shards"),
+    "tasks/text/tokens": ("kinds",),
+    "tasks/weights/families": ("rules",),
+}
 BOTTOM = ("artifacts", "params", "errors", "files", "progress", "environment", "references")
 FORBIDDEN_FILES = ("utils", "common", "helpers", "misc")
 SHADOWING = ("evaluate", "datasets", "tokenize", "types", "select", "profile", "copy", "statistics")
 
 
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def _imports(path: Path) -> Iterator[str]:
-    """Every module that `path` imports, at its top or inside a function."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    """Every name that `path` imports, at its top or inside a function."""
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -35,6 +47,16 @@ def _imports(path: Path) -> Iterator[str]:
 
 def _place(path: Path) -> str:
     return path.relative_to(REPOSITORY).as_posix()
+
+
+def _room(path: Path) -> str | None:
+    """The room that a file is in, however deep; None for a file at the bottom, a stage, a flow."""
+    top, name, *_ = path.relative_to(REPOSITORY).parts
+    return name if top == "tasks" and name in ROOMS else None
+
+
+def _sub_room(path: Path) -> str | None:
+    return next((place for place in SUB_ROOMS if _place(path).startswith(f"{place}/")), None)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=_place)
@@ -50,16 +72,37 @@ def test_tasks_do_not_know_who_runs_them(path):
     assert not [name for name in _imports(path) if name.split(".")[0] == "flows"]
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in SOURCES if p.parts[-2] in ROOMS or p.parts[-3] in ROOMS], ids=_place
-)
+@pytest.mark.parametrize("path", [p for p in SOURCES if _room(p)], ids=_place)
 def test_rooms_do_not_reach_into_one_another(path):
-    room = next(part for part in path.parts if part in ROOMS)
     for name in _imports(path):
         parts = name.split(".")
         if parts[0] == "tasks" and len(parts) > 1:
-            allowed = parts[1] == room or parts[1] in BOTTOM
+            allowed = parts[1] == _room(path) or parts[1] in BOTTOM
             assert allowed, f"{_place(path)} imports {name}: a room asks the stage, not its neighbour"
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if _sub_room(p)], ids=_place)
+def test_part_of_a_room_takes_little_from_the_rest_of_it(path):
+    home = _sub_room(path)
+    _, room, part = home.split("/")
+    for name in _imports(path):
+        match name.split("."):
+            case ["tasks", where, module, *_] if where == room:
+                assert module in (part, *SUB_ROOMS[home]), (
+                    f"{_place(path)} imports {name}: no business of {part}"
+                )
+
+
+def test_modules_do_not_import_one_another_in_a_circle():
+    known = {_place(p).removesuffix(".py").removesuffix("/__init__").replace("/", "."): p for p in SOURCES}
+    imported = {
+        module: {name if name in known else name.rpartition(".")[0] for name in _imports(path)} & known.keys()
+        for module, path in known.items()
+    }
+    try:
+        TopologicalSorter(imported).prepare()
+    except CycleError as error:
+        pytest.fail(" is imported by ".join(error.args[1]))
 
 
 @pytest.mark.parametrize("name", BOTTOM)
@@ -76,12 +119,12 @@ def test_no_file_name_hides_a_dependency_or_says_nothing(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=_place)
 def test_every_module_opens_by_saying_what_it_is_for(path):
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{_place(path)} has no docstring"
+    assert ast.get_docstring(_tree(path)), f"{_place(path)} has no docstring"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=_place)
 def test_nothing_loads_loosely_or_runs_foreign_code(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.keyword):
             value = getattr(node.value, "value", None)
             assert (node.arg, value) not in {
@@ -95,7 +138,7 @@ def test_nothing_loads_loosely_or_runs_foreign_code(path):
 
 def _is_zip(keyword: ast.keyword, path: Path) -> bool:
     """`zip(..., strict=False)` says nothing about weights."""
-    calls = (n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call))
+    calls = (n for n in ast.walk(_tree(path)) if isinstance(n, ast.Call))
     return any(
         getattr(call.func, "id", "") == "zip" and any(ast.dump(k) == ast.dump(keyword) for k in call.keywords)
         for call in calls
@@ -104,7 +147,7 @@ def _is_zip(keyword: ast.keyword, path: Path) -> bool:
 
 @pytest.mark.parametrize("path", SOURCES, ids=_place)
 def test_functions_stay_short(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or 0) - node.lineno + 1
             assert lines <= 50, f"{_place(path)}:{node.lineno} {node.name} has {lines} lines"

@@ -16,8 +16,8 @@ from tasks import files, progress
 from tasks.artifacts import SPLITS, EncodedDataset, PreparedText, Vocabulary
 from tasks.params import EncodingParams, Params
 from tasks.stages import Track
-from tasks.text import encode, encoding_report, packing, rows, vocabulary
-from tasks.text.encode import Tally
+from tasks.text.tokens import encode, packing, report, rows, vocabulary
+from tasks.text.tokens.encode import Tally
 
 MANY = 0.1  # share of truncated rows from which a person should hear of it
 LOG = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def _publish(
     page: Path,
     track: Track,
 ) -> None:
-    facts = encoding_report.Facts(
+    facts = report.Facts(
         kind=record.kind,
         max_length=record.max_length,
         packing=settings.packing,
@@ -123,7 +123,7 @@ def _publish(
         written=record.rows,
         tallies=tallies,
     )
-    files.write_text(page, encoding_report.render(facts))
+    files.write_text(page, report.render(facts))
     shares = {
         f"unknown_share.{split}": tally.unknown / (tally.tokens or 1) for split, tally in tallies.items()
     }

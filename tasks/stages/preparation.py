@@ -1,10 +1,12 @@
 """preparation: a table of text becomes clean rows in splits that share no duplicate, and nothing is lost."""
 
+import logging
 import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ import pyarrow.parquet as parquet
 from tasks import files, references
 from tasks.artifacts import SPLITS, PreparedText, Sources
 from tasks.errors import ArtifactError, DataError
-from tasks.params import Params, PreparationParams, TextSource
+from tasks.params import Params, PreparationParams, Reference, TextSource
 from tasks.stages import Track
 from tasks.text import (
+    clean,
     contamination,
     decide,
     deliver,
@@ -27,17 +30,19 @@ from tasks.text import (
     ledger,
     report,
     signatures,
-    sources,
     split,
 )
 from tasks.text.contamination import Elsewhere, Evaluation
+from tasks.text.decide import Decided
 from tasks.text.deliver import Delivered
 from tasks.text.filters import Bounds
 from tasks.text.gather import Gathered, Handling
+from tasks.text.reading import sources
 
 REPORT = "preparation.html"
 LEDGER = Path("data") / ledger.NAME
 FORGOTTEN = "forgotten.txt"
+log = logging.getLogger(__name__)
 UNREAD = 10  # quarantined rows that the page shows
 
 
@@ -45,7 +50,7 @@ def run(params: Params, root: Path, track: Track) -> PreparedText:
     listing, source = Sources.load(root).path / "text.json", params.sources.text
     path = references.locate_text(source.path, root=root, revision=source.revision)
     references.check(path, listing)
-    _refuse_lost_ledger(root)
+    _refuse_lost_ledger(root, params.preparation.salt)
     with files.replace_directory(PreparedText.folder(root)) as draft:
         page = prepare(
             path,
@@ -83,6 +88,7 @@ def prepare(
     theirs = _collect(evaluations, handling, work)
     gathered = _gather(path, source, settings, replace(handling, grams=theirs.file if theirs else None), work)
     signed = signatures.join([gathered.signed, theirs.signed], work / "all") if theirs else gathered.signed
+    _refuse_nothing(gathered)
     entries = ledger.read(remembered)
     decided = decide.decide(gathered, signed, rules, entries)
     delivered = deliver.deliver(gathered, decided.fates, kind, into=into, limits=rules.limits)
@@ -91,6 +97,7 @@ def prepare(
     labels = _labels(gathered, settings)
     if kind.classes == "label":
         split.check_classes(delivered.balance, labels)
+    split.check_rows(delivered.rows)
     found = contamination.found(theirs, decided.foreign, gathered.grams) if theirs else ()
     facts = findings.facts(
         gathered,
@@ -105,11 +112,17 @@ def prepare(
         reference=source.path,
         licence=source.licence,
     )
-    entries = ledger.without(entries, np.setdiff1d(gathered.gone, decided.keys))
-    ledger.write(remembered, entries, decided.keys, decided.splits, salt=rules.salt)
+    page = report.render(facts)
     shutil.rmtree(work)
     _save(into, source.kind, labels, gathered, delivered, found)
-    return report.render(facts)
+    _remember(remembered, entries, gathered, decided, rules.salt)
+    return page
+
+
+def _remember(path: Path, entries: pl.DataFrame, gathered: Gathered, decided: Decided, salt: str) -> None:
+    """Last of all, so that what fails gives no split."""
+    entries = ledger.without(entries, np.setdiff1d(gathered.gone, decided.keys), gathered.lost)
+    ledger.write(path, entries, decided.keys, decided.raw, decided.splits, decided.content, salt=salt)
 
 
 def _gather(
@@ -159,6 +172,7 @@ def _rules(settings: PreparationParams, kind: str) -> decide.Rules:
         threshold=settings.threshold,
         conflicts=settings.conflicts,
         one_answer=kinds.KINDS[kind].one_answer,
+        near_answers=kinds.KINDS[kind].classes is not None,
         shares=settings.fractions.model_dump(),
         salt=settings.salt,
         limits=settings.subset.model_dump(),
@@ -167,14 +181,22 @@ def _rules(settings: PreparationParams, kind: str) -> decide.Rules:
 
 def _evaluations(params: Params, root: Path) -> list[Evaluation]:
     """Their texts, read as plain text of one column."""
-    found = []
-    for reference in params.sources.evaluations:
-        path = references.locate_text(reference.path, root=root)
-        references.check(path, Sources.load(root).path / "text.json", evaluation=reference.path)
-        how = sources.Layout(kind="text", columns={"text": reference.text})
-        tables = [pl.Series(shard.documents["text"]) for shard in sources.read(path, how)]
-        found.append(Evaluation(reference.path, pl.concat(tables)))
-    return found
+    steps = params.preparation.clean
+    return [_evaluation(reference, root, steps) for reference in params.sources.evaluations]
+
+
+def _evaluation(reference: Reference, root: Path, steps: Sequence[str]) -> Evaluation:
+    """Cleaned as our own rows are, since they are compared with them."""
+    path = references.locate_text(reference.path, root=root, revision=reference.revision)
+    references.check(path, Sources.load(root).path / "text.json", evaluation=reference.path)
+    how = sources.Layout(
+        kind="text", columns={"text": reference.text}, encoding="auto", undecodable="replace"
+    )
+    shards = list(sources.read(path, how))
+    if unread := sum(len(shard.quarantined) for shard in shards):
+        log.warning("%s: %d rows cannot be read and are not looked for in the data", reference.path, unread)
+    tables = [clean.clean(shard.documents, steps, ["text"]).table for shard in shards]
+    return Evaluation(reference.path, pl.concat([pl.Series(table["text"]) for table in tables]))
 
 
 def _collect(evaluations: Sequence[Evaluation], handling: Handling, work: Path) -> Elsewhere | None:
@@ -193,12 +215,15 @@ def _labels(gathered: Gathered, settings: PreparationParams) -> tuple[str, ...]:
     return split.order_labels(settings.labels or single)
 
 
-def _refuse_lost_ledger(root: Path) -> None:
-    """A split that was given once is never given anew because a file is missing."""
+def _refuse_lost_ledger(root: Path, salt: str) -> None:
+    """A split that was given once, under this salt, is never given anew because a file is missing."""
     lock = root / "dvc.lock"
     if (root / LEDGER).exists() or not lock.exists():
         return
-    if re.search(rf"^\s*- path: {re.escape(LEDGER.as_posix())}$", lock.read_text(encoding="utf-8"), re.M):
+    text = lock.read_text(encoding="utf-8")
+    named = re.search(rf"^\s*- path: {re.escape(LEDGER.as_posix())}$", text, re.MULTILINE)
+    former = re.search(r"^\s*salt: (.*)$", text, re.MULTILINE)
+    if named and (former is None or former[1].strip("'\"") == salt):
         raise ArtifactError(
             f"{LEDGER} is missing, and dvc.lock says that splits were given: bring it back with "
             f"`dvc checkout {LEDGER}` or `dvc pull {LEDGER}`; to divide the rows anew on purpose, change "
@@ -214,13 +239,20 @@ def _account_for(gathered: Gathered, delivered: Delivered) -> None:
         )
 
 
+def _refuse_nothing(gathered: Gathered) -> None:
+    if not len(gathered.numbers):
+        raise DataError(
+            f"none of the {gathered.rows_in} rows passes the filters: see preparation.minimum_characters, "
+            "maximum_characters, maximum_symbols, languages and labels"
+        )
+
+
 def _refuse_too_many(into: Path, gathered: Gathered, delivered: Delivered, most: float) -> None:
     aside = delivered.quarantined.total()
     if aside > most * gathered.rows_in:
         reasons = delivered.quarantined.most_common()
         counts = ", ".join(f"{reason} {count}" for reason, count in reasons)
-        rows = parquet.read_table(into / "quarantine.parquet").to_pylist()
-        first = next(row for row in rows if row["reason"] == reasons[0][0])
+        first = next(row for row in _quarantined(into) if row["reason"] == reasons[0][0])
         example = f"{first['file']}:{first['line']}: {first['detail']}"
         raise DataError(
             f"{aside} of {gathered.rows_in} rows ({aside / gathered.rows_in:.1%}) are set aside ({counts}; "
@@ -229,9 +261,13 @@ def _refuse_too_many(into: Path, gathered: Gathered, delivered: Delivered, most:
         )
 
 
+def _quarantined(into: Path) -> Iterator[dict[str, Any]]:
+    for batch in parquet.ParquetFile(into / "quarantine.parquet").iter_batches(1000):
+        yield from batch.to_pylist()
+
+
 def _unread(into: Path) -> list[dict[str, Any]]:
-    table = parquet.read_table(into / "quarantine.parquet", filters=[("stage", "=", "sources")])
-    rows = table.slice(0, UNREAD).to_pylist()
+    rows = islice((row for row in _quarantined(into) if row["stage"] == "sources"), UNREAD)
     return [
         {
             "place": f"{row['file']}:{row['line']}",

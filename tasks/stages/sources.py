@@ -18,7 +18,7 @@ def run(params: Params, root: Path, track: Track) -> Sources:
     text, checkpoint = params.sources.text, params.sources.checkpoint
     table = _seen(text.path, root, text.revision)
     evaluations = [
-        references.list_evaluation(reference.path, _seen(reference.path, root))
+        references.list_evaluation(reference.path, _seen(reference.path, root, reference.revision))
         for reference in params.sources.evaluations
     ]
     weights = references.inventory(
@@ -35,7 +35,7 @@ def run(params: Params, root: Path, track: Track) -> Sources:
     return Sources.load(root)
 
 
-def _seen(reference: str, root: Path, revision: str = "main") -> tuple[File, ...]:
+def _seen(reference: str, root: Path, revision: str) -> tuple[File, ...]:
     return references.inventory_text(references.locate_text(reference, root=root, revision=revision))
 
 

@@ -10,7 +10,7 @@ from tasks import files, references
 from tasks.artifacts import PreparedText, Sources, Vocabulary
 from tasks.params import Params, VocabularyParams
 from tasks.stages import Track
-from tasks.text import encode, learn, rows, vocabulary
+from tasks.text.tokens import encode, learn, rows, vocabulary
 
 
 def run(params: Params, root: Path, track: Track) -> Vocabulary:

@@ -1,7 +1,7 @@
 """Cleaning steps: pure functions from text to text, applied in the order that params.yaml gives.
 
-The order matters. Mojibake hides control characters and combining marks from the steps that look for them,
-so it comes first; entities may stand for control characters and spaces, so `html` comes before those.
+The order matters. Entities may stand for any character, the halves of mojibake among them, so `html` comes
+first; mojibake hides combining marks and control characters from the steps that look for them, so it is next.
 """
 
 import html as entities
@@ -197,9 +197,9 @@ def _from_word(text: str, lead: int, separator: str | None) -> str:
 
 
 STEPS: Mapping[str, Step] = {
+    "html": html,
     "mojibake": mojibake,
     "unicode": unicode,
-    "html": html,
     "control": control,
     "whitespace": whitespace,
     "mask_urls": mask_urls,

@@ -37,6 +37,7 @@ class Finding(NamedTuple):
 
 class Overlaps(TypedDict):
     grams: Hashes
+    parts: Hashes
     overlaps: NDArray[np.bool_]
 
 
@@ -49,7 +50,7 @@ class Elsewhere:
     signed: Signed
     grams: Hashes
     text: Integers  # (grams,) the text each is of
-    file: Path  # their different grams, sorted, for whoever works on a shard
+    file: Path  # their different grams and keys, for whoever works on a shard
 
 
 def collect(evaluations: Sequence[Evaluation], into: Path, *, shingle: int, rows: int) -> Elsewhere:
@@ -58,14 +59,15 @@ def collect(evaluations: Sequence[Evaluation], into: Path, *, shingle: int, rows
     texts = pl.concat([evaluation.texts for evaluation in evaluations])
     of = np.repeat(np.arange(len(evaluations)), [len(evaluation.texts) for evaluation in evaluations])
     hashes, text = grams(texts)
-    np.save(into / "grams.npy", np.unique(hashes))
+    signed = signatures.sign(texts, into / "signed", shingle=shingle, rows=rows)
+    np.savez(into / "theirs.npz", grams=np.unique(hashes), keys=np.unique(signed.keys))
     return Elsewhere(
         references=tuple(evaluation.reference for evaluation in evaluations),
         of=of,
-        signed=signatures.sign(texts, into / "signed", shingle=shingle, rows=rows),
+        signed=signed,
         grams=hashes,
         text=text,
-        file=into / "grams.npy",
+        file=into / "theirs.npz",
     )
 
 
@@ -89,12 +91,18 @@ def grams(texts: pl.Series) -> tuple[Hashes, Integers]:
     return hashes, np.repeat(np.flatnonzero(long.to_numpy()), np.diff(offsets))
 
 
-def overlaps(texts: pl.Series, file: Path | None) -> Overlaps:
-    """Which `texts` share a run of 13 words with those in `file` (sorted hashes), and which runs."""
+def overlaps(texts: pl.Series, parts: Sequence[pl.Series], file: Path | None) -> Overlaps:
+    """Which `texts` share a run of 13 words with the evaluations in `file`, and which runs; or are, in one of
+    the `parts` that they were joined from, one of their texts."""
     hit = np.zeros(len(texts), dtype=bool)
     if file is None:
-        return Overlaps(grams=np.empty(0, dtype=np.uint64), overlaps=hit)
+        return Overlaps(grams=np.empty(0, dtype=np.uint64), parts=np.empty(0, dtype=np.uint64), overlaps=hit)
+    theirs = np.load(file)
     ours, text = grams(texts)
-    shared = np.isin(ours, np.load(file))
+    shared = np.isin(ours, theirs["grams"])
     hit[text[shared]] = True
-    return Overlaps(grams=np.unique(ours[shared]), overlaps=hit)
+    keys = [signatures.hashed(signatures.keys(part)) for part in parts]
+    for part in keys:
+        hit |= np.isin(part, theirs["keys"])
+    same = np.unique(np.concatenate([np.empty(0, np.uint64), *(k[np.isin(k, theirs["keys"])] for k in keys)]))
+    return Overlaps(grams=np.unique(ours[shared]), parts=same, overlaps=hit)

@@ -21,9 +21,9 @@ from tasks.text.signatures import Hashes, Signed
 from tasks.text.split import HELD_OUT, TRAIN
 
 Mask = NDArray[np.bool_]
-PRECEDENCE = np.array(
-    [2, 1, 0, 3], dtype=np.int8
-)  # test leads validation, that leads train; new texts follow
+# Test leads validation, that leads train; new texts follow.
+PRECEDENCE = np.array([2, 1, 0, 3], dtype=np.int8)
+NEW = 3  # the standing of a row that neither the table nor the ledger places
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Rules:
     threshold: float
     conflicts: dedup.Conflicts
     one_answer: bool  # a text with two answers is a conflict; else both stay, in one split
+    near_answers: bool  # near texts with different answers are a conflict too, as for classes
     shares: Mapping[str, float]
     salt: str
     limits: Mapping[str, int | None]
@@ -73,6 +74,8 @@ class Decided:
     texts: Integers  # (texts,) the first candidate of each
     keys: Hashes  # (texts,)
     splits: Splits  # (texts,)
+    raw: Hashes  # (texts,) keys without any cleaning
+    content: Hashes  # (texts,) of the row that stands for it
     known: Splits  # (texts,) what the ledger or the table itself says
     component: Integers  # (texts,) by all pairs at or above the threshold
     measured: Pairs  # of texts, also below the threshold
@@ -85,48 +88,103 @@ def decide(gathered: Gathered, signed: Signed, rules: Rules, entries: pl.DataFra
     `signed` holds its texts first and then those of evaluations kept elsewhere; `entries` is the ledger as it
     was.
     """
-    fates = Fates(len(gathered.content))
-    fates.leave(np.setdiff1d(np.arange(len(gathered.content)), gathered.numbers), "filtered")
-    fates.leave(gathered.numbers[gathered.repeated[gathered.numbers]], "duplicate_id")
+    fates = _begun(gathered)
     places = np.flatnonzero(fates.stays[gathered.numbers])
     rows, keys = gathered.numbers[places], signed.keys[places]
-    given, shares = _given(gathered.fixed[places], rules.shares)
-    before = np.where(given == UNKNOWN, ledger.known(entries, keys, salt=rules.salt), given)
-    units = dedup.units(keys, gathered.answers[places], np.lexsort((rows, PRECEDENCE[before])))
+    past = _past(gathered, places, keys, rules, entries)
+    order = np.lexsort((rows, PRECEDENCE[past.split], past.standing))
+    units = dedup.units(keys, gathered.answers[places], order)
     _, first = np.unique(units.text, return_index=True)
     texts = units.first[first]
     measured, near, hits, foreign = _measure(signed, places[texts], len(gathered.numbers), rules.threshold)
-    pairs = dedup.between_units(units, near)
+    pairs = dedup.between_units(units, near, across=rules.near_answers, within=rules.one_answer)
 
-    aside = dedup.conflicts(units, pairs, rules.conflicts if rules.one_answer else "keep")
+    policy = rules.conflicts if rules.one_answer else "keep"
+    aside = dedup.conflicts(units, pairs, past.standing[units.first], policy)
     live = np.zeros(len(texts), dtype=bool)
     live[units.text[aside.reason == ""]] = True
-    splits = _assign(
-        live, keys[texts], near, before[texts], gathered.classes[places[texts]], shares, rules.salt
-    )
+    tied = _tied(near, gathered.groups[places[texts]] if len(gathered.groups) else None)
+    classes = gathered.classes[places[texts]]
+    splits = _assign(live, keys[texts], tied, past.split[texts], classes, past.shares, rules.salt)
     own = splits[units.text]
-    _tell_duplicates(fates, units, rows, pairs, aside, own, one_answer=rules.one_answer)
-    _tell_straddling(fates, rows[units.first], pairs, own)
+    _tell_duplicates(fates, units, rows, pairs, aside, own, past.misplaced(own[units.unit]))
+    _tell_straddling(fates, units, rows[units.first], near, splits)
     touched = hits | _any_row(gathered.overlaps[places], units, len(texts))
     _tell_contaminated(fates, rows[units.first], touched[units.text] & (own == TRAIN))
-
-    component = dedup.components(len(texts), near)
-    fates.split[rows] = own[units.unit]
-    fates.cluster[rows] = dedup.smallest(keys[texts], component)[units.text[units.unit]]
+    names = dedup.smallest(keys[texts], dedup.components(len(texts), tied))
+    fates.split[rows], fates.cluster[rows] = own[units.unit], names[units.text[units.unit]]
     _tell_subset(fates, gathered.ids, rules)
     return Decided(
-        fates, units, rows, texts, keys[texts], splits, before[texts], component, measured, foreign
+        fates=fates,
+        units=units,
+        rows=rows,
+        texts=texts,
+        keys=keys[texts],
+        raw=gathered.raw[places[texts]],
+        content=gathered.content[rows[texts]],
+        splits=splits,
+        known=past.split[texts],
+        component=dedup.components(len(texts), near),
+        measured=measured,
+        foreign=np.union1d(foreign, gathered.parts),
     )
 
 
-def _given(fixed: Splits, shares: Mapping[str, float]) -> tuple[Splits, Mapping[str, float]]:
-    """The table's own splits; one that it does not name takes its share of the table's train."""
-    present = {SPLITS[number] for number in np.unique(fixed[fixed != UNKNOWN])}
-    if not present:
-        return fixed, shares
-    missing = set(SPLITS) - present
-    free = {name: share if name in missing else 0.0 for name, share in shares.items()}
-    return np.where((fixed == TRAIN) & bool(missing), UNKNOWN, fixed).astype(np.int8), free
+def _begun(gathered: Gathered) -> Fates:
+    fates = Fates(len(gathered.content))
+    fates.leave(np.setdiff1d(np.arange(len(gathered.content)), gathered.numbers), "filtered")
+    fates.leave(gathered.numbers[gathered.repeated[gathered.numbers]], "duplicate_id")
+    return fates
+
+
+@dataclass(frozen=True)
+class Past:
+    """What is given before anything is decided, by candidate."""
+
+    fixed: Splits  # the table's own split
+    split: Splits  # that or the ledger's, UNKNOWN where there is neither
+    standing: NDArray[np.int8]  # who leads and whom a contradiction spares: the lowest
+    missing: tuple[int, ...]  # splits that the table does not name although it names others
+    shares: Mapping[str, float]
+
+    def misplaced(self, own: Splits) -> Mask:
+        """Candidates whose text came into a split that is not the one the table fixed for them."""
+        elsewhere = (self.fixed != UNKNOWN) & (own >= 0) & (own != self.fixed)
+        allowed = (self.fixed == TRAIN) & np.isin(own, self.missing)
+        wrong: Mask = elsewhere & ~allowed
+        return wrong
+
+
+def _past(gathered: Gathered, places: Integers, keys: Hashes, rules: Rules, entries: pl.DataFrame) -> Past:
+    """The table's own splits and the ledger's; a split that the table does not name takes its share of the
+    table's train."""
+    fixed, content = gathered.fixed[places], gathered.content[gathered.numbers[places]]
+    known = ledger.known(entries, keys, gathered.raw[places], salt=rules.salt)
+    named = set(np.unique(fixed[fixed != UNKNOWN]).tolist())
+    missing = tuple(number for number in range(len(SPLITS)) if number not in named) if named else ()
+    free = (fixed == UNKNOWN) if not missing else (fixed == UNKNOWN) | (fixed == TRAIN)
+    usable = free & ((fixed == UNKNOWN) | np.isin(known.splits, (TRAIN, *missing)))
+    before = np.where(free, np.where(usable, known.splits, UNKNOWN), fixed).astype(np.int8)
+    old = (known.content == content) & (before != UNKNOWN)
+    standing = np.where(old | (fixed != UNKNOWN), PRECEDENCE[np.where(fixed != UNKNOWN, fixed, before)], NEW)
+    shares = rules.shares
+    if named:
+        shares = {name: shares[name] if number in missing else 0.0 for number, name in enumerate(SPLITS)}
+    return Past(fixed, before, standing.astype(np.int8), missing, shares)
+
+
+def _tied(near: Pairs, groups: Hashes | None) -> Pairs:
+    """What must not be divided: near pairs, and pairs of texts that have their first part in common."""
+    if groups is None:
+        return near
+    order = np.argsort(groups, kind="stable")
+    same = groups[order][1:] == groups[order][:-1]
+    one, other = order[:-1][same], order[1:][same]
+    return Pairs(
+        np.concatenate([near.left, np.minimum(one, other)]),
+        np.concatenate([near.right, np.maximum(one, other)]),
+        np.concatenate([near.similarity, np.ones(len(one))]),
+    )
 
 
 def _measure(
@@ -141,11 +199,13 @@ def _measure(
     inside = measured.chosen(measured.right < own)
     near = measured.similarity >= threshold
     across = measured.chosen(near & (measured.left < own) & (measured.right >= own))
-    hits = np.isin(signed.keys[ours], signed.keys[count:])
-    same = signed.keys[ours][hits]
-    hits[across.left] = True
-    foreign = np.unique(np.concatenate([same, signed.keys[theirs[across.right - own]]]))
-    return inside, inside.chosen(inside.similarity >= threshold), hits, foreign
+    same = np.isin(signed.keys[ours], signed.keys[count:])
+    pairs = inside.chosen(inside.similarity >= threshold)
+    hits = same.copy()
+    for places in (across.left, pairs.left[same[pairs.right]], pairs.right[same[pairs.left]]):
+        hits[places] = True
+    foreign = np.unique(np.concatenate([signed.keys[ours][same], signed.keys[theirs[across.right - own]]]))
+    return inside, pairs, hits, foreign
 
 
 def _assign(
@@ -181,8 +241,7 @@ def _tell_duplicates(
     pairs: Pairs,
     aside: dedup.Aside,
     own: Splits,
-    *,
-    one_answer: bool,
+    misplaced: Mask,
 ) -> None:
     first = rows[units.first]
     later = np.ones(len(rows), dtype=bool)
@@ -190,33 +249,35 @@ def _tell_duplicates(
     fates.leave(rows[later], "exact_duplicate", first[units.unit[later]], 1.0)
 
     held = own == HELD_OUT
-    comparable = one_answer | (units.answer[pairs.left] == units.answer[pairs.right])
-    gone = held | (aside.reason != "")
-    led = dedup.leaders(len(units.first), pairs.chosen(comparable), gone=gone)
+    gone = held | (aside.reason != "") | misplaced[units.first]
+    led = dedup.leaders(len(units.first), pairs, gone=gone)
     follows = np.flatnonzero(led.leader >= 0)
     lead = led.leader[follows]
     reason = np.where(own[follows] == own[lead], "near_duplicate", "straddles_splits").astype(object)
     reason[(units.text[follows] == units.text[lead]) & (own[follows] == own[lead])] = "exact_duplicate"
     fates.leave(first[follows], reason, first[lead], led.similarity[follows])
 
-    whole = held[units.unit]
-    fates.leave(rows[whole], "bridges_splits")
+    _, head = np.unique(units.text, return_index=True)
+    fates.leave(rows[misplaced], "straddles_splits", first[head[units.text[units.unit[misplaced]]]], 1.0)
+    fates.leave(rows[held[units.unit]], "bridges_splits")
     out = (aside.reason != "")[units.unit]
     unit = units.unit[out]
     rival = np.where(aside.rival[unit] >= 0, first[aside.rival[unit]], -1)
     fates.leave(rows[out], aside.reason[unit], rival, aside.similarity[unit])
 
 
-def _tell_straddling(fates: Fates, first: Integers, pairs: Pairs, own: Splits) -> None:
-    """Of two units that stay in different splits the one of the lesser split goes: never the test row."""
-    across = pairs.chosen(
-        (own[pairs.left] != own[pairs.right])
-        & fates.stays[first[pairs.left]]
-        & fates.stays[first[pairs.right]]
-    )
-    later = PRECEDENCE[own[across.left]] < PRECEDENCE[own[across.right]]
-    goes, stays = np.where(later, across.right, across.left), np.where(later, across.left, across.right)
-    fates.leave(first[goes], "straddles_splits", first[stays], across.similarity)
+def _tell_straddling(fates: Fates, units: Units, first: Integers, near: Pairs, splits: Splits) -> None:
+    """Of two texts that stay in different splits that of the lesser split goes: never the test row."""
+    stays = np.zeros(len(splits), dtype=bool)
+    stays[units.text[fates.stays[first]]] = True
+    across = near.chosen((splits[near.left] != splits[near.right]) & stays[near.left] & stays[near.right])
+    later = PRECEDENCE[splits[across.left]] < PRECEDENCE[splits[across.right]]
+    goes, leads = np.where(later, across.right, across.left), np.where(later, across.left, across.right)
+    _, head = np.unique(units.text, return_index=True)
+    why, similarity = np.full(len(splits), -1, dtype=np.int64), np.full(len(splits), np.nan)
+    why[goes], similarity[goes] = first[head[leads]], across.similarity
+    out = np.flatnonzero((why[units.text] >= 0) & fates.stays[first])
+    fates.leave(first[out], "straddles_splits", why[units.text[out]], similarity[units.text[out]])
 
 
 def _tell_contaminated(fates: Fates, first: Integers, hit: Mask) -> None:

@@ -81,9 +81,9 @@ def _stars(signed: Signed, texts: Integers, crowd: Integers, threshold: float) -
     found = [np.empty(0, dtype=np.int64)]
     while len(crowd) > 1:
         leader, rest = crowd[0], crowd[1:]
-        similarity = _similarities(signed, np.full(len(rest), texts[leader]), texts[rest])
-        found.append(leader * len(texts) + rest)
-        crowd = rest[similarity < threshold]
+        near = _similarities(signed, np.full(len(rest), texts[leader]), texts[rest]) >= threshold
+        found.append(leader * len(texts) + rest[near])
+        crowd = rest[~near]
     return np.concatenate(found)
 
 
@@ -91,13 +91,12 @@ def _similarities(
     signed: Signed, left: Integers, right: Integers, *, watched: bool = False
 ) -> NDArray[np.float64]:
     """Jaccard similarity of the sets of shingles of each pair of texts, exactly."""
-    starts = np.cumsum(signed.counts) - signed.counts
     sizes = signed.counts[left] + signed.counts[right]
     shared = np.empty(len(left), dtype=np.int64)
     chunks = list(_chunks(sizes))
     bar = progress.track(chunks, total=len(chunks), description="measuring candidates")
     for part in bar if watched else chunks:
-        shared[part] = _shared(signed, starts, left[part], right[part])
+        shared[part] = _shared(signed, left[part], right[part])
     similarity: NDArray[np.float64] = shared / np.maximum(sizes - shared, 1)
     return similarity
 
@@ -113,12 +112,12 @@ def _chunks(sizes: Integers) -> Iterator[slice]:
         start = stop
 
 
-def _shared(signed: Signed, starts: Integers, left: Integers, right: Integers) -> Integers:
+def _shared(signed: Signed, left: Integers, right: Integers) -> Integers:
     """How many shingles both texts of each pair have: equal neighbours after sorting both sets as one."""
     texts, pair = np.concatenate([left, right]), np.tile(np.arange(len(left)), 2)
     counts = signed.counts[texts]
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    hashes = signed.shingles[np.repeat(starts[texts], counts) + within]
+    hashes = signed.shingles[np.repeat(signed.starts[texts], counts) + within]
     coded = (np.repeat(pair, counts).astype(np.uint64) << SHINGLE_BITS) | hashes
     coded.sort()
     twice = coded[1:][coded[1:] == coded[:-1]] >> SHINGLE_BITS
@@ -186,20 +185,25 @@ def units(keys: Hashes, answers: Hashes, order: Integers) -> Units:
     )
 
 
-def between_units(units: Units, near: Pairs) -> Pairs:
-    """Pairs of texts as pairs of units; units of one text, which differ in their answers, are 1.0 similar."""
-    holders = pl.DataFrame({"text": units.text}).with_row_index("unit").cast(pl.Int64)
-    count = int(units.text.max(initial=-1)) + 1
-    same = pl.DataFrame({"left": np.arange(count), "right": np.arange(count), "similarity": np.ones(count)})
-    several = holders.filter(pl.col("text").is_duplicated())["text"].unique()
-    pairs = pl.concat([same.filter(pl.col("left").is_in(several.implode())), pl.DataFrame(near._asdict())])
-    joined = pairs.join(holders, left_on="left", right_on="text").join(
-        holders, left_on="right", right_on="text", suffix="_right"
-    )
-    joined = joined.filter((pl.col("left") != pl.col("right")) | (pl.col("unit") < pl.col("unit_right")))
-    ends = joined.select(
-        left=pl.min_horizontal("unit", "unit_right"),
-        right=pl.max_horizontal("unit", "unit_right"),
+def between_units(units: Units, near: Pairs, *, across: bool, within: bool) -> Pairs:
+    """Pairs of texts as pairs of units: of all units with `across`, else of those with equal answers; and
+    `within` one text, whose units differ in their answers and are 1.0 similar.
+    """
+    holders = pl.DataFrame({"text": units.text, "answer": units.answer}).with_row_index("unit")
+    holders = holders.cast({"unit": pl.Int64})
+    by = [] if across else ["answer"]
+    pairs = pl.DataFrame(near._asdict(), schema_overrides={"left": pl.Int64, "right": pl.Int64})
+    left = pairs.join(holders, left_on="left", right_on="text")
+    ends = left.join(holders, left_on=["right", *by], right_on=["text", *by], suffix="_right")
+    ends = ends.select(one="unit", other="unit_right", similarity="similarity")
+    if within:
+        several = holders.filter(pl.col("text").is_duplicated())
+        same = several.join(several, on="text", suffix="_right").filter(pl.col("unit") < pl.col("unit_right"))
+        same = same.select(one="unit", other="unit_right", similarity=pl.lit(1.0))
+        ends = pl.concat([ends, same])
+    ends = ends.select(
+        left=pl.min_horizontal("one", "other"),
+        right=pl.max_horizontal("one", "other"),
         similarity="similarity",
     ).sort("left", "right")
     return Pairs(*(ends[name].to_numpy() for name in ("left", "right", "similarity")))
@@ -213,18 +217,26 @@ class Aside(NamedTuple):
     similarity: NDArray[np.float64]  # (units,) to the rival
 
 
-def conflicts(units: Units, pairs: Pairs, policy: Conflicts) -> Aside:
+def conflicts(units: Units, pairs: Pairs, standing: NDArray[np.int8], policy: Conflicts) -> Aside:
     """Set units aside by `policy`: every unit with a contradicting duplicate; or, with "majority", those of
     all answers but the one that more than half of the rows of a component give; or none.
+
+    `standing` says who was there first: a unit that contradicts one of lower standing goes alone.
     """
-    count = len(units.first)
     torn = pairs.chosen(units.answer[pairs.left] != units.answer[pairs.right])
-    rival, similarity = _rivals(count, torn)
-    reason = np.full(count, "", dtype=object)
-    if policy != "keep":
-        reason[rival >= 0] = "conflicting_labels"
+    rival, similarity = _rivals(len(units.first), torn)
+    reason = np.full(len(units.first), "", dtype=object)
+    if policy == "keep":
+        return Aside(reason, rival, similarity)
+    left, right = standing[torn.left], standing[torn.right]
+    reason[torn.left[left > right]] = reason[torn.right[right > left]] = "conflicting_labels"
+    open_ = (left == right) & (reason[torn.left] == "") & (reason[torn.right] == "")
+    equal = np.unique(np.concatenate([torn.left[open_], torn.right[open_]]))
     if policy == "majority":
-        _outvote(reason, units, pairs, rival)
+        free = (reason[pairs.left] == "") & (reason[pairs.right] == "")
+        _outvote(reason, units, pairs.chosen(free), equal)
+    else:
+        reason[equal] = "conflicting_labels"
     return Aside(reason, rival, similarity)
 
 
@@ -237,17 +249,18 @@ def _rivals(count: int, torn: Pairs) -> tuple[Integers, NDArray[np.float64]]:
     return rival, similarity
 
 
-def _outvote(reason: NDArray[np.object_], units: Units, pairs: Pairs, rival: Integers) -> None:
+def _outvote(reason: NDArray[np.object_], units: Units, pairs: Pairs, torn: Integers) -> None:
+    """Of the `torn` units those with the answer of the majority of their component stay."""
     component = components(len(units.first), pairs)
     votes: dict[int, dict[int, int]] = {}
-    torn = np.isin(component, component[rival >= 0])
-    members = np.flatnonzero(torn)
-    for place in members:
+    for place in np.flatnonzero(np.isin(component, component[torn])):
         answers = votes.setdefault(int(component[place]), {})
         answer = int(units.answer[place])
         answers[answer] = answers.get(answer, 0) + int(units.size[place])
-    for place in members:
+    for place in torn:
         answers = votes[int(component[place])]
         winner = max(answers, key=lambda answer: answers[answer])
-        if 2 * answers[winner] > sum(answers.values()):
-            reason[place] = "" if units.answer[place] == winner else "minority_label"
+        if 2 * answers[winner] <= sum(answers.values()):
+            reason[place] = "conflicting_labels"
+        elif units.answer[place] != winner:
+            reason[place] = "minority_label"

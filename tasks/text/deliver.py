@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from tasks import progress
 from tasks.artifacts import SPLITS
-from tasks.text import kinds, shards
+from tasks.text import identities, kinds, shards
 from tasks.text.decide import Fates
 from tasks.text.dedup import Integers
-from tasks.text.gather import Gathered, numbered
+from tasks.text.gather import Gathered
 
 PART = 100_000  # rows sorted at once
 GROUP = 10_000  # rows of a Parquet row group
@@ -117,7 +117,7 @@ def _unread(gathered: Gathered) -> Iterator[pa.Table]:
     tables = [shards.read(path) for path in gathered.quarantined]
     if not tables:
         return
-    made = numbered(np.concatenate([table["content"].to_numpy() for table in tables]))
+    made = identities.numbered(np.concatenate([table["content"].to_numpy() for table in tables]))
     start = 0
     for table in tables:
         ids = made.slice(start, len(table)).to_arrow().cast(pa.string())
@@ -208,7 +208,7 @@ class _Piece:
                     "stage": [STEPS[reason] for reason in columns["reason"]],
                     "file": [place.rpartition(":")[0] for place in places],
                     "line": [int(place.rpartition(":")[2]) for place in places],
-                    "raw": [text.encode()[:CAP] for text in table["text"].to_pylist()],
+                    "raw": [text.encode()[:CAP] for text in table["original"].to_pylist()],
                 },
             )
             .select(SET_ASIDE.names)

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -23,7 +23,7 @@ CONFIDENCE = 0.5
 class Bounds:
     """What may pass. Raises ParamsError where no length could."""
 
-    minimum: int
+    minimum: int  # characters, without white space around them
     maximum: int
     symbols: float = 1.0  # share of characters
     languages: tuple[str, ...] = ()  # ISO 639-1; empty: any
@@ -40,6 +40,7 @@ class Bounds:
 class Row(NamedTuple):
     text: str
     labels: tuple[str, ...]
+    answers: tuple[tuple[str, str], ...] = ()  # (column, what the row says there)
 
 
 Filter = Callable[[Row, Bounds], str | None]
@@ -47,13 +48,20 @@ Filter = Callable[[Row, Bounds], str | None]
 
 def too_short(row: Row, bounds: Bounds) -> str | None:
     """The detail that drops the row, or None; so say all filters."""
-    length = len(row.text)
+    length = len(row.text.strip())
     return f"{length} characters, fewer than {bounds.minimum}" if length < bounds.minimum else None
 
 
+def empty_answer(row: Row, bounds: Bounds) -> str | None:
+    blank = next((column for column, answer in row.answers if not answer.strip()), None)
+    return None if blank is None else f"column {blank!r} is empty"
+
+
 def too_long(row: Row, bounds: Bounds) -> str | None:
-    length = len(row.text)
-    return f"{length} characters, more than {bounds.maximum}" if length > bounds.maximum else None
+    for where, text in (("", row.text), *((f" in column {name!r}", text) for name, text in row.answers)):
+        if (length := len(text.strip())) > bounds.maximum:
+            return f"{length} characters{where}, more than {bounds.maximum}"
+    return None
 
 
 def too_many_symbols(row: Row, bounds: Bounds) -> str | None:
@@ -88,17 +96,21 @@ def outside_labels(row: Row, bounds: Bounds) -> str | None:
     return None if strange is None else f"label {strange!r}; {did_you_mean(strange, known)}"
 
 
-def reasons(table: pa.Table, bounds: Bounds, *, classes: str | None) -> list[tuple[str, str] | None]:
+def reasons(
+    table: pa.Table, bounds: Bounds, *, classes: str | None, answers: Sequence[str] = ()
+) -> list[tuple[str, str] | None]:
     """For each row of `table` the first filter it fails and the detail, or None where it passes.
 
-    `classes` names the column of labels (strings, or lists of them), if the rows have one. Raises ParamsError
-    for labels where there are none, and for languages that cannot be told.
+    `classes` names the column of labels (strings, or lists of them), if the rows have one; `answers` columns
+    of strings besides the text, which may be neither empty nor too long. Raises ParamsError for labels where
+    there are none, and for languages that cannot be told.
     """
     if bounds.labels and classes is None:
         raise ParamsError("preparation.labels is set, but rows of this kind bear no labels: set it to []")
     texts = table["text"].to_pylist()
     labels = [()] * len(texts) if classes is None else map(_labels, table[classes].to_pylist())
-    return [_reason(Row(text, own), bounds) for text, own in zip(texts, labels, strict=True)]
+    rows = zip(texts, labels, _answers(table, answers), strict=True)
+    return [_reason(Row(*row), bounds) for row in rows]
 
 
 def _reason(row: Row, bounds: Bounds) -> tuple[str, str] | None:
@@ -110,6 +122,15 @@ def _reason(row: Row, bounds: Bounds) -> tuple[str, str] | None:
 
 def _labels(value: str | list[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _answers(table: pa.Table, columns: Sequence[str]) -> list[tuple[tuple[str, str], ...]]:
+    """Of each row (column, what it says there)."""
+    said: list[tuple[tuple[str, str], ...]] = [()] * len(table)
+    for column in columns:
+        values = table[column].to_pylist()
+        said = [(*row, (column, value)) for row, value in zip(said, values, strict=True)]
+    return said
 
 
 @cache
@@ -141,6 +162,7 @@ def _lingua() -> ModuleType:
 
 FILTERS: Mapping[str, Filter] = {  # reason -> filter; what the reason means stands in report.REASONS
     "too_short": too_short,
+    "empty_answer": empty_answer,
     "too_long": too_long,
     "too_many_symbols": too_many_symbols,
     "other_language": other_language,

@@ -169,7 +169,6 @@ def facts(
     largest, conflicts, clashes = clusters(gathered, decided)
     histogram, closest, straddling = crossing(gathered, decided, rules.threshold)
     rows = signatures.rows_per_band(rules.threshold)
-    removed = delivered.dropped["contaminates_evaluation"]
     return report.Facts(
         rows_in=gathered.rows_in,
         repaired=gathered.repaired,
@@ -188,7 +187,7 @@ def facts(
         closest=closest,
         straddling=straddling,
         ledger=remembered(decided),
-        contamination=tuple((*entry, removed) for entry in contamination),
+        contamination=contamination,
         unread=unread,
         limits=rules.limits,
         threshold=rules.threshold,

@@ -3,13 +3,12 @@
 Texts stay on disk; memory holds a few numbers a row.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -20,9 +19,10 @@ from numpy.typing import NDArray
 from tasks import progress
 from tasks.artifacts import SPLITS
 from tasks.errors import SourceError
-from tasks.text import clean, contamination, filters, kinds, shards, signatures, sources
+from tasks.text import clean, contamination, filters, identities, kinds, shards, signatures
 from tasks.text.dedup import Integers
 from tasks.text.ledger import UNKNOWN, Splits
+from tasks.text.reading import sources
 from tasks.text.signatures import Hashes, Signed
 
 FORGOTTEN = "forgotten"
@@ -54,12 +54,16 @@ class Worked(NamedTuple):
     ids: list[str] | None
     passed: NDArray[np.bool_]
     signed: Signed
+    raw: Hashes  # keys before cleaning
+    groups: Hashes  # keys of the first text of a pair; empty where a row has one text
     answers: Hashes
     classes: list[str]
     fixed: Splits
     grams: Hashes  # 13-grams of the rows that evaluations have too
+    parts: Hashes  # keys of the texts of pairs that evaluations have too
     overlaps: NDArray[np.bool_]
     gone: Hashes  # of the keys of forgotten texts
+    lost: Hashes  # content of forgotten rows
     changed: Counter[str]
     examples: tuple[clean.Example, ...]
 
@@ -77,12 +81,16 @@ class Gathered:
     content: Hashes  # (rows,)
     numbers: Integers  # (texts,) the row of each text that passed
     signed: Signed
+    raw: Hashes
+    groups: Hashes
     answers: Hashes
     classes: NDArray[np.object_]
     fixed: Splits
     grams: Hashes
+    parts: Hashes
     overlaps: NDArray[np.bool_]
     gone: Hashes  # of the keys of forgotten texts
+    lost: Hashes  # content of forgotten rows
     changed: Counter[str]
     examples: tuple[clean.Example, ...]
     repaired: int
@@ -161,27 +169,40 @@ def handle(file: Path, handling: Handling) -> Worked:
     cleaned = clean.clean(raw, handling.steps, kind.cleaned)
     reasons = _reasons(cleaned.table, gone, handling, kind)
     passed = np.array([reason is None for reason in reasons], dtype=bool)
-    shards.write(_with_reasons(cleaned.table, reasons), file.with_suffix(".clean"))
+    shards.write(_with_reasons(cleaned.table, raw, reasons), file.with_suffix(".clean"))
     file.unlink()
     kept = cleaned.table.filter(pa.array(passed))
     texts = kinds.compared(kept, kind)
+    parts = [pl.Series(kept[name]) for name in kind.compared] if len(kind.compared) > 1 else []
     given = raw["id"].to_pylist()
+    signed = signatures.sign(
+        texts, file.with_suffix(".signed"), shingle=handling.shingle, rows=handling.rows_per_band
+    )
     return Worked(
         file=file.with_suffix(".clean"),
         content=raw["content"].to_numpy(),
         ids=None if given[0] is None else given,
         passed=passed,
-        signed=signatures.sign(
-            texts, file.with_suffix(".signed"), shingle=handling.shingle, rows=handling.rows_per_band
-        ),
+        signed=signed,
+        raw=_raw_keys(signed, texts, kinds.compared(raw.filter(pa.array(passed)), kind)),
+        groups=signatures.hashed(signatures.keys(parts[0])) if parts else np.empty(0, dtype=np.uint64),
         answers=kinds.answers(kept, kind).to_numpy(),
         classes=kinds.classes(kept, kind),
         fixed=_fixed(kept),
-        **contamination.overlaps(texts, handling.grams),
+        **contamination.overlaps(texts, parts, handling.grams),
         gone=keys,
+        lost=raw["content"].to_numpy()[gone],
         changed=cleaned.changed,
         examples=cleaned.examples,
     )
+
+
+def _raw_keys(signed: Signed, texts: pl.Series, raw: pl.Series) -> Hashes:
+    """Keys as they are without any cleaning, under which the ledger finds a text when the steps change."""
+    found = signed.keys.copy()
+    changed = (texts != raw).arg_true()
+    found[changed.to_numpy()] = signatures.hashed(signatures.keys(raw.gather(changed)))
+    return found
 
 
 def _forget(
@@ -198,7 +219,7 @@ def _asked_for(table: pa.Table, digests: frozenset[str]) -> NDArray[np.bool_]:
     if not digests:
         return np.zeros(len(table), dtype=bool)
     rows = table.select(["id", "content"]).to_pylist()
-    return np.array([forgotten(row) in digests for row in rows], dtype=bool)
+    return np.array([identities.forgotten(row) in digests for row in rows], dtype=bool)
 
 
 def _emptied(table: pa.Table, gone: NDArray[np.bool_], values: Mapping[str, str | bytes]) -> pa.Table:
@@ -206,7 +227,7 @@ def _emptied(table: pa.Table, gone: NDArray[np.bool_], values: Mapping[str, str 
     if not gone.any():
         return table
     mask = pa.array(gone)
-    ids = [id and digest(id) for id in table["id"].filter(mask).to_pylist()]
+    ids = [id and identities.digest(id) for id in table["id"].filter(mask).to_pylist()]
     new = {"id": pa.array(ids, pa.string())} | {
         name: pa.array([value] * len(ids), table.schema.field(name).type) for name, value in values.items()
     }
@@ -219,26 +240,14 @@ def _emptied(table: pa.Table, gone: NDArray[np.bool_], values: Mapping[str, str 
 def _reasons(
     table: pa.Table, gone: NDArray[np.bool_], handling: Handling, kind: kinds.Kind
 ) -> Sequence[tuple[str, str] | None]:
-    found = filters.reasons(table, handling.bounds, classes=kind.classes)
+    strings = [name for name, type in kind.columns.items() if type == pa.string() and name != kind.classes]
+    found = filters.reasons(table, handling.bounds, classes=kind.classes, answers=strings)
     return [(FORGOTTEN, "on request") if out else reason for out, reason in zip(gone, found, strict=True)]
 
 
-def forgotten(row: Mapping[str, Any]) -> str:
-    """The digest under which a row is asked to be forgotten: of its own id, else of its content."""
-    return digest(row["id"] if row["id"] is not None else stem(row["content"]))
-
-
-def digest(name: str) -> str:
-    """Of an id of the table's own, or of the `stem` of an id that was made from content."""
-    return hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
-
-
-def stem(content: int) -> str:
-    """What all ids made from this content begin with; a number follows."""
-    return f"{content:016x}"
-
-
-def _with_reasons(table: pa.Table, reasons: Sequence[tuple[str, str] | None]) -> pa.Table:
+def _with_reasons(table: pa.Table, raw: pa.Table, reasons: Sequence[tuple[str, str] | None]) -> pa.Table:
+    """`table` with reason, detail and `original`, the text before cleaning."""
+    table = table.append_column("original", raw["text"])
     for place, name in enumerate(("reason", "detail")):
         column = pa.array([reason and reason[place] for reason in reasons], type=pa.string())
         table = table.append_column(name, column)
@@ -266,10 +275,14 @@ def _joined(worked: Sequence[Worked], written: _Written, into: Path) -> Gathered
         signed=signatures.join([part.signed for part in worked], into / "signed"),
         answers=np.concatenate([part.answers for part in worked]),
         classes=np.array([name for part in worked for name in part.classes], dtype=object),
+        raw=np.concatenate([part.raw for part in worked]),
+        groups=np.concatenate([part.groups for part in worked]),
         fixed=np.concatenate([part.fixed for part in worked]),
         grams=np.unique(np.concatenate([part.grams for part in worked])),
+        parts=np.unique(np.concatenate([part.parts for part in worked])),
         overlaps=np.concatenate([part.overlaps for part in worked]),
         gone=np.unique(np.concatenate([part.gone for part in worked])),
+        lost=np.unique(np.concatenate([part.lost for part in worked])),
         changed=_summed(part.changed for part in worked),
         examples=clean.best([example for part in worked for example in part.examples], EXAMPLES),
         repaired=written.repaired,
@@ -289,12 +302,4 @@ def _ids(worked: Sequence[Worked], content: Hashes) -> tuple[pl.Series, NDArray[
     if worked[0].ids is not None:
         given = pl.Series("id", [id for part in worked for id in part.ids or ()], dtype=pl.String)
         return given, (~given.is_first_distinct()).to_numpy()
-    return numbered(content), np.zeros(len(content), dtype=bool)
-
-
-def numbered(content: Hashes) -> pl.Series:
-    """Ids that neither new rows nor another order of the others change."""
-    frame = pl.DataFrame({"content": content})
-    number = frame.select(pl.int_range(1, pl.len() + 1).over("content")).to_series()
-    names = [f"{stem(hash)}-{again}" for hash, again in zip(content.tolist(), number.to_list(), strict=True)]
-    return pl.Series("id", names, dtype=pl.String)
+    return identities.numbered(content), np.zeros(len(content), dtype=bool)

@@ -16,6 +16,7 @@ from tasks.text import signatures
 
 STRINGS = pa.list_(pa.string())
 MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
+BETWEEN = " \u241e "  # the texts of a pair: a symbol, which keys keep, so that no word changes sides unseen
 JOINT = "\x1f"  # between the labels of one row: ASCII's unit separator, which no label holds
 ANSWERS = pa.struct({"text": STRINGS, "answer_start": pa.list_(pa.int32())})  # as in SQuAD
 
@@ -42,7 +43,7 @@ class Kind:
 def compared(table: pa.Table, kind: Kind) -> pl.Series:
     """The text of each row by which duplicates are found."""
     parts = [pl.Series(name, table[name]) for name in kind.compared]
-    return parts[0] if len(parts) == 1 else pl.select(pl.concat_str(parts, separator="\n")).to_series()
+    return parts[0] if len(parts) == 1 else pl.select(pl.concat_str(parts, separator=BETWEEN)).to_series()
 
 
 def answers(table: pa.Table, kind: Kind) -> pl.Series:

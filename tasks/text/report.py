@@ -53,6 +53,7 @@ REASONS: Mapping[str, Reason] = {  # in the order in which rows leave
     "duplicate_id": Reason("reading", "set aside: another row bears this id"),
     "forgotten": Reason("forgetting", "removed for good: on the list of rows to forget"),
     "too_short": Reason("filters", "dropped: fewer characters than the minimum"),
+    "empty_answer": Reason("filters", "dropped: nothing but white space where an answer should stand"),
     "too_long": Reason("filters", "dropped: more characters than the maximum"),
     "too_many_symbols": Reason("filters", "dropped: a larger share of symbols than allowed"),
     "other_language": Reason("filters", "dropped: surely in another language than those asked for"),
@@ -103,7 +104,7 @@ class Facts:
     closest: Sequence[tuple[float, str, str, str, str]]  # similarity, split, text, split, text
     straddling: int  # pairs of rows that stay, across splits, at the threshold or above: must be 0
     ledger: Mapping[str, int]  # what the ledger knew, learnt and held out -> texts
-    contamination: Sequence[tuple[str, int, int, int]]  # evaluation, its rows, found here, train rows removed
+    contamination: Sequence[tuple[str, int, int]]  # evaluation kept elsewhere, its rows, those found here
     unread: Sequence[Mapping[str, str]]  # place, reason, detail and raw of rows that were set aside
     limits: Mapping[str, int | None]  # split -> declared limit
     threshold: float

@@ -8,6 +8,7 @@ import hashlib
 import shutil
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,11 @@ class Signed:
     counts: NDArray[np.int64]  # (texts,) different shingles
     folder: Path
     rows: int  # of a band
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """(texts,) where each text's shingles begin."""
+        return np.asarray(np.cumsum(self.counts) - self.counts)
 
     @property
     def bands(self) -> Hashes:

@@ -162,6 +162,15 @@ def check_classes(balance: Mapping[tuple[str, str], int], labels: Sequence[str])
         raise DataError("; ".join([*faults, remedy]))
 
 
+def check_rows(rows: Mapping[str, int]) -> None:
+    """Raises DataError where a split holds no row: nothing to train on, to choose by, or to judge."""
+    if empty := [split for split in SPLITS if not rows.get(split)]:
+        raise DataError(
+            f"no row is left in {' and '.join(empty)} ({sum(rows.values())} in all): add rows or change "
+            "preparation.fractions"
+        )
+
+
 def _needed(split: str) -> int:
     return ENOUGH if split == "train" else 1
 

@@ -5,7 +5,7 @@ import json
 import polars as pl
 import pytest
 
-from benchmarks import brute_force, corpus, duplicates, preparation, record
+from benchmarks import brute_force, corpus, duplicates, preparation, record, splitting
 
 KEYS = {
     "recall",
@@ -14,6 +14,8 @@ KEYS = {
     "speedup_vs_datasketch_tutorial",
     "leaked_test_rows",
     "moved_rows",
+    "gone_rows",
+    "gone_rows_sklearn",
     "rows_per_second",
     "peak_rss_mb",
 }
@@ -22,6 +24,7 @@ KEYS = {
 @pytest.mark.e2e
 def test_a_quick_run_writes_every_figure(tmp_path, capsys):
     preparation.main(["--quick", "--into", str(tmp_path)])
+    assert (tmp_path / "preparation.json").read_bytes() == (tmp_path / "preparation-quick.json").read_bytes()
     found = json.loads((tmp_path / "preparation.json").read_text(encoding="utf-8"))
     assert set(found["figures"]) >= KEYS
     assert found["figures"]["precision"] == 1.0
@@ -31,6 +34,30 @@ def test_a_quick_run_writes_every_figure(tmp_path, capsys):
     assert found["quick"] is True
     assert found["versions"]["datasketch"] == "2.0.0"
     assert "speedup_vs_datasketch_tutorial" in capsys.readouterr().out
+
+
+def test_a_row_that_left_is_gone_and_one_in_another_split_has_moved():
+    texts = [corpus.Text(text, "a") for text in ("a b c", "a b c", "d e f", "g h i", "j k l")]
+    before = {0: "test", 1: "test", 2: "train", 3: "validation"}
+    after = {0: "test", 1: "train", 2: "train", 4: "test"}
+    assert splitting._outcome(texts, before, after) == splitting.Outcome(leaked=1, moved=1, gone=1, tested=2)
+
+
+@pytest.mark.parametrize(
+    ("there", "quick", "written"),
+    [
+        (None, False, ["preparation.json"]),
+        (None, True, ["preparation-quick.json", "preparation.json"]),
+        ({"quick": True}, True, ["preparation-quick.json", "preparation.json"]),
+        ({"quick": True}, False, ["preparation.json"]),
+        ({"quick": False}, True, ["preparation-quick.json"]),
+        ({"quick": False}, False, ["preparation.json"]),
+    ],
+)
+def test_a_quick_run_does_not_overwrite_a_full_one(tmp_path, there, quick, written):
+    if there:
+        (tmp_path / "preparation.json").write_text(json.dumps(there), encoding="utf-8")
+    assert [path.name for path in preparation._targets(tmp_path, quick=quick)] == written
 
 
 def test_the_corpus_is_the_same_every_time_and_has_its_copies():

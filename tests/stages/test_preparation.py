@@ -13,7 +13,7 @@ from tasks import params
 from tasks.artifacts import PreparedText
 from tasks.errors import ArtifactError, DataError, ParamsError
 from tasks.stages import preparation, sources
-from tasks.text import gather, kinds
+from tasks.text import identities, kinds
 
 REPOSITORY = Path(__file__).parents[2]
 LIMITS = [f"preparation.subset.{split}=null" for split in ("train", "validation", "test")]
@@ -145,11 +145,13 @@ def test_new_rows_move_no_old_row(tmp_path):
 def test_a_lost_ledger_is_never_replaced_by_another_split(tmp_path):
     chosen = make(tmp_path, sentences(60))
     (tmp_path / "dvc.lock").write_text(
-        "stages:\n  preparation:\n    outs:\n    - path: data/ledger.parquet\n"
+        "stages:\n  preparation:\n    params:\n      params.yaml:\n        preparation:\n          salt: regraft\n"
+        "    outs:\n    - path: data/ledger.parquet\n"
     )
     with pytest.raises(ArtifactError, match=r"data/ledger.parquet is missing.*dvc pull.*preparation.salt"):
         preparation.run(chosen, tmp_path, Recorder())
     assert not PreparedText.folder(tmp_path).exists()
+    preparation.run(make(tmp_path, sentences(60), "preparation.salt=anew"), tmp_path, Recorder())
 
 
 def test_a_subset_drops_the_rest_by_name(tmp_path):
@@ -197,6 +199,37 @@ def test_classes_that_cannot_be_learned_are_named(tmp_path, rows, message):
         run(tmp_path, rows)
 
 
+def test_where_no_row_passes_the_filters_they_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"none of the 20 rows passes the filters.*minimum_characters"):
+        run(tmp_path, sentences(20), "preparation.minimum_characters=500")
+
+
+def test_a_split_without_a_row_is_refused_for_every_kind(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "data.csv").write_text("text\none two\nthree four\nfive six\n")
+    source = params.TextSource.model_validate({"path": "data.csv", "kind": "text"})
+    with pytest.raises(DataError, match=r"no row is left in validation \(3 in all\)"):
+        preparation.prepare(
+            tmp_path / "data.csv", source, params.PreparationParams.model_validate({"engine": "thread"}),
+            into=tmp_path / "out", remembered=tmp_path / "ledger.parquet",
+        )  # fmt: skip
+    assert not (tmp_path / "ledger.parquet").exists()
+
+
+def test_another_cleaning_moves_no_row(tmp_path):
+    rows = [row.replace("sentences", "séntences") for row in sentences(60)]
+    before = {row["id"]: row["split"] for row in table(run(tmp_path, rows), "rows")}
+    steps = "preparation.clean=[unicode, accents, whitespace]"
+    assert {row["id"]: row["split"] for row in table(run(tmp_path, rows, steps), "rows")} == before
+
+
+def test_an_evaluation_is_cleaned_as_the_rows_are(tmp_path):
+    rows = [row.replace("number", "Tom &amp; Jerry").replace(" one ", " &lt;3 ") for row in sentences(60)]
+    (tmp_path / "exam.csv").write_text("text\n" + "".join(f"{row[:-2]}\n" for row in rows[:10]))
+    record = run(tmp_path, rows, "sources.evaluations=[{path: exam.csv}]")
+    assert record.contaminated == {"exam.csv": 10}
+
+
 def test_an_unknown_cleaning_step_is_refused(tmp_path):
     with pytest.raises(ParamsError, match=r"unknown step 'emoji'"):
         run(tmp_path, sentences(60), "preparation.clean=[emoji]")
@@ -218,7 +251,7 @@ def test_what_is_to_be_forgotten_does_not_come_back(tmp_path):
     rows = [*sentences(60), "a secret of mine,a"]
     before = run(tmp_path, rows)
     id = next(row["id"] for row in table(before, "rows") if row["text"] == "a secret of mine")
-    digest = gather.forgotten({"id": None, "content": int(id.partition("-")[0], 16)})
+    digest = identities.forgotten({"id": None, "content": int(id.partition("-")[0], 16)})
     (tmp_path / "forgotten.txt").write_text(f"# digests\n{digest}\n")
     after = run(tmp_path, rows)
     assert dict(after.dropped) == {"forgotten": 1}
@@ -280,7 +313,9 @@ ONCE = settings(max_examples=15, deadline=None, suppress_health_check=[HealthChe
 
 
 @ONCE
-@given(EXTRA, st.sampled_from(["quarantine", "majority", "keep"]), st.binary(max_size=20), st.integers(15, 80))
+@given(
+    EXTRA, st.sampled_from(["quarantine", "majority", "keep"]), st.binary(max_size=20), st.integers(15, 80)
+)
 def test_rows_in_are_rows_kept_dropped_and_quarantined(tmp_path_factory, extra, conflicts, noise, size):
     folder = tmp_path_factory.mktemp("law")
     text = io.StringIO()

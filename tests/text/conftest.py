@@ -3,8 +3,9 @@ import json
 import polars as pl
 import pytest
 
-from tasks.text import decide, gather, kinds, ledger, sources
+from tasks.text import decide, gather, kinds, ledger
 from tasks.text.filters import Bounds
+from tasks.text.reading import sources
 
 NO_LIMITS = {"train": None, "validation": None, "test": None}
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
@@ -46,7 +47,7 @@ def decided(tmp_path_factory):
         given = [row if isinstance(row, dict) else {"text": row[0], "label": row[1]} for row in rows]
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
         handling = gather.Handling(
-            kind, (), Bounds(minimum=0, maximum=10**6), shingle, 8, more.pop("grams", None)
+            kind, (), Bounds(minimum=0, maximum=10**6), shingle, 6, more.pop("grams", None)
         )
         gathered = gather.gather(
             folder / "rows.jsonl",
@@ -60,6 +61,7 @@ def decided(tmp_path_factory):
             threshold=threshold,
             conflicts=conflicts,
             one_answer=kinds.KINDS[kind].one_answer,
+            near_answers=kinds.KINDS[kind].classes is not None,
             shares=more.pop("shares", SHARES),
             salt="s",
             limits=more.pop("limits", NO_LIMITS),

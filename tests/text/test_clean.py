@@ -1,13 +1,16 @@
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks import params
 from tasks.errors import ParamsError
 from tasks.text import clean, shards
 from tasks.text.clean import Example
 
-DEFAULT = ("mojibake", "unicode", "html", "control", "whitespace")
+DEFAULT = params.load(Path(__file__).parents[2] / "params.yaml").preparation.clean
 
 
 @pytest.mark.parametrize(
@@ -96,6 +99,8 @@ def _clean(text, *steps):
     [
         ("e\u00cc\u0081", "mojibake", "unicode", "\u00e9", "e\u0301"),
         ("don\x92t", "mojibake", "control", "don\u2019t", "dont"),
+        ("na&Atilde;&macr;ve", "html", "mojibake", "na\u00efve", "na\u00c3\u00afve"),
+        ("cafe&#769;", "html", "unicode", "caf\u00e9", "cafe\u0301"),
         ("a&#xfeff;b", "html", "control", "ab", "a\ufeffb"),
         ("a&nbsp; b", "html", "whitespace", "a b", "a\u00a0 b"),
         ("a \0 b", "control", "whitespace", "a b", "a  b"),
@@ -107,10 +112,9 @@ def test_steps_apply_in_the_order_given(text, first, second, right, wrong):
     assert _clean(text, second, first)[0] == wrong
 
 
-@pytest.mark.parametrize("steps", [DEFAULT])
-def test_the_default_order_is_the_one_in_which_no_step_hides_work_from_another(steps):
-    dirty = " e\u00cc\u0081 don\x92t &#xfeff;&nbsp; x\0 "
-    assert clean.text(dirty, steps) == "\u00e9 don\u2019t x"
+def test_in_the_order_of_params_yaml_no_step_hides_work_from_another():
+    dirty = " e\u00cc\u0081 don\x92t &#xfeff;&nbsp; x\0 cafe&#769; na&Atilde;&macr;ve"
+    assert clean.text(dirty, DEFAULT) == "\u00e9 don\u2019t x caf\u00e9 na\u00efve"
 
 
 def test_each_step_counts_the_rows_it_changed():

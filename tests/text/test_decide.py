@@ -17,7 +17,7 @@ slow = settings(max_examples=30, deadline=None, suppress_health_check=[HealthChe
 def entries(texts, splits, salt="s"):
     keys = signatures.hashed(signatures.keys(pl.Series(texts)))
     rows = {"salt": [salt] * len(texts), "key": keys, "split": [SPLITS[split] for split in splits]}
-    return pl.DataFrame(rows, schema=ledger.SCHEMA)
+    return pl.DataFrame(rows | {"content": [0] * len(texts)}, schema=ledger.SCHEMA)
 
 
 def test_the_first_of_exact_duplicates_stays(decided):
@@ -141,7 +141,7 @@ def test_the_tables_own_splits_are_respected_and_cleaned_from_train(decided):
         ("and others", "b", "test"),
     )
     found = decided(*rows, layout={"split": "part"})
-    assert found.reasons == ["straddles_splits", "", "exact_duplicate", "", ""]
+    assert found.reasons == ["straddles_splits", "", "straddles_splits", "", ""]
     assert [found.splits[place] for place in found.kept] == [TEST, VALIDATION, TEST]
 
 
@@ -168,7 +168,7 @@ def test_what_an_evaluation_elsewhere_holds_leaves_train_and_no_other_split(deci
         ],
         tmp_path / "theirs",
         shingle=3,
-        rows=8,
+        rows=6,
     )
     found = decided(
         *rows,
@@ -179,6 +179,118 @@ def test_what_an_evaluation_elsewhere_holds_leaves_train_and_no_other_split(deci
     assert found.reasons == [*["contaminates_evaluation"] * 3, "", ""]
     told = contamination.found(theirs, found.decided.foreign, found.gathered.grams)
     assert told == (("one", 3, 2), ("two", 2, 2))
+
+
+def test_a_table_with_train_and_test_alone_keeps_its_train_rows_out_of_test(decided):
+    rows = [(f"text number {n}", "a", "test" if n < 20 else "train") for n in range(100)]
+    before = entries([text for text, _, _ in rows], [TEST if n % 3 else TRAIN for n in range(100)])
+    found = decided(*fixed(*rows), layout={"split": "part"}, entries=before)
+    assert found.splits[:20] == [TEST] * 20
+    assert TEST not in found.splits[20:]
+
+
+def test_a_fixed_train_row_that_a_chain_ties_to_test_leaves_rather_than_moves(decided):
+    one, between, other = chain()
+    rows = fixed((one, "a", "test"), (between, "a", "train"), (other, "a", "train"))
+    found = decided(*rows, layout={"split": "part"})
+    assert found.reasons == ["", "straddles_splits", "straddles_splits"]
+
+
+def test_the_same_prompt_in_two_fixed_splits_stays_in_the_test_set_alone(decided):
+    rows = [
+        {"prompt": LONG, "completion": said, "part": part}
+        for said, part in (("x", "train"), ("y", "test"), ("z", "validation"))
+    ]
+    found = decided(*rows, kind="completion", layout={"split": "part"})
+    assert found.reasons == ["straddles_splits", "", "straddles_splits"]
+    assert found.splits[1] == TEST
+
+
+def test_rows_of_one_premise_share_a_split_and_are_no_duplicates(decided):
+    rows = [
+        {"text": f"premise {n // 3} of {n // 3}", "pair": f"hypothesis {n % 3}", "label": "ab"[n % 2]}
+        for n in range(90)
+    ]
+    found = decided(*rows, kind="pair")
+    assert set(found.reasons) == {""}
+    assert all(len(set(found.splits[n : n + 3])) == 1 for n in range(0, 90, 3))
+    assert len(set(found.splits)) == 3
+
+
+def test_a_word_that_changes_sides_makes_another_pair(decided):
+    rows = [
+        {"text": "the dog ran", "pair": "up to the hill", "label": "a"},
+        {"text": "the dog ran up", "pair": "to the hill", "label": "b"},
+    ]
+    assert decided(*rows, kind="pair").reasons == ["", ""]
+
+
+def remembered(case, salt="s"):
+    done = case.decided
+    rows = {"salt": [salt] * len(done.keys), "key": done.keys, "content": done.content}
+    rows["split"] = [SPLITS[split] for split in done.splits]
+    return pl.DataFrame(rows).filter(pl.Series(done.splits) >= 0).select(list(ledger.SCHEMA))
+
+
+@pytest.mark.parametrize("policy", ["quarantine", "majority"])
+def test_an_appended_contradiction_takes_no_old_row_away(decided, policy):
+    old = [(LONG, "a"), ("other words", "b")]
+    known = remembered(decided(*old))
+    found = decided((LONG.upper(), "b"), *old, (LONG + " x", "b"), entries=known, conflicts=policy)
+    assert found.reasons == ["conflicting_labels", "", "", "conflicting_labels"]
+
+
+def test_an_old_row_leads_a_variant_of_itself_that_now_stands_before_it(decided):
+    known = remembered(decided((LONG, "a")))
+    assert decided((LONG.upper(), "a"), (LONG, "a"), entries=known).reasons == ["exact_duplicate", ""]
+
+
+def test_tags_contradict_only_on_the_same_words(decided):
+    def tagged(words, last="O"):
+        return {"tokens": words, "tags": ["O"] * (len(words) - 1) + [last]}
+
+    words = LONG.split()
+    found = decided(tagged(words), tagged([*words, "today"]), kind="tags")
+    assert found.reasons == ["", ""]
+    assert decided(tagged(words), tagged(words, "B"), kind="tags").reasons == ["conflicting_labels"] * 2
+
+
+def test_a_prompt_with_thousands_of_answers_makes_no_pairs_of_them(decided):
+    rows = [{"prompt": "Summarise:", "completion": f"answer {n}"} for n in range(3000)]
+    found = decided(*rows, kind="completion")
+    assert set(found.reasons) == {""}
+    assert len(set(found.splits)) == 1
+
+
+def test_a_near_duplicate_of_a_text_that_an_evaluation_holds_leaves_train_too(decided, tmp_path):
+    words = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda"
+    theirs = contamination.collect(
+        [contamination.Evaluation("one", pl.Series([words + " mu"]))], tmp_path / "theirs", shingle=3, rows=6
+    )
+    rows = [(words + " nu", "a"), (words + " mu", "a")]
+    found = decided(
+        *rows,
+        entries=entries([text for text, _ in rows], [TRAIN, TRAIN]),
+        grams=theirs.file,
+        signed=lambda own: signatures.join([own, theirs.signed], tmp_path / "joined"),
+    )
+    assert found.kept == []
+
+
+def test_the_premise_of_a_pair_is_looked_for_in_evaluations(decided, tmp_path):
+    theirs = contamination.collect(
+        [contamination.Evaluation("one", pl.Series(["a premise"]))], tmp_path / "theirs", shingle=3, rows=6
+    )
+    rows = [{"text": "A premise.", "pair": f"hypothesis {n}", "label": "a"} for n in range(2)]
+    found = decided(
+        *rows,
+        kind="pair",
+        entries=entries([f"a premise \u241e hypothesis {n}" for n in range(2)], [TRAIN, TRAIN]),
+        grams=theirs.file,
+        signed=lambda own: signatures.join([own, theirs.signed], tmp_path / "joined"),
+    )
+    assert found.reasons == ["contaminates_evaluation"] * 2
+    assert contamination.found(theirs, found.decided.foreign, found.gathered.grams) == (("one", 1, 1),)
 
 
 TEXTS = st.lists(
@@ -220,6 +332,7 @@ def test_appended_rows_move_no_old_row(decided, old, new):
             "salt": ["s"] * len(before.decided.keys),
             "key": before.decided.keys,
             "split": [SPLITS[split] for split in before.decided.splits],
+            "content": before.decided.content,
         },
         schema=ledger.SCHEMA,
     )

@@ -112,12 +112,30 @@ def test_rows_of_one_key_and_answer_are_one_unit_in_the_order_of_leading():
 
 
 def test_pairs_of_texts_become_pairs_of_units():
-    found = dedup.between_units(units((5, 1), (5, 2), (7, 1)), pairs((0, 1, 0.9)))
+    found = dedup.between_units(units((5, 1), (5, 2), (7, 1)), pairs((0, 1, 0.9)), across=True, within=True)
     assert list(zip(*(column.tolist() for column in found), strict=True)) == [
         (0, 1, 1.0),
         (0, 2, 0.9),
         (1, 2, 0.9),
     ]
+
+
+def test_where_several_answers_are_right_only_equal_ones_are_paired():
+    found = dedup.between_units(units((5, 1), (5, 2), (7, 1)), pairs((0, 1, 0.9)), across=False, within=False)
+    assert list(zip(*(column.tolist() for column in found), strict=True)) == [(0, 2, 0.9)]
+
+
+def contradictions(rows, near, policy, standing=None):
+    found = dedup.between_units(rows, near, across=True, within=True)
+    standing = np.array([3] * len(rows.first) if standing is None else standing, dtype=np.int8)
+    return dedup.conflicts(rows, found, standing, policy)
+
+
+@pytest.mark.parametrize("policy", ["quarantine", "majority"])
+def test_whoever_was_there_first_is_spared(policy):
+    rows = units((5, 1), (5, 2), (5, 2), (9, 1))
+    found = contradictions(rows, pairs(), policy, standing=[0, 3, 3])
+    assert found.reason.tolist() == ["", "conflicting_labels", ""]
 
 
 @pytest.mark.parametrize(
@@ -130,21 +148,21 @@ def test_pairs_of_texts_become_pairs_of_units():
 )
 def test_a_contradiction_is_handled_as_declared(policy, reasons):
     rows = units((5, 1), (5, 1), (5, 2), (9, 1))
-    found = dedup.conflicts(rows, dedup.between_units(rows, pairs()), policy)
+    found = contradictions(rows, pairs(), policy)
     assert found.reason.tolist() == reasons
     assert found.rival.tolist() == [1, 0, -1]
 
 
 def test_a_tie_has_no_majority():
     rows = units((5, 1), (5, 2))
-    found = dedup.conflicts(rows, dedup.between_units(rows, pairs()), "majority")
+    found = contradictions(rows, pairs(), "majority")
     assert found.reason.tolist() == ["conflicting_labels"] * 2
 
 
 def test_the_rival_is_the_most_similar_one_with_another_answer():
     rows = units((1, 1), (2, 2), (3, 2), (4, 1))
     near = pairs((0, 1, 0.8), (0, 2, 0.9), (0, 3, 1.0))
-    found = dedup.conflicts(rows, dedup.between_units(rows, near), "quarantine")
+    found = contradictions(rows, near, "quarantine")
     assert found.rival.tolist() == [2, 0, 0, -1]
     assert found.similarity[:3].tolist() == [0.9, 0.8, 0.9]
 

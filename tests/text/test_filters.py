@@ -29,6 +29,8 @@ def _reasons(text, **bounds):
         ("abcde", {"maximum": 4}, ("too_long", "5 characters, more than 4")),
         ("né 😀", {"minimum": 4, "maximum": 4}, None),  # characters, not bytes
         ("", {}, ("too_short", "0 characters, fewer than 1")),
+        (" \n\t ", {}, ("too_short", "0 characters, fewer than 1")),
+        (" ab\u2003", {"minimum": 2, "maximum": 2}, None),  # white space around it is no text
         ("!!_a", {"symbols": 0.5}, ("too_many_symbols", "75% symbols, more than 50%")),
         ("!!ab", {"symbols": 0.5}, None),
         ("!!!!", {}, None),  # 1.0 drops none
@@ -57,6 +59,23 @@ def test_a_label_that_is_not_declared_leaves_and_is_named(labels, details):
     table = _table(*["text"] * len(labels), kind=labels)
     outcomes = filters.reasons(table, Bounds(1, 9, labels=("yes", "no")), classes="kind")
     assert outcomes == [detail and ("outside_labels", detail) for detail in details]
+
+
+@pytest.mark.parametrize(
+    ("text", "chosen", "rejected", "outcome"),
+    [
+        ("abc", "a", "abcd ", None),
+        ("abc", "", "b", ("empty_answer", "column 'chosen' is empty")),
+        ("abc", "a", " \n\u2003", ("empty_answer", "column 'rejected' is empty")),
+        ("abc", "a", "abcde", ("too_long", "5 characters in column 'rejected', more than 4")),
+        ("abcde", "", "", ("empty_answer", "column 'chosen' is empty")),
+        ("a", "", "", ("too_short", "1 characters, fewer than 3")),
+    ],
+)
+def test_answers_are_neither_empty_nor_too_long(text, chosen, rejected, outcome):
+    table = _table(text, chosen=[chosen], rejected=[rejected])
+    found = filters.reasons(table, Bounds(3, 4), classes=None, answers=("chosen", "rejected"))
+    assert found == [outcome]
 
 
 def test_labels_for_rows_that_bear_none_are_refused():

@@ -18,7 +18,7 @@ def test_what_a_kind_speaks_of_it_has(name):
 
 def test_a_pair_is_compared_by_both_texts():
     table = pa.table({"text": ["a"], "pair": ["b"], "label": ["x"]})
-    assert kinds.compared(table, KINDS["pair"]).to_list() == ["a\nb"]
+    assert kinds.compared(table, KINDS["pair"]).to_list() == ["a \u241e b"]
 
 
 def test_answers_are_equal_where_all_their_columns_are():

@@ -33,7 +33,7 @@ def facts(**changes):
         "closest": [(0.79, "train", EVIL, "test", "near")],
         "straddling": 0,
         "ledger": {"known texts": 4, "new texts": 2, "held out": 0},
-        "contamination": [("eval.csv", 50, 5, 3)],
+        "contamination": [("eval.csv", 50, 5)],
         "unread": [
             {"place": "data.csv:2", "reason": "no_label", "detail": "empty", "raw": "<img src=x>\udcff\0"}
         ],

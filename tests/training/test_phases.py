@@ -15,7 +15,7 @@ from tasks.training.order import epoch_order
 ROWS, TOKENS = 40, 6
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def data():
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(5, 61, (ROWS, TOKENS), generator=generator)
@@ -122,10 +122,17 @@ def test_cached_features_train_the_head_exactly_as_recomputed_ones(tiny_bert, da
     assert all(torch.allclose(results[0][n], results[1][n], atol=1e-6) for n in results[0])
 
 
+@pytest.fixture(scope="module")
+def whole(tiny_bert, data, tmp_path_factory):
+    """What a training tells that nothing interrupts, and its weights."""
+    model = tiny_bert()
+    return _train(model, data, tmp_path_factory.mktemp("whole")), _weights(model)
+
+
 @pytest.mark.parametrize("stop_after", [1, 3, 8, 10, 11, 19, 20, 27])
-def test_an_interrupted_training_ends_with_the_same_weights(tiny_bert, data, tmp_path, stop_after):
-    whole, broken, resumed = tiny_bert(), tiny_bert(), tiny_bert()
-    undisturbed = _train(whole, data, tmp_path / "a")
+def test_an_interrupted_training_ends_with_the_same_weights(tiny_bert, data, tmp_path, whole, stop_after):
+    undisturbed, weights = whole
+    broken, resumed = tiny_bert(), tiny_bert()
     _train(broken, data, tmp_path / "b", stop_after=stop_after)
     torch.manual_seed(999)  # a new process starts with another random state
     taken = []
@@ -134,8 +141,8 @@ def test_an_interrupted_training_ends_with_the_same_weights(tiny_bert, data, tmp
     hook.remove()
     # `stop_after` counts steps told; the point behind the last one told is at most `save_every` steps old
     assert 30 - stop_after <= len(taken) <= 30 - stop_after + SETTINGS.save_every
-    for name, value in _weights(whole).items():
-        assert torch.equal(value, _weights(resumed)[name]), name
+    for name, value in _weights(resumed).items():
+        assert torch.equal(value, weights[name]), name
     key = lambda e: (e.phase, e.number) if isinstance(e, Step) else (e["name"], 10**6)  # noqa: E731
     order = ["head", "upper", "whole"]
     assert sorted(map(key, undisturbed), key=lambda k: (order.index(k[0]), k[1])) == sorted(

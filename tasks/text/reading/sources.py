@@ -1,6 +1,6 @@
 """Read a table of text: every row becomes a document of its kind, or is quarantined with a reason.
 
-Rows come from tasks/text/readers.py, cells are judged by tasks/text/cells.py; here they become shards.
+Rows come from readers.py, cells are judged by cells.py; here they become shards.
 """
 
 import hashlib
@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from tasks.errors import DataError, ParamsError, SourceError, did_you_mean
-from tasks.text import cells, readers, shards, streams
-from tasks.text.cells import Fault
+from tasks.text import shards
 from tasks.text.kinds import KINDS
-from tasks.text.readers import Layout, Row, Table
+from tasks.text.reading import cells, readers, streams
+from tasks.text.reading.cells import Fault
+from tasks.text.reading.layout import Layout, Row, Table, dump, too_large
 
 __all__ = ["Layout", "Shard", "read"]
 
@@ -114,7 +115,7 @@ class _Basket:
             del values[self._width :]
         said = _said(values)
         if len(said) > self._maximum:
-            raise Fault(*readers.too_large(self._maximum))
+            raise Fault(*too_large(self._maximum))
         self.size += len(said)
         document = self._whole(values) if self._whole else values
         return id, _hash(said), f"{table.name}:{row.line}", split, *document
@@ -222,4 +223,4 @@ def _hash(data: bytes) -> int:
 def _raw(row: Row, encoding: str) -> bytes:
     if isinstance(row.raw, str):
         return streams.encode(row.raw, encoding)
-    return readers.dump(row.cells) if row.raw is None else row.raw
+    return dump(row.cells) if row.raw is None else row.raw

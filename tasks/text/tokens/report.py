@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tasks.text.encode import Tally
+from tasks.text.tokens.encode import Tally
 
 BARS = 24  # of the length histogram
 SHARES = (0.5, 0.9, 0.95, 0.99, 1.0)
@@ -35,7 +35,7 @@ def render(facts: Facts) -> str:
         lstrip_blocks=True,
     )
     total = sum(facts.tallies.values(), Tally())
-    return environment.get_template("encoding.jinja").render(
+    return environment.get_template("report.jinja").render(
         facts=facts,
         total=total,
         shares=SHARES,

@@ -5,7 +5,8 @@ import pyarrow as pa
 import pytest
 
 from tasks.errors import CheckpointError, ParamsError
-from tasks.text import kinds, vocabulary
+from tasks.text import kinds
+from tasks.text.tokens import vocabulary
 
 
 def test_a_tokenizer_is_aligned_with_the_table_it_came_from(tiny_checkpoint):

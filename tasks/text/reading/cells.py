@@ -117,7 +117,10 @@ def messages(value: Any, column: str) -> list[dict[str, str]]:
     return [{"role": message["role"], "content": message["content"]} for message in value]
 
 
-def split(value: Any, column: str) -> str:
+def split(value: Any, column: str) -> str | None:
+    """None where nothing stands in the cell: the row's split is not given."""
+    if _is_missing(value) or (isinstance(value, str) and not value.strip()):
+        return None
     name = SPLIT_NAMES.get(value.strip().lower()) if isinstance(value, str) else None
     if name is None:
         raise Fault("unknown_split", f"column {column!r} holds {_shown(value)}: train, validation or test")
@@ -164,6 +167,8 @@ def _conversed(cells: Row) -> Row:
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         last = f"the last of {len(messages)} is {messages[-1]['role']}'s" if messages else "there are none"
         raise Fault("bad_messages", f"the assistant must answer at least one message: {last}")
+    if not messages[-1]["content"].strip():
+        raise Fault("bad_messages", "the assistant's last reply is empty")
     return prompt_of(messages), messages
 
 

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.errors import DataError, ParamsError, SourceError
-from tasks.text import shards, sources
+from tasks.text import shards
 from tasks.text.kinds import KINDS
-from tasks.text.sources import Layout
+from tasks.text.reading import sources
+from tasks.text.reading.layout import Layout
 
 
 @pytest.fixture
@@ -246,6 +247,7 @@ def test_another_encoding_decodes_the_same_bytes(table, encoding):
         ("chat", {"messages": [{"role": "assistant", "content": "b"}]}, "bad_messages"),
         ("chat", {"messages": [{"role": "user", "content": "a"}]}, "bad_messages"),
         ("chat", {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}, "bad_messages"),
+        ("chat", {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " \n"}]}, "bad_messages"),
         ("chat", {"messages": [{"role": "user"}, {"role": "assistant", "content": "b"}]}, "bad_messages"),
         ("chat", {"messages": [{"role": "me", "content": "a"}, {"role": "assistant", "content": "b"}]}, "bad_messages"),
         ("chat", {"messages": "hello"}, "wrong_type"),
@@ -340,7 +342,14 @@ def test_splits_of_ones_own(table, value, split):
     ]
 
 
-@pytest.mark.parametrize("value", ["", "holdout", "3"])
+@pytest.mark.parametrize("value", ["", "  ", None, float("nan")])
+def test_a_blank_split_is_one_that_is_not_given(objects, value):
+    rows = [{"part": part, "text": "a", "label": "b"} for part in ("test", value)]
+    documents, quarantined = read(objects(*rows), split="part")
+    assert ([row["split"] for row in documents], quarantined) == (["test", None], [])
+
+
+@pytest.mark.parametrize("value", ["holdout", "3", "-"])
 def test_a_split_that_is_none_of_three(table, value):
     _, quarantined = read(table(f"part,text,label\ntrain,a,b\n{value},a,b\n"), split="part")
     assert [row["reason"] for row in quarantined] == ["unknown_split"]
@@ -353,7 +362,8 @@ def test_splits_of_files_hold_and_yield_to_a_column(tmp_path):
         ("test", "test.csv:2"),
         ("train", "train.csv:2"),
     ]
-    assert [row["split"] for row in read(tmp_path, split="part")[0]] == ["validation", "validation"]
+    (tmp_path / "more.csv").write_text("text,label,part\none,a,\n")  # no name of a split, which is no matter
+    assert [row["split"] for row in read(tmp_path, split="part")[0]] == [None, "validation", "validation"]
 
 
 # Files

@@ -8,9 +8,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from tasks.errors import DataError, ParamsError
-from tasks.text import learn, vocabulary
+from tasks.text.tokens import learn, vocabulary
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 WORDS = "the quick brown fox jumped over lazy dogs jumping quickly overly foxes browned thee lazily doggedly"
 TEXTS = [
     f"{a} {b}{n % 7} naïve"
@@ -93,7 +93,7 @@ def test_the_same_texts_give_the_same_bytes_in_another_process(tiny_checkpoint, 
     checkpoint.save_pretrained(tmp_path / "saved")
     code = (
         "import sys; from pathlib import Path; sys.path[:0] = sys.argv[1:3]; import test_learn;"
-        "from tasks.text import vocabulary; print(*test_learn.digests(vocabulary.load(Path(sys.argv[3]))))"
+        "from tasks.text.tokens import vocabulary; print(*test_learn.digests(vocabulary.load(Path(sys.argv[3]))))"
     )
     command = [
         sys.executable,

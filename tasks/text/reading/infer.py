@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import SourceError, did_you_mean
-from tasks.text import readers, streams
-from tasks.text.readers import Layout
+from tasks.text.reading import readers, streams
+from tasks.text.reading.layout import Layout
 
 ROWS = 1000  # rows looked at
 LAYOUT = Layout(encoding=streams.AUTO, undecodable="replace")
@@ -26,8 +26,8 @@ class Guess:
 def columns(path: Path, *, text: str | None = None, label: str | None = None) -> Guess:
     """The text column is the one with the longest values; the label column repeats its values most.
 
-    `path` is anything that tasks/text/sources.py reads. Raises SourceError for a missing or empty file, fewer
-    than two columns, or a named column that is absent.
+    `path` is anything that sources.py reads. Raises SourceError for a missing or empty file, fewer than two
+    columns, or a named column that is absent.
     """
     if not path.exists():
         raise SourceError(f"no such file: {path}")

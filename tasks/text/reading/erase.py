@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from tasks import files
 from tasks.errors import SourceError
-from tasks.text import gather, readers, sources, streams
-from tasks.text.readers import Layout
+from tasks.text import identities
+from tasks.text.reading import readers, sources, streams
+from tasks.text.reading.layout import Layout
 
 SEPARATED = (".csv", ".tsv", ".tab")
 LINES = (*SEPARATED, ".jsonl", ".ndjson", ".json")  # formats in which a row is some lines
@@ -25,9 +26,9 @@ class Place(NamedTuple):
 
 
 def places(path: Path, layout: Layout, digests: Collection[str]) -> list[Place]:
-    """Where the rows of these digests (`gather.forgotten`) stand in the table at `path`, also faulty ones.
+    """Where the rows of these `digests` stand in the table at `path`, also faulty ones.
 
-    Raises what `sources.read` raises.
+    Digests are those of tasks/text/identities.py. Raises what `sources.read` raises.
     """
     return [place for shard in sources.read(path, layout) for place in _inside(shard, digests)]
 
@@ -42,7 +43,7 @@ def _inside(shard: sources.Shard, digests: Collection[str]) -> Iterator[Place]:
 
 def _matching(table: pa.Table, digests: Collection[str], columns: list[str]) -> Iterator[dict[str, Any]]:
     rows = table.select(["id", "content", *columns]).to_pylist()
-    return (row for row in rows if gather.forgotten(row) in digests)
+    return (row for row in rows if identities.forgotten(row) in digests)
 
 
 def check_lines(path: Path, layout: Layout) -> None:

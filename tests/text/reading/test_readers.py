@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks import references
 from tasks.errors import SourceError
-from tasks.text import readers, streams
-from tasks.text.readers import Layout
+from tasks.text.reading import columnar, readers, separated, streams
+from tasks.text.reading.layout import Layout
 
 WANTED = {"text": "text", "label": "label"}
 
@@ -53,7 +54,7 @@ def test_blocks_and_single_records_say_the_same(tmp_path, monkeypatch):
         (8, "unclosed_quote"), (9, "extra_columns"), (10, ["last", "g"]),
     ]  # fmt: skip
     for block in (1, 12, 30, 2**16):
-        monkeypatch.setattr(readers, "BLOCK", block)
+        monkeypatch.setattr(separated, "BLOCK", block)
         assert rows(path) == expected
 
 
@@ -65,15 +66,15 @@ def test_the_size_of_blocks_changes_nothing(tmp_path_factory, content, block):
     path = put(tmp_path_factory.mktemp("blocks") / "a.csv", "text,label\n" + content)
     whole = rows(path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "BLOCK", block)
+        patch.setattr(separated, "BLOCK", block)
         assert rows(path) == whole
 
 
 def test_a_quote_open_for_too_long_is_given_up(tmp_path):
-    body = "".join(f"row {number},a\n" for number in range(readers.LONGEST_RECORD + 5))
+    body = "".join(f"row {number},a\n" for number in range(separated.LONGEST_RECORD + 5))
     found = rows(put(tmp_path / "a.csv", 'text,label\n"open,a\n' + body))
     assert found[0] == (2, "unclosed_quote")
-    assert len(found) == readers.LONGEST_RECORD + 6
+    assert len(found) == separated.LONGEST_RECORD + 6
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
@@ -171,7 +172,7 @@ SMALL = pa.table({"n": [1, 2], "label": ["a", "b"], "text": ["one", None]})
 
 @COLUMNAR
 def test_columns_are_read_by_name_and_rows_counted(tmp_path, name, monkeypatch):
-    monkeypatch.setattr(readers, "BATCH", 1)
+    monkeypatch.setattr(columnar, "BATCH", 1)
     assert rows(write(tmp_path / name, SMALL)) == [(1, ["one", "a"]), (2, [None, "b"])]
 
 
@@ -256,6 +257,68 @@ def test_a_saved_dictionary_of_other_names_has_no_splits(tmp_path, data_set):
     assert [split for _, split, _ in tables(tmp_path / "saved")] == [None, None]
 
 
+def test_a_saved_dictionary_with_more_than_its_splits_is_refused(tmp_path, data_set):
+    import datasets
+
+    datasets.DatasetDict(train=data_set, test=data_set, extra=data_set).save_to_disk(tmp_path / "saved")
+    with pytest.raises(SourceError, match=r"into test and train, but extra/data-\S+ is named for no split"):
+        tables(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("name", ["../secret.arrow", ".secret.arrow", "linked/secret.arrow", "none.arrow"])
+def test_a_saved_data_set_reads_no_file_but_its_own(tmp_path, data_set, name):
+    data_set.save_to_disk(tmp_path / "saved")
+    secret = next((tmp_path / "saved").glob("*.arrow"))
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "saved" / "linked").symlink_to(tmp_path / "linked")
+    for place in ("secret.arrow", "saved/.secret.arrow", "linked/secret.arrow"):
+        put(tmp_path / place, secret.read_bytes())
+    names = [name, str(secret.with_name("secret.arrow").parent.parent / "secret.arrow")]
+    for named in names:
+        put(tmp_path / "saved" / "state.json", json.dumps({"_data_files": [{"filename": named}]}))
+        with pytest.raises(SourceError) as caught:
+            tables(tmp_path / "saved")
+        assert f"state.json names {named!r}, which is no file of the data set" in str(caught.value)
+
+
+def test_a_saved_data_set_may_be_linked_file_by_file(tmp_path, data_set):
+    """As the Hub's cache keeps what it fetched."""
+    data_set.save_to_disk(tmp_path / "blobs")
+    (tmp_path / "snapshot").mkdir()
+    for file in (tmp_path / "blobs").iterdir():
+        (tmp_path / "snapshot" / file.name).symlink_to(file)
+    assert [len(rows) for _, _, rows in tables(tmp_path / "snapshot")] == [3]
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        (["train", "../test"], r"dataset_dict\.json names '\.\./test', which is no folder in it"),
+        (["a/b"], r"dataset_dict\.json names 'a/b', which is no folder in it"),
+        ([".."], r"\.\. lacks a whole state\.json"),
+        (["validation"], r"validation lacks a whole state\.json"),
+        ([["train"]], r"lacks a whole dataset_dict\.json"),
+        (None, r"lacks a whole dataset_dict\.json"),
+    ],
+)
+def test_a_saved_dictionary_has_its_splits_inside(tmp_path, data_set, splits, message):
+    data_set.save_to_disk(tmp_path / "saved" / "train")
+    data_set.save_to_disk(tmp_path / "test")
+    data_set.save_to_disk(tmp_path / "saved" / "a" / "b")
+    put(tmp_path / "state.json", '{"_data_files": []}')
+    put(tmp_path / "saved" / "dataset_dict.json", json.dumps({"splits": splits} if splits else {}))
+    with pytest.raises(SourceError, match=message):
+        tables(tmp_path / "saved")
+
+
+def test_all_that_is_read_of_a_saved_dictionary_is_in_the_inventory(tmp_path, data_set):
+    import datasets
+
+    datasets.DatasetDict(train=data_set, test=data_set).save_to_disk(tmp_path)
+    listed = {file.name for file in references.inventory_text(tmp_path)}
+    assert {name for name, _, _ in tables(tmp_path)} < listed
+
+
 def test_a_saved_data_set_that_lost_its_state_is_refused(tmp_path, data_set):
     import datasets
 
@@ -295,6 +358,18 @@ def test_a_folder_of_tables_is_split_by_the_names_of_its_files(tmp_path, names, 
     assert [(name, split) for name, split, _ in tables(tmp_path)] == list(zip(names, splits, strict=True))
 
 
+@pytest.mark.parametrize("name", ["unsupervised.csv", "data/more-00000-of-00001.csv"])
+def test_a_file_of_no_split_beside_those_of_two_is_refused(tmp_path, name):
+    for other in ("train.csv", "test.csv", name):
+        put(tmp_path / other, "text,label\none,a\n")
+    with pytest.raises(SourceError) as caught:
+        tables(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path} is divided into test and train, but {name} is named for no split: rename it to train…, "
+        "validation… or test…, take it out of the folder, or name a column in sources.text.split"
+    )
+
+
 def test_a_folder_of_two_formats_is_ambiguous(tmp_path):
     put(tmp_path / "a.csv", "text,label\none,a\n")
     put(tmp_path / "a.jsonl", lines(ONE))
@@ -330,6 +405,16 @@ def test_a_folder_of_texts_may_be_divided_first(tmp_path):
     assert [(split, rows[0][1][1]) for _, split, rows in tables(tmp_path)] == [
         ("test", "pos"), ("train", "neg"), ("train", "pos")
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["train/urls.txt", "unsup/pos/1.txt", "README.txt"])
+def test_a_text_of_no_split_beside_those_of_two_is_refused(tmp_path, name):
+    for other in ("train/pos/1.txt", "test/pos/1.txt", name):
+        put(tmp_path / other, "text")
+    with pytest.raises(
+        SourceError, match=rf"but {name} is named for no split: put it into folders of its split"
+    ):
+        tables(tmp_path)
 
 
 def test_labels_called_like_splits_are_labels(tmp_path):

@@ -7,7 +7,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from tasks.errors import SourceError
-from tasks.text import infer
+from tasks.text.reading import infer
 
 ROWS = [
     {"id": n, "kind": "spam" if n % 3 else "ham", "message": f"message number {n} here"} for n in range(30)

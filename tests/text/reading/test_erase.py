@@ -5,9 +5,10 @@ import json
 import pytest
 
 from tasks.errors import SourceError
-from tasks.text import erase, gather, sources
-from tasks.text.erase import Place
-from tasks.text.readers import Layout
+from tasks.text import identities
+from tasks.text.reading import erase, sources
+from tasks.text.reading.erase import Place
+from tasks.text.reading.layout import Layout
 
 QUARANTINING = Layout()
 REPLACING = Layout(undecodable="replace")
@@ -44,7 +45,7 @@ CASES = [
 
 def digest(text, label):
     content = hashlib.blake2b(f"{text}\0{label}\0".encode(), digest_size=8).digest()
-    return gather.digest(gather.stem(int.from_bytes(content, "little")))
+    return identities.digest(identities.stem(int.from_bytes(content, "little")))
 
 
 def contents(path, layout):
@@ -70,12 +71,12 @@ def test_a_row_leaves_and_no_other_byte_changes(tmp_path, name, data, layout, te
 def test_rows_are_found_by_their_own_id_or_content_also_where_they_are_faulty(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("key,text,label\nann,one,a\nbob,two,b\ncat,three,\nann,four,a\n,five,a\n")
-    assert erase.places(path, OWN, {gather.digest("ann"), gather.digest("cat")}) == [
+    assert erase.places(path, OWN, {identities.digest("ann"), identities.digest("cat")}) == [
         Place("t.csv", 2), Place("t.csv", 5), Place("t.csv", 4),
     ]  # fmt: skip
     shards = list(sources.read(path, OWN))
     unread = next(row for shard in shards for row in shard.quarantined.to_pylist() if row["id"] is None)
-    assert erase.places(path, OWN, {gather.forgotten(unread)}) == [Place("t.csv", 6)]
+    assert erase.places(path, OWN, {identities.forgotten(unread)}) == [Place("t.csv", 6)]
 
 
 def test_a_folder_s_tables_are_named(tmp_path):

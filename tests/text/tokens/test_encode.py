@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from tasks.errors import CheckpointError, DataError, ParamsError
-from tasks.text import encode, kinds, rows, vocabulary
+from tasks.text import kinds
+from tasks.text.tokens import encode, rows, vocabulary
 
 TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}{% if add_generation_prompt %}three{% endif %}"
 STRICT = "{{ raise_exception('roles must alternate') }}"

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import ParamsError, SourceError
-from tasks.text import streams
+from tasks.text.reading import streams
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 FRENCH = (
     "Les élèves étaient très étonnés: où était passée la fenêtre? Déjà l'été s'achevait à Orléans, et la pluie "
     "tombait sans cesse sur les toits. Personne n'espérait plus retrouver le chemin, ni même les clés.\n"
@@ -79,7 +79,7 @@ def test_a_bomb_of_one_line_never_fills_memory(tmp_path):
             stream.write(b"0" * 2**20)
     assert bomb.stat().st_size < 2 * 2**20
     code = (
-        "import resource, sys; from pathlib import Path; from tasks.text import streams\n"
+        "import resource, sys; from pathlib import Path; from tasks.text.reading import streams\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "limits = dict(ends='', maximum_row=2**16, maximum_bytes=2**30)\n"
         "sizes = [len(line) for line in streams.lines(Path(sys.argv[1]), 'utf-8', **limits)]\n"

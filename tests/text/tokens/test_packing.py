@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from tasks.errors import ParamsError
-from tasks.text import packing
+from tasks.text.tokens import packing
 
 ROWS = some.lists(some.lists(some.integers(0, 2**31 - 1), max_size=40), max_size=12)
 
@@ -23,7 +23,7 @@ def pack(rows, strategy, length=8):
 
 
 @given(ROWS, some.integers(1, 16))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_wrapped_keeps_every_token_in_its_order(rows, length):
     packed = pack(rows, "wrapped", length)["input_ids"].to_pylist()
     assert [token for row in packed for token in row] == [token for row in rows for token in row]
@@ -31,7 +31,7 @@ def test_wrapped_keeps_every_token_in_its_order(rows, length):
 
 
 @given(ROWS, some.integers(1, 16))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_bfd_split_keeps_every_token_and_says_where_texts_begin(rows, length):
     packed = pack(rows, "bfd_split", length).to_pylist()
     parts = []

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tasks.errors import DataError, ParamsError
-from tasks.text import vocabulary
+from tasks.text.tokens import vocabulary
 
 Model = Literal["bpe", "wordpiece", "unigram"]
 Texts = Callable[[], Iterable[Sequence[str]]]  # batches, from the beginning at every call

@@ -1,0 +1,1 @@
+"""From prepared rows to tokens: the vocabulary, the encoding, the packing."""

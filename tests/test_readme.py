@@ -1,0 +1,43 @@
+import re
+from pathlib import Path
+
+import pyarrow.parquet as parquet
+
+from tasks.params import PreparationParams, TextSource
+from tasks.stages.preparation import prepare
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_five_lines_become_what_the_readme_says(tmp_path):
+    section = README.partition("## Prepare your own data")[2]
+    lines = re.search(r"```\n(text,label\n.*?)```", section, flags=re.S)[1]
+    others = [
+        f"row {n} of a table with words{n} of its own {n * n},{('praise', 'complaint')[n % 2]}\n"
+        for n in range(40)
+    ]
+    table = tmp_path / "reviews.csv"
+    table.write_text(lines + "".join(others), encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    settings = PreparationParams.model_validate({"engine": "thread"})
+    prepare(
+        table, TextSource.model_validate({"path": "reviews.csv"}), settings,
+        into=tmp_path / "out", remembered=tmp_path / "ledger.parquet",
+    )  # fmt: skip
+    rows, drops, aside = (
+        parquet.read_table(tmp_path / "out" / f"{name}.parquet").to_pylist()
+        for name in ("rows", "drops", "quarantine")
+    )
+    kept = {row["text"]: row["id"] for row in rows}
+    assert {"The room was lovely, thank you", "N/A"} < kept.keys()
+    assert [(d["reason"], d["duplicate_of"], d["similarity"]) for d in drops] == [
+        ("exact_duplicate", kept["The room was lovely, thank you"], 1.0)
+    ]
+    assert [(q["line"], q["reason"]) for q in aside] == [(4, "conflicting_labels"), (5, "conflicting_labels")]
+
+
+def test_the_kinds_of_the_readme_are_those_there_are():
+    from tasks.text.kinds import KINDS
+
+    section = README.partition("| kind | columns |")[2].partition("All kinds")[0]
+    assert set(re.findall(r"`([a-z-]+)` \|", section)) == set(KINDS)
