@@ -123,6 +123,8 @@ def _artifacts(stage: str) -> Callable[[Message], None]:
 
 
 def _bar(stage: str, bars: dict[str, UUID], message: Message) -> None:
+    if message["total"] is None:  # a table is read through before its rows are known: no share to show
+        return
     title, share = message["description"], 100.0 * message["done"] / message["total"]
     if title in bars:
         update_progress_artifact(bars[title], progress=share)

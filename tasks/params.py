@@ -118,7 +118,7 @@ class PreparationParams(Section):
         0.1, description="a larger share of quarantined rows fails the stage"
     )
     engine: Literal["thread", "process", "ray"] = Field(
-        "process", description="who works on the shards; ray needs regraft[ray]"
+        "thread", description="who works on the shards: process for large tables; ray needs regraft[ray]"
     )
     workers: Count | None = Field(None, description="how many; null: one for each core")
     shard_rows: Count = Field(20_000, description="rows worked on at once by each")
