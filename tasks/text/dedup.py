@@ -121,14 +121,16 @@ def _shared(signed: Signed, left: Integers, right: Integers) -> Integers:
     coded = (np.repeat(pair, counts).astype(np.uint64) << SHINGLE_BITS) | hashes
     coded.sort()
     twice = coded[1:][coded[1:] == coded[:-1]] >> SHINGLE_BITS
-    return np.bincount(twice.astype(np.int64), minlength=len(left))
+    found: Integers = np.bincount(twice.astype(np.int64), minlength=len(left))
+    return found
 
 
 def components(count: int, pairs: Pairs) -> Integers:
     """For each of `count` texts the number of its connected component."""
     graph = coo_matrix((np.ones(len(pairs.left)), (pairs.left, pairs.right)), shape=(count, count))
     _, component = connected_components(graph, directed=False)
-    return component.astype(np.int64)
+    found: Integers = component.astype(np.int64)
+    return found
 
 
 def smallest(values: Hashes, groups: Integers) -> Hashes:
