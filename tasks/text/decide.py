@@ -103,16 +103,17 @@ def decide(gathered: Gathered, signed: Signed, rules: Rules, entries: pl.DataFra
     aside = dedup.conflicts(units, pairs, past.standing[units.first], policy)
     live = np.zeros(len(texts), dtype=bool)
     live[units.text[aside.reason == ""]] = True
-    tied = _tied(near, gathered.groups[places[texts]] if len(gathered.groups) else None)
     classes = gathered.classes[places[texts]]
-    splits = _assign(live, keys[texts], tied, past.split[texts], classes, past.shares, rules.salt)
+    groups = gathered.groups[places[texts]] if len(gathered.groups) else gathered.groups
+    splits, clusters = _assign(
+        live, keys[texts], near, past.split[texts], classes, groups, past.shares, rules.salt
+    )
     own = splits[units.text]
     _tell_duplicates(fates, units, rows, pairs, aside, own, past.misplaced(own[units.unit]))
     _tell_straddling(fates, units, rows[units.first], near, splits)
     touched = hits | _any_row(gathered.overlaps[places], units, len(texts))
     _tell_contaminated(fates, rows[units.first], touched[units.text] & (own == TRAIN))
-    names = dedup.smallest(keys[texts], dedup.components(len(texts), tied))
-    fates.split[rows], fates.cluster[rows] = own[units.unit], names[units.text[units.unit]]
+    fates.split[rows], fates.cluster[rows] = own[units.unit], clusters[units.text[units.unit]]
     _tell_subset(fates, gathered.ids, rules)
     return Decided(
         fates=fates,
@@ -173,20 +174,6 @@ def _past(gathered: Gathered, places: Integers, keys: Hashes, rules: Rules, entr
     return Past(fixed, before, standing.astype(np.int8), missing, shares)
 
 
-def _tied(near: Pairs, groups: Hashes | None) -> Pairs:
-    """What must not be divided: near pairs, and pairs of texts that have their first part in common."""
-    if groups is None:
-        return near
-    order = np.argsort(groups, kind="stable")
-    same = groups[order][1:] == groups[order][:-1]
-    one, other = order[:-1][same], order[1:][same]
-    return Pairs(
-        np.concatenate([near.left, np.minimum(one, other)]),
-        np.concatenate([near.right, np.maximum(one, other)]),
-        np.concatenate([near.similarity, np.ones(len(one))]),
-    )
-
-
 def _measure(
     signed: Signed, ours: Integers, count: int, threshold: float
 ) -> tuple[Pairs, Pairs, Mask, Hashes]:
@@ -214,18 +201,25 @@ def _assign(
     near: Pairs,
     known: Splits,
     classes: NDArray[np.object_],
+    groups: Hashes,
     shares: Mapping[str, float],
     salt: str,
-) -> Splits:
+) -> split.Assigned:
     """Splits of the texts that have a row left; what is set aside ties nothing together."""
     number = np.cumsum(live) - 1
     both = near.chosen(live[near.left] & live[near.right])
-    among = Pairs(number[both.left], number[both.right], both.similarity)
-    splits = np.full(len(live), UNKNOWN, dtype=np.int8)
-    splits[live] = split.assign(
-        keys[live], among, known[live], classes[live].tolist(), shares=shares, salt=salt
+    assigned = split.assign(
+        keys[live],
+        Pairs(number[both.left], number[both.right], both.similarity),
+        known[live],
+        classes[live].tolist(),
+        groups=groups[live] if len(groups) else groups,
+        shares=shares,
+        salt=salt,
     )
-    return splits
+    splits, clusters = np.full(len(live), UNKNOWN, dtype=np.int8), keys.copy()
+    splits[live], clusters[live] = assigned
+    return split.Assigned(splits, clusters)
 
 
 def _any_row(flags: Mask, units: Units, texts: int) -> Mask:

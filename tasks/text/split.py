@@ -8,6 +8,7 @@ new text joins the split of its duplicates, and one that would tie two splits to
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,27 +32,47 @@ def position(key: str, salt: str) -> float:
     return int.from_bytes(digest, "big") / SCALE
 
 
+class Assigned(NamedTuple):
+    splits: Splits  # (texts,) numbers of SPLITS, or HELD_OUT where a text would tie two splits together
+    clusters: Hashes  # (texts,) the smallest key of those that stay together, always in one split
+
+
 def assign(
     keys: Hashes,
     near: Pairs,
     known: Splits,
     classes: Sequence[str],
     *,
+    groups: Hashes,
     shares: Mapping[str, float],
     salt: str,
-) -> Splits:
-    """A split for each text: a number of SPLITS, or HELD_OUT where it would tie two splits together.
+) -> Assigned:
+    """A split and a cluster for each text.
 
     `near` are the pairs that must not be divided, `known` the splits that are given already (UNKNOWN for new
-    texts), `classes` each text's stratum, `shares` how much of the clusters goes to validation and test.
+    texts), `classes` each text's stratum, `shares` how much of the clusters goes to validation and test. The
+    texts of one group (of pairs with the same first part) are not divided either; empty: there are none.
     """
     splits = known.copy()
-    torn = _inherit(splits, components(len(keys), near))
-    _join_one_by_one(splits, keys, near, torn)
+    torn = _inherit(splits, components(len(keys), _tied(near, groups, np.zeros_like(splits))))
+    _join_one_by_one(splits, keys, near, groups, torn)
+    clusters = smallest(keys, components(len(keys), _tied(near, groups, splits)))
+    _divide(splits, clusters, classes, shares, salt)
+    return Assigned(splits, clusters)
+
+
+def _tied(near: Pairs, groups: Hashes, splits: Splits) -> Pairs:
+    """Pairs that stay together: near, or neighbours in their group, and with the same of `splits`."""
     one, other = splits[near.left], splits[near.right]
-    together = near.chosen((one == other) & (one != HELD_OUT))
-    _divide(splits, smallest(keys, components(len(keys), together)), classes, shares, salt)
-    return splits
+    near = near.chosen((one == other) & (one != HELD_OUT))
+    if not len(groups):
+        return near
+    order = np.lexsort((splits, groups))
+    order = order[splits[order] != HELD_OUT]
+    left, right = order[:-1], order[1:]
+    same = (groups[left] == groups[right]) & (splits[left] == splits[right])
+    left, right = np.concatenate([near.left, left[same]]), np.concatenate([near.right, right[same]])
+    return Pairs(left, right, np.ones(len(left)))
 
 
 def _inherit(splits: Splits, component: Integers) -> NDArray[np.bool_]:
@@ -68,28 +89,50 @@ def _inherit(splits: Splits, component: Integers) -> NDArray[np.bool_]:
     return torn
 
 
-def _join_one_by_one(splits: Splits, keys: Hashes, near: Pairs, torn: NDArray[np.bool_]) -> None:
+def _join_one_by_one(
+    splits: Splits, keys: Hashes, near: Pairs, groups: Hashes, torn: NDArray[np.bool_]
+) -> None:
     """New texts between splits, in the order of their hashes: each joins its neighbours unless they differ.
 
-    Neighbours that have no split yet are joined too, and take the split that the group gets later.
+    Neighbours that have no split yet are joined too, and take the split that all of them get later.
     """
+    neighbours = _neighbours(near, torn)
+    mates = _mates(splits, groups, torn)
+    joined: dict[int, set[int]] = {}
+    for place in sorted(neighbours, key=lambda place: int(keys[place])):
+        group = mates.get(int(groups[place]), {}) if len(groups) else {}
+        around = [*neighbours[place], *group.values()]
+        others = [other for other in around if splits[other] != UNKNOWN or other in joined]
+        given = {int(splits[other]) for other in others} - {UNKNOWN, HELD_OUT}
+        if len(given) > 1:
+            splits[place] = HELD_OUT
+            continue
+        together = {place}.union(*(joined[other] for other in others if other in joined))
+        for member in together:
+            joined[member] = together
+            splits[member] = next(iter(given), UNKNOWN)
+        group[int(splits[place])] = place
+
+
+def _neighbours(near: Pairs, torn: NDArray[np.bool_]) -> dict[int, list[int]]:
+    """The places near each torn one."""
     neighbours: dict[int, list[int]] = {int(place): [] for place in np.flatnonzero(torn)}
     for left, right in zip(near.left.tolist(), near.right.tolist(), strict=True):
         if left in neighbours:
             neighbours[left].append(right)
         if right in neighbours:
             neighbours[right].append(left)
-    groups: dict[int, set[int]] = {}
-    for place in sorted(neighbours, key=lambda place: int(keys[place])):
-        others = [other for other in neighbours[place] if splits[other] != UNKNOWN or other in groups]
-        given = {int(splits[other]) for other in others} - {UNKNOWN, HELD_OUT}
-        if len(given) > 1:
-            splits[place] = HELD_OUT
-            continue
-        group = {place}.union(*(groups[other] for other in others if other in groups))
-        for member in group:
-            groups[member] = group
-            splits[member] = next(iter(given), UNKNOWN)
+    return neighbours
+
+
+def _mates(splits: Splits, groups: Hashes, torn: NDArray[np.bool_]) -> dict[int, dict[int, int]]:
+    """For each group with a torn text one place for each split that is known in it."""
+    if not len(groups):
+        return {}
+    mates: dict[int, dict[int, int]] = {group: {} for group in np.unique(groups[torn]).tolist()}
+    for place in np.flatnonzero(np.isin(groups, groups[torn]) & (splits != UNKNOWN)).tolist():
+        mates[int(groups[place])][int(splits[place])] = place
+    return mates
 
 
 def _divide(

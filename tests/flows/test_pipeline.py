@@ -97,8 +97,7 @@ def test_the_plan_says_what_would_run_and_why(reproduced, command):
     with (reproduced / "reviews.csv").open("a") as stream:
         stream.write("the superb garden,good\n")
     table = states()
-    assert table["preparation"] == table["finetuning"] == "runs"
-    assert table["vocabulary"] == "unchanged"
+    assert all(table[name] == "runs" for name in quiet if quiet[name] == "unchanged")
 
 
 def _champion_is_used(project, command):

@@ -11,7 +11,7 @@ from tasks.text import contamination, ledger, signatures
 
 LONG = "the quick brown fox jumps over the lazy dog and runs away into the dark green forest at night"
 TRAIN, VALIDATION, TEST = range(3)
-slow = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+slow = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def entries(texts, splits, salt="s"):
@@ -215,6 +215,19 @@ def test_rows_of_one_premise_share_a_split_and_are_no_duplicates(decided):
     assert set(found.reasons) == {""}
     assert all(len(set(found.splits[n : n + 3])) == 1 for n in range(0, 90, 3))
     assert len(set(found.splits)) == 3
+
+
+def test_a_premise_stays_whole_though_one_of_its_rows_is_set_aside(decided):
+    rows = [
+        {"text": f"premise {n // 6}", "pair": f"hypothesis {n}", "label": said}
+        for n in range(120)
+        for said in ("ab" if n % 6 in (2, 4) else "a")
+    ]
+    found = decided(*rows, kind="pair")
+    assert found.reasons.count("conflicting_labels") == 80
+    stays = [n for n, reason in enumerate(found.reasons) if not reason]
+    where = {(rows[n]["text"], found.splits[n]) for n in stays}
+    assert len(where) == len({premise for premise, _ in where}) == 20
 
 
 def test_a_word_that_changes_sides_makes_another_pair(decided):

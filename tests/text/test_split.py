@@ -14,16 +14,22 @@ SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 UNKNOWN = -1
 
 
-def assign(keys, *, edges=(), known=None, classes=None, shares=SHARES, salt="s"):
+def assigned(keys, *, edges=(), known=None, classes=None, groups=(), shares=SHARES, salt="s"):
     ends = [np.array([edge[side] for edge in edges], dtype=np.int64) for side in (0, 1)]
-    return split.assign(
+    found = split.assign(
         np.array(keys, dtype=np.uint64),
         Pairs(*ends, np.ones(len(edges))),
         np.array([UNKNOWN] * len(keys) if known is None else known, dtype=np.int8),
         ["x"] * len(keys) if classes is None else classes,
+        groups=np.array(groups, dtype=np.uint64),
         shares=shares,
         salt=salt,
-    ).tolist()
+    )
+    return [part.tolist() for part in found]
+
+
+def assign(keys, **more):
+    return assigned(keys, **more)[0]
 
 
 def test_the_shares_hold_within_each_class():
@@ -78,35 +84,59 @@ GRAPH = st.integers(1, 12).flatmap(
         st.lists(
             st.sampled_from([UNKNOWN, UNKNOWN, TRAIN, VALIDATION, TEST]), min_size=count, max_size=count
         ),
+        st.just(()) | st.lists(st.integers(0, 4), min_size=count, max_size=count),
     )
 )
 
 
+def bound(edges, groups):
+    """All pairs that must not be divided."""
+    mates = [(n, m) for m in range(len(groups)) for n in range(m) if groups[n] == groups[m]]
+    return [*edges, *mates]
+
+
 @given(GRAPH)
-def test_known_texts_never_move_and_a_new_one_is_never_near_another_split(graph):
-    keys, edges, known = graph
-    found = assign(keys, edges=edges, known=known)
+def test_known_texts_never_move_and_a_new_one_never_stands_beside_another_split(graph):
+    keys, edges, known, groups = graph
+    found = assign(keys, edges=edges, known=known, groups=groups)
     assert UNKNOWN not in found
     assert all(new == old for new, old in zip(found, known, strict=True) if old != UNKNOWN)
-    for one, other in edges:
+    for one, other in bound(edges, groups):
         both_old = known[one] != UNKNOWN and known[other] != UNKNOWN
         assert both_old or HELD_OUT in (found[one], found[other]) or found[one] == found[other]
 
 
 @given(GRAPH)
+def test_a_cluster_is_all_that_stays_together_and_in_one_split(graph):
+    keys, edges, known, groups = graph
+    splits, clusters = assigned(keys, edges=edges, known=known, groups=groups)
+    for one, other in bound(edges, groups):
+        if splits[one] == splits[other] != HELD_OUT:
+            assert clusters[one] == clusters[other]
+    stays = {(name, split) for name, split in zip(clusters, splits, strict=True) if split != HELD_OUT}
+    assert len(stays) == len({name for name, _ in stays})
+
+
+@given(GRAPH)
 def test_nothing_is_held_out_without_two_splits_to_tie(graph):
-    keys, edges, _ = graph
-    assert HELD_OUT not in assign(keys, edges=edges)
+    keys, edges, _, groups = graph
+    assert HELD_OUT not in assign(keys, edges=edges, groups=groups)
 
 
 @given(GRAPH, st.randoms(use_true_random=False))
 def test_the_order_of_the_texts_does_not_matter(graph, generator):
-    keys, edges, known = graph
+    keys, edges, known, groups = graph
     order = generator.sample(range(len(keys)), len(keys))
     moved = {old: new for new, old in enumerate(order)}
     turned = [tuple(sorted((moved[one], moved[other]))) for one, other in edges]
-    found = assign([keys[n] for n in order], edges=turned, known=[known[n] for n in order])
-    assert found == [assign(keys, edges=edges, known=known)[n] for n in order]
+    found = assign(
+        [keys[n] for n in order],
+        edges=turned,
+        known=[known[n] for n in order],
+        groups=[groups[n] for n in order] if groups else (),
+    )
+    whole = assign(keys, edges=edges, known=known, groups=groups)
+    assert found == [whole[n] for n in order]
 
 
 def test_a_subset_takes_so_many_by_hash_whatever_the_order():
