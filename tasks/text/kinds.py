@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as compute
 
 from tasks.text import signatures
 
@@ -61,9 +62,11 @@ def classes(table: pa.Table, kind: Kind) -> list[str]:
     """The class of each row for strata: its label, or its labels joined; "" where the kind has no classes."""
     if kind.classes is None:
         return [""] * len(table)
-    return [
-        value if isinstance(value, str) else JOINT.join(value) for value in table[kind.classes].to_pylist()
-    ]
+    column = table[kind.classes]
+    joined = column if column.type == pa.string() else compute.binary_join(column, JOINT)
+    encoded = joined.combine_chunks().dictionary_encode()
+    names = encoded.dictionary.to_pylist()  # one string a class, not one a row
+    return [names[number] for number in encoded.indices.to_pylist()]
 
 
 def split_text(text: str) -> tuple[str, str] | None:

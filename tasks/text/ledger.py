@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
 from tasks import files
@@ -89,4 +90,4 @@ def write(
     ]
     whole = pl.concat([former, *new]).unique(["salt", "key"], keep="last").sort("salt", "key")
     with files.replace_file(path) as draft:
-        whole.write_parquet(draft)
+        parquet.write_table(whole.to_arrow(), draft)  # polars does not say that a disk is full

@@ -181,8 +181,9 @@ def sign(texts: pl.Series, folder: Path, *, shingle: int, rows: int) -> Signed:
     folder.mkdir(parents=True, exist_ok=True)
     normalised = keys(texts)
     hashes, offsets = shingles(normalised, shingle)
-    bands(hashes, offsets, rows).tofile(folder / BANDS)
-    hashes.tofile(folder / SHINGLES)
+    for name, values in {BANDS: bands(hashes, offsets, rows), SHINGLES: hashes}.items():
+        with (folder / name).open("wb") as stream:  # not tofile, which does not say that a disk is full
+            stream.write(np.ascontiguousarray(values).data)
     return Signed(hashed(normalised), np.diff(offsets), folder, rows)
 
 

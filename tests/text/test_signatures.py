@@ -1,4 +1,5 @@
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -92,3 +93,11 @@ def test_parts_are_joined_in_their_order(tmp_path):
 )
 def test_bands_are_as_selective_as_the_threshold_allows(threshold, rows):
     assert signatures.rows_per_band(threshold) == rows
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("name", [signatures.BANDS, signatures.SHINGLES])
+def test_a_full_disk_is_told_as_such(tmp_path, name):
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        signatures.sign(pl.Series([f"text number {n}" for n in range(999)]), tmp_path, shingle=3, rows=6)
