@@ -26,7 +26,7 @@ SUB_ROOMS = {  # a part of a room -> the only modules of its room that it may im
     "tasks/text/tokens": ("kinds",),
     "tasks/weights/families": ("rules",),
 }
-BOTTOM = ("artifacts", "params", "errors", "files", "progress", "environment", "references")
+BOTTOM = ("artifacts", "params", "errors", "files", "progress", "environment", "references", "pages")
 FORBIDDEN_FILES = ("utils", "common", "helpers", "misc")
 SHADOWING = ("evaluate", "datasets", "tokenize", "types", "select", "profile", "copy", "statistics")
 

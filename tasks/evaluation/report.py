@@ -1,13 +1,13 @@
-"""The evaluation as one page of HTML that needs nothing else: no script, no font, no network."""
+"""The evaluation as one page of HTML."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from tasks import pages
 from tasks.evaluation.metrics import METRICS, Interval, per_class
 from tasks.evaluation.pictures import INK
 from tasks.evaluation.predictions import Predictions
@@ -53,12 +53,9 @@ class Facts:
 
 def render(facts: Facts) -> str:
     """The page. Every text is escaped; the pictures alone are taken as they are."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     alpha = 1 - facts.confidence
-    return environment.get_template("report.jinja").render(
+    return pages.render(
+        Path(__file__).with_name("report.jinja"),
         facts=facts,
         alpha=alpha,
         confidence=f"{100 * facts.confidence:g} %",

@@ -1,7 +1,6 @@
-"""The preparation as one page of HTML that needs nothing else: no script, no font, no network."""
+"""The preparation as one page of HTML."""
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from tasks import pages
 from tasks.artifacts import SPLITS
 from tasks.errors import ArtifactError, did_you_mean
 from tasks.text.clean import Example
@@ -20,9 +18,6 @@ CHARACTERS = 280  # of a text
 BARS = 24  # of a length histogram
 CLASSES = 40  # lines of the table of classes
 BIN = 0.05  # of similarity
-
-# What no browser shows or what would turn the page around: control characters, directions, lone surrogates.
-INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
 
 class Reason(NamedTuple):
@@ -124,17 +119,10 @@ class Left(NamedTuple):
 
 def render(facts: Facts) -> str:
     """The page; every text is escaped. Raises ArtifactError for a reason that REASONS does not explain."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["visible"] = visible
     splits = {split: sum(n for (_, s), n in facts.balance.items() if s == split) for split in SPLITS}
     ranges, histograms = histogram(facts.lengths)
-    return environment.get_template("report.jinja").render(
+    return pages.render(
+        Path(__file__).with_name("report.jinja"),
         facts=facts,
         funnel=funnel(facts.rows_in, facts.reasons),
         splits=splits,
@@ -236,8 +224,3 @@ def marked(before: str, after: str) -> tuple[list[tuple[str, bool]], list[tuple[
         old.append((before[a:b], kind != "equal"))
         new.append((after[c:d], kind != "equal"))
     return [piece for piece in old if piece[0]], [piece for piece in new if piece[0]]
-
-
-def visible(text: str) -> str:
-    """Invisible characters as Python writes them (\\x00, \\u202e); line feeds and tabs stay."""
-    return INVISIBLE.sub(lambda match: ascii(match[0])[1:-1], text)

@@ -1,12 +1,11 @@
-"""The conversion as one page of HTML that needs nothing else: no script, no font, no network."""
+"""The conversion as one page of HTML."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from tasks import pages
 from tasks.weights.rules import ACTIONS
 
 
@@ -42,16 +41,14 @@ class Applied:
 
 
 def render(facts: Facts) -> str:
-    """The page; equal facts give equal bytes."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
-    template = environment.get_template("report.jinja")
     rows = facts.rows
-    return template.render(facts=facts, totals=totals(rows), headline=headline(rows), applied=applied(rows))
+    return pages.render(
+        Path(__file__).with_name("report.jinja"),
+        facts=facts,
+        totals=totals(rows),
+        headline=headline(rows),
+        applied=applied(rows),
+    )
 
 
 def totals(rows: Sequence[Mapping[str, Any]]) -> list[Total]:

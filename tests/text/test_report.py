@@ -241,15 +241,3 @@ def test_what_cleaning_took_away_is_marked():
         [("a &", False), ("amp;", True), (" b", False)],
         [("a &", False), (" b", False)],
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("a\0b\r", r"a\x00b\r"),
-        ("\x92\u202e\udc80", r"\x92\u202e\udc80"),
-        ("a\n\tb é 👩\u200d👧", "a\n\tb é 👩\u200d👧"),
-    ],
-)
-def test_what_no_browser_shows_is_shown(text, shown):
-    assert report.visible(text) == shown

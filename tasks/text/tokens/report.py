@@ -1,12 +1,11 @@
-"""The encoding as one page of HTML that needs nothing else: no script, no font, no network."""
+"""The encoding as one page of HTML."""
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from tasks import pages
 from tasks.text.tokens.encode import Tally
 
 BARS = 24  # of the length histogram
@@ -27,15 +26,9 @@ class Facts:
 
 
 def render(facts: Facts) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     total = sum(facts.tallies.values(), Tally())
-    return environment.get_template("report.jinja").render(
+    return pages.render(
+        Path(__file__).with_name("report.jinja"),
         facts=facts,
         total=total,
         shares=SHARES,
