@@ -18,7 +18,7 @@ from benchmarks.corpus import Text
 from benchmarks.duplicates import SHINGLE, THRESHOLD
 from tasks.params import PreparationParams, TextSource
 from tasks.stages import preparation
-from tasks.text import signatures
+from tasks.text import clean, signatures
 
 SETTINGS = PreparationParams.model_validate({"engine": "thread"})
 OLD = 0.9  # share of rows that are there at first
@@ -84,9 +84,10 @@ def _outcome(texts: Sequence[Text], before: Splits, after: Splits) -> Outcome:
 
 
 def _leaked(texts: Sequence[Text], splits: Splits) -> int:
-    """By brute force."""
+    """By brute force, among texts as the stage cleans them, whoever divided them."""
     rows = sorted(splits)
-    keys = signatures.keys(pl.Series([texts[row].text for row in rows])).to_list()
+    cleaned = [clean.text(texts[row].text, SETTINGS.clean) for row in rows]
+    keys = signatures.keys(pl.Series(cleaned)).to_list()
     left, right = brute_force.pairs(brute_force.shingle_matrix(keys, SHINGLE), THRESHOLD)
     split = np.array([splits[row] for row in rows])
     one = left[(split[left] == "test") & (split[right] == "train")]

@@ -89,7 +89,7 @@ def test_parts_are_joined_in_their_order(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("threshold", "rows"), [(0.95, 16), (0.9, 8), (0.8, 6), (0.7, 4), (0.5, 3), (0.01, 1)]
+    ("threshold", "rows"), [(0.95, 8), (0.9, 8), (0.8, 5), (0.7, 4), (0.5, 2), (0.01, 1)]
 )
 def test_bands_are_as_selective_as_the_threshold_allows(threshold, rows):
     assert signatures.rows_per_band(threshold) == rows
