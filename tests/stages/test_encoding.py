@@ -1,15 +1,12 @@
 import logging
-from dataclasses import fields
 
-import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from tasks import files, params
-from tasks.artifacts import SPLITS, EncodedDataset, PreparedText
+from tasks import params
+from tasks.artifacts import SPLITS, EncodedDataset
 from tasks.errors import ArtifactError, DataError, ParamsError
 from tasks.stages import encoding, sources, vocabulary
-from tasks.text import kinds
 
 WORDS = tuple(f"w{n}" for n in range(40))
 PARAMS = """
@@ -46,29 +43,14 @@ class Recorder:
         self.files.append(path)
 
 
-def prepare(root, rows, kind="label", labels=("a", "b"), group=7):
-    """What the preparation stage leaves: one file of all splits."""
-    columns = {"id": pa.string(), "text": pa.string(), **kinds.KINDS[kind].columns, "split": pa.string()}
-    with files.replace_directory(PreparedText.folder(root)) as draft:
-        table = pa.Table.from_pylist(rows, schema=pa.schema(columns))
-        parquet.write_table(table, draft / "rows.parquet", row_group_size=group)
-        count = {split: sum(row["split"] == split for row in rows) for split in SPLITS}
-        values = {field.name: {} for field in fields(PreparedText)} | {
-            "kind": kind, "labels": labels, "rows_in": len(rows), "rows": count, "repaired": 0, "algorithm": "1",
-        }  # fmt: skip
-        PreparedText.save(
-            draft, **{name: value for name, value in values.items() if name not in ("path", "digest")}
-        )
-
-
 @pytest.fixture
-def chosen(tmp_path, tiny_checkpoint):
+def chosen(prepared, tmp_path, tiny_checkpoint):
     tiny_checkpoint(WORDS)
     (tmp_path / "data.csv").write_text("text,label\none,a\n")
     settings = params.parse(PARAMS)
     for stage in (sources, vocabulary):
         stage.run(settings, tmp_path, Recorder())
-    prepare(tmp_path, ROWS)
+    prepared(tmp_path, ROWS)
     return settings
 
 
@@ -88,10 +70,10 @@ def test_each_prepared_row_is_encoded_once_in_its_split(chosen, tmp_path):
     assert (record.kind, record.labels) == ("label", ("a", "b"))
 
 
-def test_its_bytes_repeat_whatever_the_shards_of_preparation(chosen, tmp_path):
+def test_its_bytes_repeat_whatever_the_shards_of_preparation(prepared, chosen, tmp_path):
     page = tmp_path / "reports" / "encoding.html"
     first, shown = encoding.run(chosen, tmp_path, Recorder()), page.read_bytes()
-    prepare(tmp_path, ROWS, group=50)
+    prepared(tmp_path, ROWS, group=50)
     assert (encoding.run(chosen, tmp_path, Recorder()).digest, page.read_bytes()) == (first.digest, shown)
 
 
@@ -108,9 +90,9 @@ def test_the_page_tells_what_was_lost_and_needs_nothing_else(chosen, tmp_path):
 
 
 @pytest.mark.parametrize(("long", "told"), [(10, 0), (20, 1)])
-def test_much_truncation_is_told(chosen, tmp_path, caplog, long, told):
+def test_much_truncation_is_told(prepared, chosen, tmp_path, caplog, long, told):
     rows = [row | {"text": "w1 " * 14 if n < long else "w1"} for n, row in enumerate(ROWS)]
-    prepare(tmp_path, rows)
+    prepared(tmp_path, rows)
     with caplog.at_level(logging.WARNING):
         encoding.run(chosen, tmp_path, Recorder())
     messages = [record.getMessage() for record in caplog.records if record.name == "tasks.stages.encoding"]
@@ -123,9 +105,9 @@ def test_much_truncation_is_told(chosen, tmp_path, caplog, long, told):
 
 
 @pytest.mark.parametrize("strategy", ["wrapped", "bfd_split"])
-def test_packed_rows_hold_every_token(chosen, tmp_path, strategy):
+def test_packed_rows_hold_every_token(prepared, chosen, tmp_path, strategy):
     pytest.importorskip("trl")
-    prepare(
+    prepared(
         tmp_path, [{key: row[key] for key in ("id", "text", "split")} for row in ROWS], kind="text", labels=()
     )
     record = encoding.run(params.override(chosen, [f"encoding.packing={strategy}"]), tmp_path, Recorder())
@@ -138,8 +120,8 @@ def test_packed_rows_hold_every_token(chosen, tmp_path, strategy):
     assert f"packed by {strategy} into" in (tmp_path / "reports" / "encoding.html").read_text()
 
 
-def test_a_split_without_rows_is_an_empty_file(chosen, tmp_path):
-    prepare(tmp_path, [row for row in ROWS if row["split"] == "train"])
+def test_a_split_without_rows_is_an_empty_file(prepared, chosen, tmp_path):
+    prepared(tmp_path, [row for row in ROWS if row["split"] == "train"])
     record = encoding.run(chosen, tmp_path, Recorder())
     assert record.rows["test"] == parquet.read_table(record.path / "test.parquet").num_rows == 0
 
@@ -157,9 +139,9 @@ def test_what_cannot_work_is_refused_and_nothing_is_written(chosen, tmp_path, as
     assert not EncodedDataset.folder(tmp_path).exists()
 
 
-def test_a_kind_that_cannot_be_encoded_is_refused(chosen, tmp_path):
+def test_a_kind_that_cannot_be_encoded_is_refused(prepared, chosen, tmp_path):
     row = {"id": "a", "text": "w1", "chosen": "w2", "rejected": "w3", "split": "train"}
-    prepare(tmp_path, [row], kind="preference", labels=())
+    prepared(tmp_path, [row], kind="preference", labels=())
     with pytest.raises(DataError, match="rows of kind preference cannot be encoded yet"):
         encoding.run(chosen, tmp_path, Recorder())
 

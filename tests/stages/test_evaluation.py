@@ -53,34 +53,8 @@ def _table(split):
     ]
 
 
-def _prepare(root, labels=LABELS):
+def _encoded(root):
     tables = {split: _table(split) for split in ROWS}
-    with files.replace_directory(PreparedText.folder(root)) as draft:
-        rows = [
-            {
-                "id": r["id"],
-                "text": r["text"],
-                "label": LABELS[r["label"]],
-                "cluster": r["id"],
-                "split": split,
-            }
-            for split, table in tables.items()
-            for r in table
-        ]
-        pq.write_table(pa.Table.from_pylist(rows), draft / "rows.parquet")
-        PreparedText.save(
-            draft,
-            kind="label",
-            repaired=0,
-            contaminated={},
-            algorithm="",
-            labels=labels,
-            rows_in=120,
-            rows=ROWS,
-            dropped={},
-            quarantined={},
-            changed={},
-        )
     with files.replace_directory(EncodedDataset.folder(root)) as draft:
         schema = pa.schema([("id", pa.string()), ("input_ids", pa.list_(pa.int32())), ("label", pa.int64())])
         for split, table in tables.items():
@@ -97,6 +71,22 @@ def _prepare(root, labels=LABELS):
             lost=ROWS,
             unknown=ROWS,
         )
+
+
+@pytest.fixture
+def ready(tmp_path, prepared):
+    """What preparation and encoding leave."""
+
+    def write(labels=LABELS):
+        rows = [
+            {"id": row["id"], "text": row["text"], "label": LABELS[row["label"]], "split": split}
+            for split in ROWS
+            for row in _table(split)
+        ]
+        prepared(tmp_path, rows, labels=labels)
+        _encoded(tmp_path)
+
+    return write
 
 
 def _models(root, make, *, outputs=3):
@@ -151,10 +141,10 @@ def _run(root, *changes):
 
 
 @pytest.mark.e2e
-def test_the_stage_judges_a_model_that_learned_against_all_contestants(tmp_path, tiny_bert):
+def test_the_stage_judges_a_model_that_learned_against_all_contestants(ready, tmp_path, tiny_bert):
     from tasks.evaluation import predictions
 
-    _prepare(tmp_path)
+    ready()
     _models(tmp_path, tiny_bert)
     record, track = _run(tmp_path)
 
@@ -192,16 +182,16 @@ def test_the_stage_judges_a_model_that_learned_against_all_contestants(tmp_path,
 
 
 @pytest.mark.e2e
-def test_without_a_head_only_phase_there_is_no_head_contestant(tmp_path, tiny_bert):
-    _prepare(tmp_path)
+def test_without_a_head_only_phase_there_is_no_head_contestant(ready, tmp_path, tiny_bert):
+    ready()
     _models(tmp_path, tiny_bert)
     (TrainedModel.folder(tmp_path) / "head.safetensors").unlink()
     record, _ = _run(tmp_path, "evaluation.baselines=[majority]", "evaluation.metrics=[mcc]")
     assert list(record.metrics) == ["majority", "model"]
 
 
-def test_stages_that_disagree_about_labels_are_named(tmp_path, tiny_bert):
-    _prepare(tmp_path, labels=("good", "bad", "so so"))
+def test_stages_that_disagree_about_labels_are_named(ready, tmp_path, tiny_bert):
+    ready(labels=("good", "bad", "so so"))
     _models(tmp_path, tiny_bert)
     with pytest.raises(
         DataError, match=r"finetuning has 3 labels \(bad, good, so so\), preparation 3 \(good, bad"
@@ -209,16 +199,16 @@ def test_stages_that_disagree_about_labels_are_named(tmp_path, tiny_bert):
         _run(tmp_path)
 
 
-def test_a_head_of_another_size_is_named_with_both_numbers(tmp_path, tiny_bert):
-    _prepare(tmp_path)
+def test_a_head_of_another_size_is_named_with_both_numbers(ready, tmp_path, tiny_bert):
+    ready()
     _models(tmp_path, tiny_bert, outputs=5)
     with pytest.raises(DataError, match="the head has 5 outputs, the data 3 labels"):
         _run(tmp_path)
     assert not Evaluation.folder(tmp_path).exists()
 
 
-def test_a_row_whose_label_changed_after_encoding_is_named(tmp_path, tiny_bert):
-    _prepare(tmp_path)
+def test_a_row_whose_label_changed_after_encoding_is_named(ready, tmp_path, tiny_bert):
+    ready()
     _models(tmp_path, tiny_bert)
     path = PreparedText.folder(tmp_path) / "rows.parquet"
     rows = pq.read_table(path).to_pylist()

@@ -6,13 +6,11 @@ from pathlib import Path
 from threading import Barrier
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as parquet
 import pytest
 from mlflow import MlflowClient
 
 from tasks import files, params
-from tasks.artifacts import EncodedDataset, Evaluation, PreparedText, Sources, TrainedModel
+from tasks.artifacts import EncodedDataset, Evaluation, Sources, TrainedModel
 from tasks.errors import ArtifactError, InputError, TrackingError
 from tasks.evaluation import predictions
 from tasks.evaluation.predictions import Predictions
@@ -76,13 +74,16 @@ def light(tracked, monkeypatch):
 
 
 @pytest.fixture
-def arrange(tiny_classifier, light):
+def arrange(prepared, tiny_classifier, light):
     """Writes what finetuning and evaluation leave behind for a model that has `right` rows right."""
 
     def write(root, right, *, seed, salt="a", labels=LABELS):
         ids = tuple(f"{salt}{number:03}" for number in range(ROWS))
         truth = np.arange(ROWS, dtype=np.int64) % 2
-        _write_upstream(root, ids, labels)
+        texts = ["good film" if number % 3 else "bad" for number in range(ROWS)]
+        rows = [{"id": id, "text": text, "split": "test"} for id, text in zip(ids, texts, strict=True)]
+        prepared(root, rows, labels=labels)
+        _write_upstream(root, labels)
         with files.replace_directory(TrainedModel.folder(root)) as draft:
             model = tiny_classifier(draft / "model", seed=seed, labels=labels)
             weights = files.digest_file(model / "model.safetensors")
@@ -106,27 +107,11 @@ def arrange(tiny_classifier, light):
     return write
 
 
-def _write_upstream(root, ids, labels):
+def _write_upstream(root, labels):
     sizes = {"train": 0, "validation": 0, "test": ROWS}
     if not Sources.folder(root).exists():
         with files.replace_directory(Sources.folder(root)) as draft:
             Sources.save(draft, text="sha256:1", checkpoint="sha256:2")
-    with files.replace_directory(PreparedText.folder(root)) as draft:
-        texts = ["good film" if number % 3 else "bad" for number in range(ROWS)]
-        parquet.write_table(pa.table({"id": list(ids), "text": texts}), draft / "rows.parquet")
-        PreparedText.save(
-            draft,
-            kind="label",
-            repaired=0,
-            contaminated={},
-            algorithm="",
-            labels=labels,
-            rows_in=ROWS,
-            rows=sizes,
-            dropped={},
-            quarantined={},
-            changed={},
-        )
     with files.replace_directory(EncodedDataset.folder(root)) as draft:
         EncodedDataset.save(
             draft,

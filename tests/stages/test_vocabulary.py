@@ -1,14 +1,10 @@
-from dataclasses import fields
-
-import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from tasks import files, params
-from tasks.artifacts import SPLITS, PreparedText
+from tasks import params
+from tasks.artifacts import SPLITS
 from tasks.errors import ArtifactError, ParamsError
 from tasks.stages import sources, vocabulary
-from tasks.text import kinds
 
 PARAMS = """
 sources:
@@ -33,21 +29,6 @@ class Recorder:
 
     def file(self, path, folder=""):
         raise AssertionError(f"nothing to show: {path}")
-
-
-def prepare(root, rows, kind="label", labels=("a", "b"), group=7):
-    """What the preparation stage leaves: one file of all splits."""
-    columns = {"id": pa.string(), "text": pa.string(), **kinds.KINDS[kind].columns, "split": pa.string()}
-    with files.replace_directory(PreparedText.folder(root)) as draft:
-        table = pa.Table.from_pylist(rows, schema=pa.schema(columns))
-        parquet.write_table(table, draft / "rows.parquet", row_group_size=group)
-        count = {split: sum(row["split"] == split for row in rows) for split in SPLITS}
-        values = {field.name: {} for field in fields(PreparedText)} | {
-            "kind": kind, "labels": labels, "rows_in": len(rows), "rows": count, "repaired": 0, "algorithm": "1",
-        }  # fmt: skip
-        PreparedText.save(
-            draft, **{name: value for name, value in values.items() if name not in ("path", "digest")}
-        )
 
 
 @pytest.fixture
@@ -87,12 +68,12 @@ def train(settings, root, *assignments):
     return vocabulary.run(params.override(settings, ["vocabulary.size=300", *assignments]), root, Recorder())
 
 
-def test_a_new_one_is_trained_on_the_train_split_alone(chosen, tmp_path):
+def test_a_new_one_is_trained_on_the_train_split_alone(prepared, chosen, tmp_path):
     rows = [
         {"id": str(n), "text": f"one one{n % 3} two", "label": "a", "split": SPLITS[n % 3]} for n in range(30)
     ]
     rows += [{"id": "t", "text": "q one one " * 20, "label": "a", "split": "test"}]
-    prepare(tmp_path, rows)
+    prepared(tmp_path, rows)
     record = train(chosen, tmp_path, "vocabulary.tokenizer=wordpiece", "vocabulary.add_tokens=['<|user|>']")
     found = {row["token"]: row for row in parquet.read_table(record.path / "alignment.parquet").to_pylist()}
     assert (found["one"]["origin"], found["one"]["source_id"]) == ("matched", 5)
