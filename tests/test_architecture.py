@@ -25,6 +25,7 @@ SUB_ROOMS = {  # a part of a room -> the only modules of its room that it may im
     "tasks/text/reading": ("identities", "kinds", "shards"),
     "tasks/text/tokens": ("kinds",),
     "tasks/weights/families": ("rules",),
+    "tasks/weights/formats": (),
 }
 BOTTOM = ("artifacts", "params", "errors", "files", "progress", "environment", "references", "pages")
 FORBIDDEN_FILES = ("utils", "common", "helpers", "misc")

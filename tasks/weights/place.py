@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from tasks import files
 from tasks.errors import ArtifactError, CheckpointError
-from tasks.weights.formats import BITS, CONFIG, SINGLE, TensorEntry
+from tasks.weights.formats import CONFIG, SINGLE, TensorEntry
+from tasks.weights.formats.entries import BITS
 from tasks.weights.rules import KEEP, NORMAL, Move, Plan
 
 ALIGNMENT = 4096  # bytes; page-aligned data can share extents with its source on file systems that know how

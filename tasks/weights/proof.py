@@ -19,7 +19,8 @@ from transformers import logging as transformers_logging
 
 from tasks.errors import ProofError
 from tasks.weights import place
-from tasks.weights.formats import SINGLE, Checkpoint, TensorEntry, read_header
+from tasks.weights.formats import SINGLE, Checkpoint, TensorEntry
+from tasks.weights.formats.header import read_header
 from tasks.weights.rules import FLOATING, Move, Plan
 
 ROWS, TOKENS = 3, 32  # of the sequences that both models read; the last row is half padding

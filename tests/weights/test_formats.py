@@ -7,7 +7,8 @@ import pytest
 from safetensors.torch import load_file
 
 from tasks.errors import CheckpointError
-from tasks.weights.formats import open_checkpoint, read_header
+from tasks.weights.formats import open_checkpoint
+from tasks.weights.formats.header import read_header
 
 F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 

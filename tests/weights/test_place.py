@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from tasks.errors import ArtifactError, CheckpointError
 from tasks.weights import place, proof
-from tasks.weights.formats import open_checkpoint, read_header
+from tasks.weights.formats import open_checkpoint
+from tasks.weights.formats.header import read_header
 
 
 def test_equal_input_gives_equal_bytes_and_the_header_says_from_where(save, convert, tmp_path):

@@ -1,0 +1,96 @@
+"""What every reader of a checkpoint gives: names, shapes, dtypes, and where their bytes are."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BITS: Mapping[str, int] = {
+    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
+    "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
+}  # fmt: skip
+
+LONGEST_NAME = 512
+LARGEST_DIMENSION = 2**40  # an empty tensor may claim any other dimension; none is this large
+SHOWN = 12  # faults of one file that an error lists
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor of a checkpoint: its bytes are `file[start:stop]`, little-endian, C-contiguous.
+
+    Where they are not (compressed, quantised, strided), `decoded` makes them, as raw items of `dtype`
+    (bfloat16 as uint16) in `shape`; `start` and `stop` then only say where they come from.
+    """
+
+    name: str
+    dtype: str  # in safetensors' spelling
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    stop: int
+    decoded: "Callable[[], NDArray[Any]] | None" = field(default=None, compare=False, repr=False)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * BITS[self.dtype] // 8
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A directory's tensors by name and its config; no tensor is in memory."""
+
+    directory: Path
+    entries: Mapping[str, TensorEntry]
+    config: Mapping[str, Any]
+
+
+def json_object(data: bytes, name: str) -> Mapping[str, Any]:
+    """A JSON object in which no key stands twice. Raises CheckpointError that begins with `name`."""
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{name} is not usable JSON: {error or type(error).__name__}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{name} is a JSON {type(value).__name__}, not an object")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in value if names.count(name) > 1)!r} stands in it twice")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def name_fault(name: str) -> str | None:
+    if not name or len(name) > LONGEST_NAME:
+        return f"a name must have 1 to {LONGEST_NAME} characters, not {len(name)}"
+    if not name.isprintable():
+        return "its name holds control characters"
+    if re.search(r"[/\\]|\.\.", name):
+        return "its name looks like a path"
+    return None
+
+
+def refuse(path: Path, faults: list[str]) -> None:
+    if faults:
+        rest = [f"… and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+        raise CheckpointError(f"{path} is not usable:\n" + "\n".join(f"- {x}" for x in faults[:SHOWN] + rest))
