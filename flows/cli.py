@@ -33,6 +33,14 @@ Override = Annotated[
     ),
 ]
 Leaf = Annotated[Literal["subprocess", "inprocess"], typer.Option(help="where a stage's body runs")]
+CHECKPOINT = "a directory, a file (.safetensors .pt .bin .gguf .npz), package:…, or a Hub id that is here"
+Family = Annotated[
+    str, typer.Option("--family", help="whose names: nanogpt, llama-original, …; a wrong one lists all")
+]
+Reverse = Annotated[bool, typer.Option("--reverse", help="from transformers' names to the family's")]
+Key = Annotated[
+    str | None, typer.Option("--key", help="of the dict of tensors, where a PyTorch file holds several")
+]
 HERE = Path()
 
 
@@ -195,6 +203,78 @@ def forget(
     logging.getLogger("dvc").setLevel(logging.WARNING)
     for line in forgetting.carry_out(root, request, rewrite=rewrite):
         typer.echo(line)
+
+
+@app.command("plan-weights")
+def plan_weights(
+    source: Annotated[str, typer.Argument(help=CHECKPOINT)],
+    family: Family,
+    reverse: Reverse = False,
+    key: Key = None,
+    every: Annotated[bool, typer.Option("--every", help="a line for each tensor, not for each rule")] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="the same as JSON, with files and byte ranges")
+    ] = None,
+    root: Root = HERE,
+) -> None:
+    """Show what `convert` would do with every tensor of a checkpoint; only its names and shapes are read."""
+    from flows import conversion
+
+    made = conversion.planned(source, family, reverse=reverse, key=key, root=root)
+    conversion.show(made, every=every)
+    if output:
+        conversion.written(made, output)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help=CHECKPOINT)],
+    target: Annotated[Path, typer.Argument(help="a directory that does not exist yet")],
+    family: Family,
+    reverse: Reverse = False,
+    key: Key = None,
+    load: Annotated[
+        bool, typer.Option(help="let transformers load the result, which takes its memory")
+    ] = True,
+    root: Root = HERE,
+) -> None:
+    """Convert a checkpoint to transformers' names, or back, every tensor accounted for and compared.
+
+    Writes model.safetensors, config.json and plan.json. A tensor without a rule, a shape that does not fit or
+    a byte that differs leaves nothing behind.
+    """
+    from flows import conversion
+
+    made = conversion.planned(source, family, reverse=reverse, key=key, root=root)
+    found = conversion.convert(made, target, load=load)
+    for level, sentence in found.items():
+        typer.echo(f"{level}: {sentence}")
+    typer.echo(str(target))
+
+
+@app.command()
+def inspect(
+    checkpoint: Annotated[str, typer.Argument(help=CHECKPOINT)],
+    weights: Annotated[
+        bool, typer.Option("--weights", help="read every value too: mean, spread, range, zeros, not finite")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="as JSON for scripts, with --weights the values too")
+    ] = False,
+    root: Root = HERE,
+) -> None:
+    """Show a checkpoint's layers, shapes and dtypes from its names alone; no library of models loads it.
+
+    Equal layers are drawn once. --weights takes little memory, whatever the size of the checkpoint.
+    """
+    from flows import inspection
+
+    found = inspection.opened(checkpoint, root)
+    values = inspection.measured(found) if weights else {}
+    if as_json:
+        typer.echo(inspection.as_json(checkpoint, found, values), nl=False)
+    else:
+        inspection.show(checkpoint, found, values)
 
 
 @app.command()

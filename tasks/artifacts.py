@@ -91,9 +91,10 @@ class PreparedText(Artifact):
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary(Artifact):
-    """`tokenizer/` (a transformers directory), `alignment.parquet` (id, token, origin, source_id).
+    """`tokenizer/` (a transformers directory), `alignment.parquet` (id, token, origin, source_id, pieces).
 
-    Origin is kept, matched, added or trained; source_id the row of the checkpoint's embedding table, or null.
+    Origin is kept, matched, added or trained; source_id the row of the checkpoint's embedding table, or null;
+    pieces, where it is null, the ids that the checkpoint's own tokenizer cuts the token's text into.
     """
 
     stage = "vocabulary"

@@ -24,7 +24,7 @@ ROOMS = ("text", "weights", "model", "training", "evaluation", "tracking")
 SUB_ROOMS = {  # a part of a room -> the only modules of its room that it may import, besides its own
     "tasks/text/reading": ("identities", "kinds", "shards"),
     "tasks/text/tokens": ("kinds",),
-    "tasks/weights/families": ("rules",),
+    "tasks/weights/families": ("arithmetic", "ops", "rules"),
     "tasks/weights/formats": (),
 }
 BOTTOM = ("artifacts", "params", "errors", "files", "progress", "environment", "references", "pages")

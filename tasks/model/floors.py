@@ -85,6 +85,12 @@ def floors(model: PreTrainedModel) -> tuple[Floor, ...]:
     return result
 
 
+def word_table(model: PreTrainedModel) -> tuple[str, nn.Parameter]:
+    """The parameter with a row for each token, (tokens, width), and its name."""
+    table = model.get_input_embeddings().weight
+    return next((name, value) for name, value in model.named_parameters() if value is table)
+
+
 def learning(stack: Sequence[Floor], depth: int | str) -> tuple[Floor, ...]:
     """The floors that learn at `depth` (layers below the head; `half`, `all` with the embeddings).
 

@@ -5,29 +5,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as compute
-import pyarrow.parquet as parquet
 from transformers import PretrainedConfig
 
 from tasks import files, references
 from tasks.artifacts import ConvertedCheckpoint, PreparedText, Sources, Vocabulary
-from tasks.errors import ArtifactError, CheckpointError, DataError, PlanError
+from tasks.errors import ArtifactError, DataError
 from tasks.params import ConversionParams, Params
 from tasks.stages import Track
-from tasks.weights import families, place, proof, report, rules, skeleton
+from tasks.weights import alignment, families, picture, place, proof, report, skeleton
+from tasks.weights.alignment import Alignment
 from tasks.weights.formats import Checkpoint, open_checkpoint
+from tasks.weights.plan import Plan, plan
 
 
 def run(params: Params, root: Path, track: Track) -> ConvertedCheckpoint:
     listing = Sources.folder(root) / "checkpoint.json"
     source = _open(listing, root, params.sources.checkpoint.revision)
-    family = families.find(source.config["model_type"], family=params.conversion.family)
+    family = families.find(source.config.get("model_type"), family=params.conversion.family)
     labels = read_labels(PreparedText.folder(root) / "labels.json")
     config = skeleton.classifier_config(source.config, labels)
-    words = Vocabulary.load(root)
-    require_rows(words.size, config.vocab_size)
-    require_alignment(words.path / "alignment.parquet")
-    plan = _plan(source, family, config, labels, params.conversion)
+    vocabulary = Vocabulary.load(root)
+    words = _aligned(vocabulary, source, family, config)
+    config.update(alignment.fields(words, config, vocabulary.special))
+    made = _plan(source, family, config, labels, words, params.conversion)
     about = references.read_listing(listing)
     facts = {
         "reference": about["reference"],
@@ -37,8 +37,15 @@ def run(params: Params, root: Path, track: Track) -> ConvertedCheckpoint:
         "labels": labels,
     }
     with files.replace_directory(ConvertedCheckpoint.folder(root)) as draft:
-        proofs = _write(plan, source, draft, config, facts, params.conversion.tolerance)
-    page = report.Facts(**facts, licence=about["licence"], dtype=plan.dtype, rows=plan.rows(), proofs=proofs)
+        proofs = _write(made, source, draft, config, words, facts, params.conversion.tolerance)
+    page = report.Facts(
+        **facts,
+        licence=about["licence"],
+        dtype=made.dtype,
+        rows=made.rows(),
+        proofs=proofs,
+        picture=None if words.same else picture.draw(words),
+    )
     return _publish(ConvertedCheckpoint.load(root), page, root / "reports" / "conversion.html", track)
 
 
@@ -63,27 +70,6 @@ def read_labels(path: Path) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def require_rows(size: int, rows: int) -> None:
-    """Raises CheckpointError where a token of the vocabulary would have no embedding."""
-    if size > rows:
-        raise CheckpointError(
-            f"the vocabulary's token ids reach up to {size - 1:,}, so it needs {size:,} embedding rows; the "
-            f"checkpoint has {rows:,}: take the tokenizer that belongs to this checkpoint"
-        )
-
-
-def require_alignment(path: Path) -> None:
-    """Embedding tables are copied whole. Raises PlanError where a token's row is not that of the same id."""
-    table = parquet.read_table(path, columns=["id", "token", "source_id"])
-    same = compute.fill_null(compute.equal(table["id"], table["source_id"]), False)
-    if moved := table.filter(compute.invert(same)).to_pylist():
-        raise PlanError(
-            f"{len(moved):,} tokens of the vocabulary do not stand where the checkpoint's embeddings do, the "
-            f"first {moved[0]['token']!r} with id {moved[0]['id']}: conversion cannot extend embedding "
-            "tables yet, so set vocabulary.tokenizer to checkpoint and leave vocabulary.add_tokens empty"
-        )
-
-
 def _open(listing: Path, root: Path, revision: str) -> Checkpoint:
     """The checkpoint that the sources stage saw, unchanged since."""
     if not listing.is_file():
@@ -94,32 +80,50 @@ def _open(listing: Path, root: Path, revision: str) -> Checkpoint:
     return source
 
 
+def _aligned(
+    vocabulary: Vocabulary, source: Checkpoint, family: families.Family, config: PretrainedConfig
+) -> Alignment:
+    """Raises CheckpointError where tokenizer, config.json and embedding table do not belong together."""
+    shapes = [entry.shape for name, entry in source.entries.items() if family.embeds(name)]
+    before, width = next((s for s in shapes if len(s) == 2), (config.vocab_size, config.hidden_size))
+    words = alignment.read(vocabulary.path / "alignment.parquet", before=before, width=width)
+    text = (vocabulary.path / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8")
+    longest = json.loads(text)["model_max_length"]
+    alignment.check(words, config, vocabulary.special, longest=longest, behind=family.behind_pad)
+    return words
+
+
 def _plan(
     source: Checkpoint,
     family: families.Family,
     config: PretrainedConfig,
     labels: tuple[str, ...],
+    words: Alignment,
     settings: ConversionParams,
-) -> rules.Plan:
+) -> Plan:
     keep_head = skeleton.source_labels(source.config) == labels
-    table = family.rules(labels=len(labels), keep_head=keep_head)
+    table = family.rules(labels=len(labels), keep_head=keep_head, words=words.op, reason=words.reason)
     targets = skeleton.targets(config)
-    return rules.plan(source.entries, table, targets, seed=settings.seed, deviation=settings.deviation)
+    return plan(source.entries, table, targets, seed=settings.seed, deviation=settings.deviation)
 
 
 def _write(
-    plan: rules.Plan,
+    plan: Plan,
     source: Checkpoint,
     draft: Path,
     config: PretrainedConfig,
+    words: Alignment,
     facts: Mapping[str, Any],
     tolerance: float,
 ) -> dict[str, str]:
     """Fill `draft`; returns what the proofs found. Whatever is raised here leaves the former output alone."""
     metadata = {"source": facts["source"], "family": facts["family"], "plan": plan.digest()}
     place.write(plan, draft / "model", skeleton.serialise(config, plan.dtype), metadata=metadata)
-    proofs = proof.verify(plan, source, draft / "model", tolerance=tolerance)
+    both = None if words.same else words.pairs
+    proofs = proof.verify(plan, source, draft / "model", tolerance=tolerance, words=both)
     described = {**facts, "seed": plan.seed, "deviation": plan.deviation, "parameters": plan.parameters()}
+    if not words.same:
+        described["vocabulary"] = words.counts
     files.write_text(draft / "plan.json", files.canonical_json({**described, "rows": plan.rows()}))
     ConvertedCheckpoint.save(
         draft,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 import torch
 from filelock import FileLock
@@ -26,6 +27,7 @@ from tasks.progress import track as progress
 from tasks.stages import Track
 from tasks.training import device, loop, order, phases, resume
 from tasks.training.loop import Step
+from tasks.training.table import NewRows
 
 HEAD, FROZEN = "head.safetensors", "frozen.npy"
 FINISHED = "finished"  # marks a resume point whose training has ended well
@@ -49,16 +51,20 @@ class Job:
     validation: Rows
     kept: Path  # folder of what the head alone, on an untouched body, leaves for evaluation
     alone: frozenset[str]  # the phases in which that is so
+    new: NewRows | None  # of tokens that the checkpoint did not have: they learn in every phase
 
 
 def run(params: Params, root: Path, track: Track) -> TrainedModel:
     converted, encoded = ConvertedCheckpoint.load(root), EncodedDataset.load(root)
+    vocabulary = Vocabulary.load(root)
     _agree(converted, encoded)
     settings, where = params.finetuning, device.choose(params.finetuning.device)
     model = floors.load(converted.path / "model", device=where)
-    point = _point(root, converted, encoded, settings)
+    point = _point(root, vocabulary, converted, encoded, settings)
     train, validation = (_rows(encoded, split, model) for split in ("train", "validation"))
-    job = Job(model, floors.floors(model), train, validation, point.parent / "kept", _alone(settings))
+    new, kept = _new_rows(vocabulary, model), point.parent / "kept"
+    alone = frozenset() if new else _alone(settings)  # rows that learn are not an untouched body
+    job = Job(model, floors.floors(model), train, validation, kept, alone, new)
     with FileLock(_prepared(point.parent).with_suffix(".lock")):  # two at once would share one resume point
         steps, records = _fine_tune(job, settings, point, track)
         _write(root, job, converted, encoded, steps, records)
@@ -131,6 +137,14 @@ def _rows(encoded: EncodedDataset, split: str, model: PreTrainedModel) -> Rows:
     return Rows(table["input_ids"].to_pylist(), labels, pad)
 
 
+def _new_rows(vocabulary: Vocabulary, model: PreTrainedModel) -> NewRows | None:
+    if not vocabulary.fresh:
+        return None
+    rows = parquet.read_table(vocabulary.path / "alignment.parquet", columns=["id", "source_id"])
+    ids = rows.filter(compute.is_null(rows["source_id"]))["id"].to_numpy().astype(np.int64)
+    return NewRows(*floors.word_table(model), torch.as_tensor(np.sort(ids), device=model.device))
+
+
 def _fine_tune(
     job: Job, settings: FinetuningParams, point: Path, track: Track
 ) -> tuple[list[Step], list[Mapping[str, Any]]]:
@@ -155,6 +169,7 @@ def _fine_tune(
 
 def _plan(job: Job, settings: FinetuningParams, number: int, phase: Phase) -> phases.Planned:
     learning = floors.learning(job.stack, phase.depth)
+    new = job.new if job.new and not any(job.new.name in floor.parameters for floor in learning) else None
     lengths = [len(row) for row in job.train.input_ids]
     epochs = (
         order.epoch_order(lengths, batch_size=settings.batch_size, seed=(settings.seed, number, epoch))
@@ -163,11 +178,12 @@ def _plan(job: Job, settings: FinetuningParams, number: int, phase: Phase) -> ph
     return phases.Planned(
         name=phase.name,
         stack=[(floor.name, floor.parameters, floor.modules) for floor in learning],
-        forward=_head_only(job, phase.name) if len(learning) == 1 else _whole(job),
+        forward=_head_only(job, phase.name) if len(learning) == 1 and not new else _whole(job),
         batches=[batch for epoch in epochs for batch in epoch],
         learning_rate=phase.learning_rate,
         layer_decay=phase.layer_decay,
         warmup=phase.warmup,
+        rows=new,
     )
 
 

@@ -13,16 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from tasks.progress import track
-from tasks.training import loop, resume, updates
+from tasks.training import loop, resume, table, updates
 from tasks.training.loop import Step
+from tasks.training.table import NewRows
 
 log = logging.getLogger(__name__)
+NEW = "new rows"  # among a record's floors
 Stack = Sequence[tuple[str, Mapping[str, nn.Parameter], Sequence[nn.Module]]]
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A phase with everything decided: what learns, from which logits, in which order, how fast."""
+    """A phase with everything decided: what learns, from which logits, in which order, how fast.
+
+    rows: of a table on a floor that does not learn, which learn nevertheless, at the top floor's rate.
+    """
 
     name: str
     stack: Stack  # the floors that learn, bottom to top
@@ -31,10 +36,13 @@ class Planned:
     learning_rate: float
     layer_decay: float
     warmup: float
+    rows: NewRows | None = None
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        return {name: value for _, parameters, _ in self.stack for name, value in parameters.items()}
+        """All that change in part or as a whole."""
+        whole = {name: value for _, parameters, _ in self.stack for name, value in parameters.items()}
+        return whole | ({self.rows.name: self.rows.table} if self.rows else {})
 
 
 @dataclass
@@ -120,16 +128,10 @@ def _run(
     stood: resume.Point | None,
     keep: _Keep,
 ) -> Iterator[Step]:
-    parts = updates.groups(
-        [(name, parameters) for name, parameters, _ in phase.stack],
-        learning_rate=phase.learning_rate,
-        layer_decay=phase.layer_decay,
-        weight_decay=settings.weight_decay,
-    )
     model.eval()  # frozen work is done without dropout
     forward = phase.forward()
     loop.freeze(model, phase.parameters.values(), [m for _, _, modules in phase.stack for m in modules])
-    adam = updates.optimizer(parts)
+    adam = updates.optimizer(_groups(phase, settings.weight_decay))
     updates.assert_same(adam, model)
     torch.manual_seed(settings.seed * 1000 + number)
     if stood:
@@ -140,15 +142,30 @@ def _run(
         phase.name, forward, labels, phase.batches, adam,
         warmup=phase.warmup, maximum_norm=settings.maximum_norm, start=start,
     )  # fmt: skip
-    for step in track(steps, total=total - start, description=f"fine-tuning: {phase.name}"):
-        keep.step(step, adam, last=step.number == total)
-        yield step
+    with table.only(phase.rows):
+        for step in track(steps, total=total - start, description=f"fine-tuning: {phase.name}"):
+            table.refuse_cached(phase.rows, phase.name)
+            keep.step(step, adam, last=step.number == total)
+            yield step
+
+
+def _groups(phase: Planned, weight_decay: float) -> list[updates.Group]:
+    parts = updates.groups(
+        [(name, parameters) for name, parameters, _ in phase.stack],
+        learning_rate=phase.learning_rate,
+        layer_decay=phase.layer_decay,
+        weight_decay=weight_decay,
+    )
+    if phase.rows:  # without decay, which would reach the table's other rows
+        parts.append(updates.Group(NEW, {phase.rows.name: phase.rows.table}, phase.learning_rate, 0.0))
+    return parts
 
 
 def _record(phase: Planned) -> dict[str, Any]:
+    whole = sum(value.numel() for _, parameters, _ in phase.stack for value in parameters.values())
     return {
         "name": phase.name,
-        "floors": [name for name, _, _ in phase.stack],
+        "floors": [*([NEW] if phase.rows else []), *(name for name, _, _ in phase.stack)],
         "steps": len(phase.batches),
-        "parameters": sum(value.numel() for value in phase.parameters.values()),
+        "parameters": whole + (phase.rows.size if phase.rows else 0),
     }

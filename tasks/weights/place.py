@@ -1,7 +1,7 @@
-"""Carry out a plan: bytes that do not change are copied from file to file, the rest is made tensor by tensor.
+"""Carry out a plan: bytes that do not change are copied from file to file, the rest is made step by step.
 
 The output depends on the plan, the source's bytes and the metadata alone, so equal input gives an equal
-digest. In memory is at most one tensor, of those that are transposed or initialised.
+digest. In memory is at most what one step takes and makes, of those that are more than runs of bytes.
 """
 
 import errno
@@ -12,42 +12,58 @@ import os
 import shutil
 import struct
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tasks import files
 from tasks.errors import ArtifactError, CheckpointError
 from tasks.weights.formats import CONFIG, SINGLE, TensorEntry
+from tasks.weights.formats.arrays import read_raw
 from tasks.weights.formats.entries import BITS
-from tasks.weights.rules import KEEP, NORMAL, Move, Plan
+from tasks.weights.ops import Range, joined
+from tasks.weights.plan import Move, Plan, Step
+from tasks.weights.rules import Drop, Fill, Tie, fill, matches
 
-ALIGNMENT = 4096  # bytes; page-aligned data can share extents with its source on file systems that know how
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ALIGNMENT = 4096  # bytes; data at the same place of a page can share extents on file systems that know how
+ITEM = 8  # bytes; to a multiple of which data must start
 CHUNK = 8 * 2**20  # bytes per read where the kernel does not copy by itself
-RAW: Mapping[int, str] = {8: "<u1", 16: "<u2", 32: "<u4", 64: "<u8"}
 # The kernel cannot copy between these two files; reading and writing still can.
 UNABLE = (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 
 
-def write(plan: Plan, directory: Path, config: Mapping[str, Any], *, metadata: Mapping[str, str]) -> Path:
+def write(
+    plan: Plan,
+    directory: Path,
+    config: Mapping[str, Any],
+    *,
+    metadata: Mapping[str, str],
+    durable: bool = True,
+) -> Path:
     """Write config.json and model.safetensors into `directory`; returns the latter.
 
-    metadata: strings for the file's header, beside `format`.
+    metadata: strings for the file's header, beside `format`. durable: wait until the disk has it.
     Raises ArtifactError where the disk is too small, CheckpointError where the source changes meanwhile.
     """
     directory.mkdir(parents=True, exist_ok=True)
     layout = arrange(plan)
     header = _header(layout, {"format": "pt", **metadata})
     _require_space(directory, len(header) + sum(map(_bytes, layout)))
+    _refuse_losses(plan)
     files.write_text(directory / CONFIG, files.canonical_json(config))
     target = directory / SINGLE
     with target.open("wb", buffering=0) as sink:
         _write_all(sink, header)
-        for group in _runs(layout):
-            _place(group, plan, sink)
-        os.fsync(sink.fileno())
+        for copied, moves in groupby(layout, key=_is_copied):
+            if copied:
+                _copy_all(list(moves), sink)
+            else:
+                _make_all(moves, plan, sink)
+        if durable:
+            os.fsync(sink.fileno())
     return target
 
 
@@ -58,60 +74,81 @@ def arrange(plan: Plan) -> list[Move]:
     that neighbours are copied in one piece; then what is initialised.
     """
 
-    def key(move: Move) -> tuple[int, bool, str, int]:
-        source = move.source
+    def key(move: Move) -> tuple[int, bool, str, int, int]:
+        first = _first(move)
         return (
             -BITS[move.dtype],
-            source is None,
-            source.file.name if source else "",
-            source.start if source else 0,
+            first is None,
+            first.file.name if first else "",
+            first.start if first else 0,
+            move.part,
         )
 
     return sorted(plan.moves, key=key)
 
 
-def initial(move: Move, *, seed: int, deviation: float) -> NDArray[Any]:
+def _first(move: Move) -> Range | None:
+    """Where its bytes begin in the source, or those of what it is made from."""
+    ranges = move.step.ranges()
+    if ranges and ranges[move.part]:
+        return ranges[move.part][0]
+    return Range(move.source.file, move.source.start, move.source.stop) if move.source else None
+
+
+def initial(move: Move, *, seed: int, deviation: float) -> "NDArray[Any]":
     """The values of an initialised tensor, shape `move.shape`, as the raw items of its dtype.
 
     Each tensor has a stream of its own, keyed by seed and name (numpy's PCG64), so that a rule added to the
     table changes no other tensor.
     """
-    if move.rule.op is not NORMAL:
-        return np.zeros(move.shape, RAW[BITS[move.dtype]])
+    import numpy as np
+
+    from tasks.weights import values
+
+    op = move.rule.op
+    assert isinstance(op, Fill)
+    if op.values != "normal":
+        return values.items(np.full(move.shape, float(op.values == "ones")), move.dtype)
     key = int.from_bytes(hashlib.sha256(move.target.encode()).digest()[:8], "big")
-    values = np.random.default_rng([seed, key]).normal(0.0, deviation, move.shape)
-    return _as_raw(values, move.dtype)
+    drawn = np.random.default_rng([seed, key]).normal(0.0, deviation, move.shape)
+    return values.items(drawn, move.dtype)
 
 
-def array(entry: TensorEntry) -> NDArray[Any]:
-    """A tensor's raw items in its shape, read from its file; bfloat16 has no type of its own in numpy."""
-    with entry.file.open("rb") as stream:
-        stream.seek(entry.start)
-        raw: NDArray[Any] = np.fromfile(stream, RAW[BITS[entry.dtype]], entry.size)
-    if raw.size < entry.size:
-        raise CheckpointError(f"{entry.file} became shorter while {entry.name} was read: fetch it again")
-    return raw.reshape(entry.shape)
+def array(entry: TensorEntry) -> "NDArray[Any]":
+    """A tensor's raw items in its shape, read from its file; bfloat16 has no type of its own in numpy.
+
+    Raises CheckpointError where the file became shorter since it was opened.
+    """
+    if entry.decoded:
+        return entry.decoded()
+    return read_raw(entry.file, entry.start, entry.stop, entry.dtype).reshape(entry.shape)
 
 
-def _as_raw(values: NDArray[np.float64], dtype: str) -> NDArray[Any]:
-    if dtype == "BF16":  # the upper half of a float32, rounded to the nearest even
-        bits = values.astype("<f4").view("<u4")
-        upper: NDArray[Any] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
-        return upper
-    width = BITS[dtype] // 8
-    return values.astype(f"<f{width}").view(f"<u{width}")
+def made(step: Step) -> "list[NDArray[Any]]":
+    """What a step makes, as raw items. Raises CheckpointError where values do not allow it."""
+    try:
+        return step.rule.op.forward([array(entry) for entry in step.sources], step.sources[0].dtype)
+    except ValueError as error:
+        names = ", ".join(entry.name for entry in step.sources)
+        raise CheckpointError(f"{names}: {error} ({step.rule})") from None
 
 
 def _header(layout: list[Move], metadata: Mapping[str, str]) -> bytes:
-    """Length and JSON, padded with spaces (as the format allows) until the data starts at a page."""
+    """Length and JSON, padded with spaces (as the format allows) until the data starts where it should."""
     fields: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     end = 0
     for move in layout:
         start, end = end, end + _bytes(move)
         fields[move.target] = {"dtype": move.dtype, "shape": list(move.shape), "data_offsets": [start, end]}
     text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    text += b" " * ((_place_in_page(layout) - 8 - len(text)) % ALIGNMENT)
     return struct.pack("<Q", len(text)) + text
+
+
+def _place_in_page(layout: list[Move]) -> int:
+    """Where in a page the data starts: where the source's does, if items are aligned there."""
+    first = next((found for move in layout if (found := _first(move))), None)
+    return first.start % ALIGNMENT if first and first.start % ITEM == 0 else 0
 
 
 def _bytes(move: Move) -> int:
@@ -127,33 +164,61 @@ def _require_space(directory: Path, needed: int) -> None:
         )
 
 
-def _runs(layout: list[Move]) -> Iterator[list[Move]]:
-    """Neighbours in the source that stay neighbours, as one group; any other move alone."""
-    group: list[Move] = []
-    for move in layout:
-        if group and not _adjoins(group[-1], move):
-            yield group
-            group = []
-        group.append(move)
-    if group:
-        yield group
+def _refuse_losses(plan: Plan) -> None:
+    """Raises CheckpointError for a tensor that its rule lets go only under a condition that does not hold."""
+    entries = {entry.name: entry for move in plan.moves for entry in move.step.sources}
+    for unused in plan.unused:
+        op, entry = unused.rule.op, unused.source
+        if isinstance(op, Tie):
+            other = fill(op.to, matches(unused.rule.sources[0], entry.name) or {})
+            if other not in entries or not _same(entries[other], entry):
+                raise CheckpointError(
+                    f"{entry.name} should be {other} under a second name, and their bytes differ: set "
+                    "tie_word_embeddings to false in the config, or take a table that keeps both"
+                )
+        elif isinstance(op, Drop) and op.unless and array(entry).any():
+            raise CheckpointError(
+                f"{entry.name} is not zero, so the model would compute something else without it: "
+                f"{unused.rule.reason}"
+            )
 
 
-def _adjoins(former: Move, move: Move) -> bool:
-    one, two = former.source, move.source
-    if one is None or two is None or not former.rule.op is move.rule.op is KEEP:
+def _same(one: TensorEntry, other: TensorEntry) -> bool:
+    """Whether two tensors have the same bytes, a few megabytes of them at a time."""
+    if one.decoded or other.decoded:
+        return one.shape == other.shape and array(one).tobytes() == array(other).tobytes()
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
-    return one.file == two.file and one.stop == two.start
+    with one.file.open("rb", buffering=0) as ours, other.file.open("rb", buffering=0) as theirs:
+        ours.seek(one.start)
+        theirs.seek(other.start)
+        sizes = (min(CHUNK, one.nbytes - at) for at in range(0, one.nbytes, CHUNK))
+        return all(ours.read(size) == theirs.read(size) for size in sizes)
 
 
-def _place(group: list[Move], plan: Plan, sink: BinaryIO) -> None:
-    first, last = group[0], group[-1]
-    if first.source is None:
-        _write_all(sink, initial(first, seed=plan.seed, deviation=plan.deviation).tobytes())
-    elif first.rule.op is KEEP and last.source is not None:
-        _copy(first.source.file, first.source.start, last.source.stop, sink)
-    elif first.rule.op.forward is not None:
-        _write_all(sink, np.ascontiguousarray(first.rule.op.forward(array(first.source))).tobytes())
+def _is_copied(move: Move) -> bool:
+    return move.step.ranges() is not None
+
+
+def _copy_all(moves: list[Move], sink: BinaryIO) -> None:
+    runs = [run for move in moves for run in (move.step.ranges() or [])[move.part]]
+    for run in joined(runs):
+        _copy(run.file, run.start, run.stop, sink)
+
+
+def _make_all(moves: Iterator[Move], plan: Plan, sink: BinaryIO) -> None:
+    for step, parts in groupby(moves, key=lambda move: move.step):
+        given = made(step) if step.sources else []
+        for move in parts:
+            drawn = None if given else initial(move, seed=plan.seed, deviation=plan.deviation)
+            _write_array(sink, given[move.part] if drawn is None else drawn)
+
+
+def _write_array(sink: BinaryIO, values: "NDArray[Any]") -> None:
+    import numpy as np
+
+    if values.size:
+        _write_all(sink, np.ascontiguousarray(values).data.cast("B"))
 
 
 def _copy(path: Path, start: int, stop: int, sink: BinaryIO) -> None:
@@ -180,7 +245,7 @@ def _copy_some(source: BinaryIO, start: int, count: int, sink: BinaryIO) -> int:
     return len(data)
 
 
-def _write_all(sink: BinaryIO, data: bytes) -> None:
+def _write_all(sink: BinaryIO, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[sink.write(view) :]

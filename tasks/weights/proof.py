@@ -4,105 +4,100 @@ Each level can fail where the ones below it pass: a square matrix that was trans
 loads without a word, and only `parity` sees it.
 """
 
-import hashlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+import transformers
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 from transformers import logging as transformers_logging
 
 from tasks.errors import ProofError
-from tasks.weights import place
-from tasks.weights.formats import SINGLE, Checkpoint, TensorEntry
-from tasks.weights.formats.header import read_header
-from tasks.weights.rules import FLOATING, Move, Plan
+from tasks.weights import content, place
+from tasks.weights.formats import SINGLE, Checkpoint
+from tasks.weights.plan import Plan, Target
+from tasks.weights.plan import plan as make_plan
+from tasks.weights.rules import Rule
 
+Words = Sequence[tuple[int, int]]  # tokens of two vocabularies: (id in the source, id in the converted model)
 ROWS, TOKENS = 3, 32  # of the sequences that both models read; the last row is half padding
-EXPONENT: Mapping[str, int] = {  # all ones: infinite or not a number
-    "BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F80_0000, "F64": 0x7FF0_0000_0000_0000,
-}  # fmt: skip
 
 
-def verify(plan: Plan, source: Checkpoint, directory: Path, *, tolerance: float) -> dict[str, str]:
+def verify(
+    plan: Plan, source: Checkpoint, directory: Path, *, tolerance: float, words: Words | None = None
+) -> dict[str, str]:
     """Level -> what it found, for structure, content, load and parity.
 
     directory: holds the converted config.json and model.safetensors.
     tolerance: largest allowed |difference| of hidden states, source against converted.
+    words: of the tokens that both vocabularies have, where they are not the same.
     Raises ProofError naming the tensor or the layer.
     """
     found = {
-        "structure": structure(plan, directory / SINGLE),
-        "content": content(plan, directory / SINGLE),
+        "structure": content.structure(plan, directory / SINGLE),
+        "content": content.content(plan, directory / SINGLE),
     }
     with _quiet():
         converted, found["load"] = load(directory)
-        found["parity"] = parity(plan, source, converted, tolerance=tolerance)
+        found["parity"] = parity(plan, source, converted, tolerance=tolerance, words=words)
     return found
 
 
-def structure(plan: Plan, path: Path) -> str:
-    """Every tensor of the plan stands in the file under its name, shape and dtype, and nothing else does."""
-    entries = read_header(path)
-    promised = {move.target: (move.shape, move.dtype) for move in plan.moves}
-    held = {name: (entry.shape, entry.dtype) for name, entry in entries.items()}
-    wrong = sorted(name for name in promised.keys() | held.keys() if promised.get(name) != held.get(name))
-    if wrong:
-        lines = [f"- {name}: planned {promised.get(name)}, written {held.get(name)}" for name in wrong]
-        raise ProofError(f"{path.name} is not what was planned:\n" + "\n".join(lines))
-    start = min((entry.start for entry in entries.values()), default=0)
-    if start % place.ALIGNMENT:
-        raise ProofError(
-            f"{path.name}: the data starts at byte {start:,}, not at a multiple of {place.ALIGNMENT}"
-        )
-    total = sum(entry.stop - entry.start for entry in entries.values())
-    return f"{len(entries)} of {len(promised)} tensors as planned, {total:,} bytes, no gap and no rest"
+def loads(directory: Path) -> str:
+    """transformers fills every tensor of the model that config.json names, and its outputs are numbers.
+
+    Raises ProofError naming what it misses.
+    """
+    config = AutoConfig.from_pretrained(directory)
+    with _quiet():
+        model, found = load(directory, getattr(transformers, config.architectures[0]))
+        inputs = sequences(config)
+        with torch.no_grad():
+            output = model(**inputs)[0]
+    if not bool(output.isfinite().all()):
+        raise ProofError(f"{found.split(':')[0]} computes values that are infinite or not numbers")
+    return found
 
 
-def content(plan: Plan, path: Path) -> str:
-    """Every kept tensor, read backwards through its rule, is the source's, bit for bit; all are finite."""
-    entries = read_header(path)
-    kept = [move for move in plan.moves if move.source is not None]
-    faults = [fault for move in plan.moves for fault in _content_faults(move, plan, entries[move.target])]
-    if faults:
-        raise ProofError(f"{path.name} does not hold what the source held:\n" + "\n".join(faults))
-    size = sum(math.prod(move.shape) for move in kept)
-    drawn = len(plan.moves) - len(kept)
-    return (
-        f"{len(kept)} tensors ({size:,} parameters) equal the source's by sha256, {drawn} initialised as "
-        f"drawn; all values finite"
-    )
-
-
-def load(directory: Path) -> tuple[PreTrainedModel, str]:
+def load(directory: Path, kind: Any = AutoModelForSequenceClassification) -> tuple[PreTrainedModel, str]:
     """transformers reads the directory and fills every tensor of its model from it."""
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        directory, output_loading_info=True, use_safetensors=True, dtype=torch.float32, local_files_only=True
+    model, info = kind.from_pretrained(
+        directory,
+        output_loading_info=True,
+        use_safetensors=True,
+        dtype=torch.float32,
+        local_files_only=True,
+        ignore_mismatched_sizes=True,  # they are faults below, each with both shapes
     )
     faults = _loading_faults(info)
     if faults:
         raise ProofError(f"transformers does not load {directory.name} whole:\n" + "\n".join(faults))
-    kind = type(model).__name__
-    return model.eval(), f"{kind}: no tensor missing, unexpected or of another shape"
+    return model.eval(), f"{type(model).__name__}: no tensor missing, unexpected or of another shape"
 
 
-def parity(plan: Plan, source: Checkpoint, converted: PreTrainedModel, *, tolerance: float) -> str:
+def parity(
+    plan: Plan,
+    source: Checkpoint,
+    converted: PreTrainedModel,
+    *,
+    tolerance: float,
+    words: Words | None = None,
+) -> str:
     """Source and converted model, both read by transformers, compute the same on fixed sequences.
 
     Compared where the plan keeps what fills them: every hidden state (rows, tokens, width), the pooler
-    (rows, width), the logits (rows, labels).
+    (rows, width), the logits (rows, labels). With `words` the sequences are of these tokens alone, and each
+    model reads its own ids.
     """
     base = f"{converted.base_model_prefix}."
     pooler = any(move.source and move.target.startswith(f"{base}pooler.") for move in plan.moves)
     head = any(move.source and not move.target.startswith(base) for move in plan.moves)
     original = _original(plan, source, base, head=head)
-    inputs = sequences(converted.config)
-    theirs = _states(original, inputs, pooler=pooler, head=head)
+    inputs = sequences(converted.config, [ours for _, ours in words] if words else None)
+    theirs = _states(original, _translated(inputs, words), pooler=pooler, head=head)
     ours = _states(converted, inputs, pooler=pooler, head=head)
     if theirs.keys() != ours.keys():
         raise ProofError(
@@ -116,17 +111,25 @@ def parity(plan: Plan, source: Checkpoint, converted: PreTrainedModel, *, tolera
                 f"tolerance {tolerance:g}; look at the rules that fill it"
             )
     rows, tokens = inputs["input_ids"].shape
+    kept = (
+        f" that both vocabularies have ({len(words):,} of {converted.config.vocab_size:,})" if words else ""
+    )
     return (
         f"max |difference| {max(differences.values()):g} (tolerance {tolerance:g}) on {rows} sequences of "
-        f"{tokens} tokens, at {', '.join(ours)}"
+        f"{tokens} tokens{kept}, at {', '.join(ours)}"
     )
 
 
-def sequences(config: Any) -> dict[str, torch.Tensor]:
-    """Token ids, mask and, where the model has them, token types; each (rows, tokens) int64, never random."""
+def sequences(config: Any, words: Sequence[int] | None = None) -> dict[str, torch.Tensor]:
+    """Token ids, mask and, where the model has them, token types; each (rows, tokens) int64, never random.
+
+    words: the ids to choose from, padding included; None: all.
+    """
     pad = config.pad_token_id or 0
     tokens = max(1, min(TOKENS, config.max_position_embeddings - pad - 1))  # RoBERTa counts from pad + 1
-    ids = (torch.arange(ROWS * tokens) * 7919 + 13).reshape(ROWS, tokens) % config.vocab_size
+    known = torch.arange(config.vocab_size) if words is None else torch.tensor(words)
+    ids = known[(torch.arange(ROWS * tokens) * 7919 + 13).reshape(ROWS, tokens) % len(known)]
+    pad = pad if words is None or pad in words else words[0]  # behind the mask any id would do
     mask = torch.ones_like(ids)
     ids[-1, (tokens + 1) // 2 :], mask[-1, (tokens + 1) // 2 :] = pad, 0
     inputs = {"input_ids": ids, "attention_mask": mask}
@@ -135,45 +138,45 @@ def sequences(config: Any) -> dict[str, torch.Tensor]:
     return inputs
 
 
-def _content_faults(move: Move, plan: Plan, entry: TensorEntry) -> Iterator[str]:
-    raw = place.array(entry)
-    backward = move.rule.op.backward
-    if move.source is None:
-        expected = place.initial(move, seed=plan.seed, deviation=plan.deviation)
-    else:
-        expected = place.array(move.source)
-        raw = backward(raw) if backward else raw
-    if _sha256(raw) != _sha256(expected):
-        yield f"- {move.target} is not {move.source.name if move.source else 'what its seed draws'}"
-    if entry.dtype in FLOATING and (wild := _not_finite(raw, entry.dtype)):
-        yield f"- {move.target}: {wild:,} values are infinite or not a number, in the source too"
-
-
-def _sha256(array: NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).data.cast("B") if array.size else b"").hexdigest()
-
-
-def _not_finite(raw: NDArray[Any], dtype: str) -> int:
-    exponent = raw.dtype.type(EXPONENT[dtype])
-    return int(np.count_nonzero((raw & exponent) == exponent))
+def _translated(inputs: Mapping[str, torch.Tensor], words: Words | None) -> Mapping[str, torch.Tensor]:
+    """The same tokens as the source numbers them."""
+    if words is None:
+        return inputs
+    theirs = {ours: source for source, ours in words}
+    ids = [[theirs[id] for id in row] for row in inputs["input_ids"].tolist()]
+    return {**inputs, "input_ids": torch.tensor(ids)}
 
 
 def _original(plan: Plan, source: Checkpoint, base: str, *, head: bool) -> PreTrainedModel:
     """The source as transformers itself reads it: an opinion on its names that owes nothing to our rules."""
     kind = AutoModelForSequenceClassification if head else AutoModel
-    model, info = kind.from_pretrained(
-        source.directory,
-        output_loading_info=True,
-        use_safetensors=True,
-        dtype=torch.float32,
-        local_files_only=True,
-        trust_remote_code=False,
-    )
+    with _as_safetensors(source) as directory:
+        model, info = kind.from_pretrained(
+            directory,
+            output_loading_info=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
     kept = {move.target.removeprefix(base) for move in plan.moves if move.source}
     lost = sorted(kept & {name.removeprefix(base) for name in info["missing_keys"]})
     if lost:
         raise ProofError(f"transformers does not find these in the source, we do: {', '.join(lost)}")
     return model.eval()  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _as_safetensors(source: Checkpoint) -> Iterator[Path]:
+    """The source's directory, or one with its tensors as they are: transformers shall unpickle nothing."""
+    if source.format == "safetensors":
+        yield source.directory
+        return
+    rules = [Rule(name, name) for name in source.entries]
+    same = make_plan(source.entries, rules, {name: Target() for name in source.entries})
+    with TemporaryDirectory() as folder:
+        place.write(same, Path(folder), source.config, metadata={})
+        yield Path(folder)
 
 
 def _states(

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from tasks import pages
-from tasks.weights.rules import ACTIONS
+from tasks.weights.picture import Picture
+from tasks.weights.plan import ACTIONS, USUAL
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the page shows. rows: as `Plan.rows()` gives them; proofs: level -> sentence."""
+    """What the page shows. rows: as `Plan.rows()` gives them; proofs: level -> sentence.
+
+    picture: of the embedding table, where it does not stay as it is.
+    """
 
     reference: str
     source: str  # digest
@@ -22,6 +26,7 @@ class Facts:
     labels: Sequence[str]
     rows: Sequence[Mapping[str, Any]]
     proofs: Mapping[str, str]
+    picture: Picture | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ def render(facts: Facts) -> str:
 def totals(rows: Sequence[Mapping[str, Any]]) -> list[Total]:
     whole = sum(row["parameters"] for row in rows if row["action"] != "dropped")
     found = []
-    for action in ACTIONS:
+    present = {row["action"] for row in rows}.union(USUAL)
+    for action in filter(present.__contains__, ACTIONS):
         parameters = [row["parameters"] for row in rows if row["action"] == action]
         share = "" if action == "dropped" else percent(sum(parameters), whole)
         found.append(Total(action, len(parameters), sum(parameters), share))
@@ -71,7 +77,9 @@ def applied(rows: Sequence[Mapping[str, Any]]) -> list[Applied]:
 
 def headline(rows: Sequence[Mapping[str, Any]]) -> str:
     by_action = {total.action: total for total in totals(rows)}
-    kept = sum(by_action[action].parameters for action in ("copied", "renamed", "transposed"))
+    kept = sum(
+        total.parameters for total in by_action.values() if total.action not in ("initialised", "dropped")
+    )
     fresh, dropped = by_action["initialised"], by_action["dropped"]
     whole = kept + fresh.parameters
     return (

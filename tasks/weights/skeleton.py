@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from tasks.errors import CheckpointError
-from tasks.weights.rules import Target
+from tasks.weights.plan import Target
 
 DTYPES: Mapping[torch.dtype, str] = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",

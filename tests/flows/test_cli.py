@@ -42,7 +42,21 @@ def test_the_command_starts_without_the_heavy_libraries():
 
 @pytest.mark.parametrize(
     "command",
-    ["init", "doctor", "plan", "run", "compare", "promote", "rollback", "predict", "forget", "report"],
+    [
+        "init",
+        "doctor",
+        "plan",
+        "run",
+        "compare",
+        "promote",
+        "rollback",
+        "predict",
+        "forget",
+        "report",
+        "inspect",
+        "plan-weights",
+        "convert",
+    ],
 )
 def test_help_teaches(command, front):
     assert command in front

@@ -52,6 +52,14 @@ def test_every_parameter_is_on_exactly_one_floor(kind):
     assert sorted(placed) == sorted(name for name, _ in model.named_parameters())
 
 
+@pytest.mark.parametrize("kind", floors.ANATOMIES)
+def test_the_word_table_is_on_the_lowest_floor_and_has_a_row_for_each_token(kind):
+    model = _models()[kind]
+    name, table = floors.word_table(model)
+    assert table is floors.floors(model)[0].parameters[name]
+    assert table.shape == (61, 24)
+
+
 @pytest.mark.parametrize(
     ("depth", "expected"),
     [

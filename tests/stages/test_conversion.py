@@ -1,6 +1,7 @@
 """The whole stage on a tiny checkpoint: what it writes, twice alike, and that it fails whole."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,12 +9,20 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from tasks import files, params
 from tasks.artifacts import ConvertedCheckpoint, Vocabulary
 from tasks.errors import ArtifactError, CheckpointError, DataError, PlanError, ProofError
 from tasks.stages import conversion, sources
+from tasks.stages import vocabulary as vocabulary_stage
+from tasks.text.tokens.vocabulary import ALIGNMENT
 from tasks.weights import proof
 
 LABELS = ["negative", "neutral", "positive"]
@@ -42,17 +51,25 @@ class Listener:
         self.files.append(path)
 
 
-def vocabulary(root, size=37, source_ids=None):
-    ids = list(range(size))
-    rows = {
-        "id": ids,
-        "token": [f"t{id}" for id in ids],
-        "origin": ["kept"] * size,
-        "source_id": source_ids or ids,
-    }
+def vocabulary(root, source_ids=range(37), *, pieces=(), origin="kept", special=None, longest=19):
+    """Tokens t0, t1, …, each from one row of the checkpoint; pieces: of those, in order, from none."""
+    new = iter(pieces)
+    rows = [
+        {
+            "id": id,
+            "token": f"t{id}",
+            "origin": "added" if source is None else origin,
+            "source_id": source,
+            "pieces": next(new) if source is None else [],
+        }
+        for id, source in enumerate(source_ids)
+    ]
     with files.replace_directory(Vocabulary.folder(root)) as draft:
-        parquet.write_table(pa.table(rows), draft / "alignment.parquet")
-        Vocabulary.save(draft, size=size, kept=size, fresh=0, special={})
+        parquet.write_table(pa.Table.from_pylist(rows, ALIGNMENT), draft / "alignment.parquet")
+        files.write_text(
+            draft / "tokenizer" / "tokenizer_config.json", json.dumps({"model_max_length": longest})
+        )
+        Vocabulary.save(draft, size=len(rows), kept=0, fresh=0, special=special or {})
 
 
 @pytest.fixture
@@ -131,26 +148,124 @@ def test_another_seed_changes_the_head_and_nothing_else(root):
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["classifier.weight"]
 
 
-def test_a_vocabulary_larger_than_the_embedding_table_is_refused(root):
+WORDS = ["<|", "user", "|>", "film", "good"]  # with five special tokens before them
+
+
+@pytest.fixture
+def spoken(root, tiny_checkpoint, prepared):
+    """The same with a tokenizer that knows WORDS, and rows to train another one on."""
+    tiny_checkpoint(WORDS)
+    path = root / "checkpoint" / "config.json"
+    BertModel(BertConfig(
+        hidden_size=24, intermediate_size=40, num_attention_heads=3, num_hidden_layers=2,
+        vocab_size=10, max_position_embeddings=19,
+    )).save_pretrained(path.parent)  # fmt: skip
+    texts = ["film film good", "goods goods good film", "user films films"] * 4
+    rows = [{"id": str(n), "text": text, "label": "a", "split": "train"} for n, text in enumerate(texts)]
+    prepared(root, rows)
+    files.write_text(root / "data" / "preparation" / "labels.json", json.dumps(LABELS))
     see(root)
-    vocabulary(root, size=38)
-    with pytest.raises(
-        CheckpointError, match=r"up to 37, so it needs 38 embedding rows; the checkpoint has 37"
-    ):
+    return root
+
+
+def spoken_with(settings, root):
+    text = PARAMS.replace("vocabulary: {}", f"vocabulary: {{{settings}}}")
+    vocabulary_stage.run(params.parse(text), root, Listener())
+    record, _ = run(root, text)
+    rows = parquet.read_table(Vocabulary.folder(root) / "alignment.parquet").to_pylist()
+    old = load_file(root / "checkpoint" / "model.safetensors")["embeddings.word_embeddings.weight"]
+    new = load_file(record.path / "model" / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
+    return record, rows, old, new
+
+
+ADDED = "add_tokens: ['<|user|>', '<|assistant|>', x]"
+
+
+def test_added_tokens_get_the_mean_of_their_pieces_and_old_rows_stay_to_the_byte(spoken):
+    record, rows, old, new = spoken_with(ADDED, spoken)
+    assert [(row["token"], row["pieces"]) for row in rows[10:]] == [
+        ("<|user|>", [5, 6, 7]),
+        ("<|assistant|>", [5, 7]),
+        ("x", []),
+    ]
+    assert new[:10].numpy().tobytes() == old.numpy().tobytes()
+    for row, pieces in ((10, [5, 6, 7]), (11, [5, 7]), (12, list(range(10)))):
+        expected = old[pieces].double().mean(dim=0).float()
+        assert torch.equal(new[row], expected)
+    config = json.loads((record.path / "model" / "config.json").read_text())
+    assert (config["vocab_size"], config["pad_token_id"]) == (13, 0)
+    assert record.parameters["padded"] == 13 * 24
+    assert "that both vocabularies have (10 of 13)" in record.proofs["parity"]
+    plan = json.loads((record.path / "plan.json").read_text())
+    assert plan["vocabulary"] == {
+        "before": 10, "after": 13, "kept": 10, "moved": 0, "from pieces": 2, "from all": 1,
+    }  # fmt: skip
+    (table,) = [row for row in plan["rows"] if row["action"] == "padded"]
+    assert table["reason"].startswith("2 rows made as the mean of their tokens' pieces, 1 row made")
+
+
+def test_the_same_vocabulary_gives_the_same_digest(spoken):
+    first, *_ = spoken_with(ADDED, spoken)
+    second, *_ = spoken_with(ADDED, spoken)
+    assert second.digest == first.digest
+
+
+def test_rows_move_with_their_tokens_to_a_new_tokenizers_ids(spoken):
+    record, rows, old, new = spoken_with("tokenizer: wordpiece, size: 40", spoken)
+    found = {row["token"]: row for row in rows}
+    assert found["film"]["id"] != found["film"]["source_id"] == 8
+    assert torch.equal(new[found["film"]["id"]], old[8])
+    assert torch.equal(new[found["[SEP]"]["id"]], old[3])
+    assert len(new) == len(rows)
+    plan = json.loads((record.path / "plan.json").read_text())
+    assert plan["vocabulary"]["moved"] > 0
+    page = (spoken / "reports" / "conversion.html").read_text()
+    assert '<rect class="new"' in page
+    assert '<rect class="moved"' in page
+
+
+def test_the_page_draws_both_tables_with_their_sizes_and_new_tokens_as_text(spoken):
+    spoken_with("add_tokens: ['<|user|>', '<b>bold</b>']", spoken)
+    page = (spoken / "reports" / "conversion.html").read_text()
+    assert "before: 10 × 24" in page
+    assert "after: 12 × 24" in page
+    assert '<rect class="new"' in page
+    assert "<code>&lt;|user|&gt;</code>" in page
+    assert "<code>user</code>" in page
+    assert "<b>" not in page
+
+
+def test_a_vocabulary_that_stays_leaves_config_plan_and_page_as_they_were(root):
+    see(root)
+    vocabulary(root, special={"pad": 0, "sep": 3})
+    record, _ = run(root)
+    plan = json.loads((record.path / "plan.json").read_text())
+    assert "vocabulary" not in plan
+    assert "padded" not in plan["parameters"]
+    assert "Embedding table" not in (root / "reports" / "conversion.html").read_text()
+
+
+def test_a_vocabulary_of_another_checkpoint_is_refused_with_all_that_is_wrong(root):
+    see(root)
+    vocabulary(root, range(38), special={"pad": 40}, longest=512)
+    with pytest.raises(CheckpointError, match="3 faults") as caught:
         run(root)
+    assert "takes row 37 of the embedding table, which has 37 rows" in str(caught.value)
+    assert "pad_token_id is 40, the embedding table has 38 rows" in str(caught.value)
+    assert "texts have 512 tokens, the model has 19 positions" in str(caught.value)
+    assert not ConvertedCheckpoint.folder(root).exists()
 
 
-@pytest.mark.parametrize(
-    ("source_ids", "message"),
-    [
-        ([*range(35), None, None], "2 tokens .* the first 't35' with id 35"),
-        ([1, 0, *range(2, 37)], "2 tokens .* the first 't0' with id 0"),
-    ],
-)
-def test_tokens_that_the_embedding_table_does_not_hold_in_place_are_refused(root, source_ids, message):
+def test_a_padding_token_that_moves_is_refused_where_positions_count_from_it(root):
+    shutil.rmtree(root / "checkpoint")
+    config = RobertaConfig(
+        hidden_size=24, intermediate_size=40, num_attention_heads=3, num_hidden_layers=2,
+        vocab_size=37, max_position_embeddings=21,
+    )  # fmt: skip
+    RobertaModel(config).save_pretrained(root / "checkpoint")
     see(root)
-    vocabulary(root, source_ids=source_ids)
-    with pytest.raises(PlanError, match=message + ".*set vocabulary.tokenizer to checkpoint"):
+    vocabulary(root, [1, 0, *range(2, 37)], origin="matched", special={"pad": 0})
+    with pytest.raises(CheckpointError, match="padding token has id 0, in the checkpoint 1"):
         run(root)
 
 
@@ -171,8 +286,25 @@ def test_an_unknown_model_type_gets_a_suggestion(root):
         run(root)
 
 
+def test_a_zipped_checkpoint_of_pytorch_becomes_the_same_model(root):
+    see(root)
+    run(root)
+    model = ConvertedCheckpoint.folder(root) / "model" / "model.safetensors"
+    before = load_file(model)
+    path = root / "checkpoint" / "model.safetensors"
+    torch.save(load_file(path), path.with_name("pytorch_model.bin"))
+    path.unlink()
+    see(root)
+    run(root)
+    after = load_file(model)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
 def test_a_pickle_is_refused(root):
-    (root / "checkpoint" / "model.safetensors").rename(root / "checkpoint" / "pytorch_model.bin")
+    path = root / "checkpoint" / "model.safetensors"
+    path.with_name("pytorch_model.bin").write_bytes(b"\x80\x04}\x94\x8c\x01a\x94K\x01s.")
+    path.unlink()
     see(root)
     with pytest.raises(CheckpointError, match="is a pickle"):
         run(root)

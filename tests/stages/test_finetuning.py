@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tasks import files
 from tasks import params as parameters
-from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, Vocabulary
+from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, TrainedModel, Vocabulary
 from tasks.errors import DataError, TrainingError
 from tasks.evaluation import predict
 from tasks.model import batches, floors
@@ -149,6 +149,72 @@ def test_a_full_disk_is_an_os_error_with_its_number(root):
     words = [sys.executable, "-c", code, str(root / "w.safetensors")]
     done = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == str(errno.EFBIG), done.stderr
+
+
+def _with_new_tokens(root, new=(58, 60)):
+    """The vocabulary says that these tokens are not the checkpoint's; rows hold them already."""
+    shutil.copytree(Vocabulary.folder(root) / "tokenizer", root / "tokenizer")
+    sources = [None if id in new else id for id in range(61)]
+    with files.replace_directory(Vocabulary.folder(root)) as draft:
+        shutil.move(root / "tokenizer", draft / "tokenizer")
+        table = {"id": list(range(61)), "source_id": pa.array(sources, pa.int32())}
+        parquet.write_table(pa.table(table), draft / "alignment.parquet")
+        Vocabulary.save(draft, size=61, kept=59, fresh=2, special={})
+    return torch.tensor(new)
+
+
+TABLE = "bert.embeddings.word_embeddings.weight"
+UPPER = "{name: upper, depth: half, epochs: 1, learning_rate: 1.0e-2}"
+
+
+def _weights(root):
+    model = load_file(TrainedModel.folder(root) / "model" / "model.safetensors")
+    return load_file(ConvertedCheckpoint.folder(root) / "model" / "model.safetensors"), model
+
+
+@pytest.mark.parametrize("phases", [(HEAD,), (HEAD, UPPER)])
+def test_new_rows_learn_where_the_embeddings_are_frozen_and_old_rows_stay_to_the_byte(root, phases):
+    new = _with_new_tokens(root)
+    record = finetuning.run(_params(*phases, weight_decay=0.1), root, Ledger())
+    before, after = _weights(root)
+    old = torch.tensor([row for row in range(61) if row not in new])
+    assert after[TABLE][old].numpy().tobytes() == before[TABLE][old].numpy().tobytes()
+    assert all((after[TABLE][row] - before[TABLE][row]).abs().max() > 1e-3 for row in new)
+    for name in before:
+        if "embeddings" in name and name != TABLE:
+            assert torch.equal(before[name], after[name]), name
+    assert record.phases[0]["floors"] == ("new rows", "head")
+    assert record.phases[0]["parameters"] == 2 * 24 + (24 * 24 + 24) + (3 * 24 + 3)
+
+
+def test_with_the_whole_model_all_rows_learn(root):
+    _with_new_tokens(root)
+    record = finetuning.run(_params(HEAD, WHOLE), root, Ledger())
+    before, after = _weights(root)
+    assert (before[TABLE] != after[TABLE]).any(dim=1).sum() > 40
+    assert "new rows" not in record.phases[1]["floors"]
+
+
+def test_while_new_rows_learn_there_is_no_untouched_body_to_be_judged(root):
+    """evaluation puts the head on the converted model, whose new rows are not those it learned with."""
+    _with_new_tokens(root)
+    record = finetuning.run(_params(HEAD, WHOLE), root, Ledger())
+    assert not (record.path / "head.safetensors").exists()
+    assert not (record.path / "frozen.npy").exists()
+
+
+def test_training_new_rows_repeats(root):
+    _with_new_tokens(root)
+    first = finetuning.run(_params(HEAD, WHOLE), root, Ledger()).digest
+    shutil.rmtree(root / ".regraft")
+    assert finetuning.run(_params(HEAD, WHOLE), root, Ledger()).digest == first
+
+
+def test_a_resume_point_is_not_taken_for_that_of_other_new_tokens(root):
+    _with_new_tokens(root)
+    first = finetuning.run(_params(HEAD), root, Ledger()).weights
+    _with_new_tokens(root, new=(57, 59))
+    assert finetuning.run(_params(HEAD), root, Ledger()).weights != first
 
 
 def test_another_label_count_than_the_heads_is_refused(root):

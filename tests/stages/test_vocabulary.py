@@ -47,8 +47,18 @@ def test_the_tokenizer_is_kept_whole_and_aligned(chosen, tmp_path):
     assert (record.size, record.kept, record.fresh) == (8, 8, 0)
     assert dict(record.special) == {"cls": 2, "mask": 4, "pad": 0, "sep": 3, "unk": 1}
     rows = parquet.read_table(record.path / "alignment.parquet").to_pylist()
-    assert rows[5] == {"id": 5, "token": "one", "origin": "kept", "source_id": 5}
+    assert rows[5] == {"id": 5, "token": "one", "origin": "kept", "source_id": 5, "pieces": []}
     assert recorder.values["size"] == 8
+
+
+def test_an_added_token_brings_the_pieces_that_the_checkpoint_knows(chosen, tmp_path):
+    settings = params.override(chosen, ["vocabulary.add_tokens=['one two', '<|user|>']"])
+    record = vocabulary.run(settings, tmp_path, Recorder())
+    rows = parquet.read_table(record.path / "alignment.parquet").to_pylist()
+    assert [(row["id"], row["source_id"], row["pieces"]) for row in rows[8:]] == [
+        (8, None, [5, 6]),
+        (9, None, []),
+    ]
 
 
 def test_its_bytes_repeat_and_hold_no_path_of_this_machine(chosen, tmp_path):

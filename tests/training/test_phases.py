@@ -11,6 +11,7 @@ from tasks.model import floors
 from tasks.training import loop, phases
 from tasks.training.loop import Step
 from tasks.training.order import epoch_order
+from tasks.training.table import NewRows
 
 ROWS, TOKENS = 40, 6
 
@@ -22,7 +23,7 @@ def data():
     return ids, ids.sum(dim=1) % 3
 
 
-def _planned(model, ids, name, depth, *, rate=1e-2, epochs=2):
+def _planned(model, ids, name, depth, *, rate=1e-2, epochs=2, new=None, whole_forward=False):
     stack = floors.learning(floors.floors(model), depth)
     mask = torch.ones_like(ids)
 
@@ -38,8 +39,8 @@ def _planned(model, ids, name, depth, *, rate=1e-2, epochs=2):
         b for e in range(epochs) for b in epoch_order([TOKENS] * ROWS, batch_size=8, seed=(len(name), e))
     ]
     return phases.Planned(
-        name, [(f.name, f.parameters, f.modules) for f in stack], cached if depth == 0 else whole,
-        order, rate, 0.9, 0.1,
+        name, [(f.name, f.parameters, f.modules) for f in stack], cached if depth == 0 and not whole_forward else whole,
+        order, rate, 0.9, 0.1, new,
     )  # fmt: skip
 
 
@@ -148,6 +149,52 @@ def test_an_interrupted_training_ends_with_the_same_weights(tiny_bert, data, tmp
     assert sorted(map(key, undisturbed), key=lambda k: (order.index(k[0]), k[1])) == sorted(
         map(key, again), key=lambda k: (order.index(k[0]), k[1])
     )
+
+
+def _with_rows(model, ids, name, depth, *, whole_forward=True):
+    rows = NewRows(*floors.word_table(model), torch.tensor([7, 11]))
+    return _planned(model, ids, name, depth, new=rows, whole_forward=whole_forward)
+
+
+def _train_rows(model, data, tmp_path, *, stop_after=None, **options):
+    ids, labels = data
+    planned = [_with_rows(model, ids, "head", 0, **options), _with_rows(model, ids, "upper", 2, **options)]
+    finish = {"point": tmp_path / "point", "finished": lambda phase: {}}
+    events = phases.fine_tune(model, labels, planned, SETTINGS, **finish)
+    for number, _ in enumerate(events, start=1):
+        if number == stop_after:
+            events.close()
+            break
+
+
+def test_rows_that_learn_alone_leave_the_table_as_it_is_and_no_hook_behind(tiny_bert, data, tmp_path):
+    model = tiny_bert()
+    name, table = floors.word_table(model)
+    before = table.detach().clone()
+    _train_rows(model, data, tmp_path)
+    changed = (table.detach() != before).any(dim=1).nonzero().flatten().tolist()
+    assert (name, changed) == ("bert.embeddings.word_embeddings.weight", [7, 11])
+    model.requires_grad_(True)
+    ids, _ = data
+    model(ids).logits.sum().backward()
+    assert (table.grad != 0).any(dim=1).sum() > 2
+
+
+@pytest.mark.parametrize("stop_after", [2, 4, 10, 12, 17])
+def test_new_rows_survive_an_interruption_to_the_bit(tiny_bert, data, tmp_path, stop_after):
+    undisturbed, broken, resumed = tiny_bert(), tiny_bert(), tiny_bert()
+    _train_rows(undisturbed, data, tmp_path / "a")
+    _train_rows(broken, data, tmp_path / "b", stop_after=stop_after)
+    torch.manual_seed(999)
+    _train_rows(resumed, data, tmp_path / "b")
+    expected = _weights(undisturbed)
+    for name, value in _weights(resumed).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_features_that_were_computed_once_are_refused_while_new_rows_learn(tiny_bert, data, tmp_path):
+    with pytest.raises(TrainingError, match=r"phase head: no gradient reaches the new rows of bert\.embed"):
+        _train_rows(tiny_bert(), data, tmp_path, whole_forward=False)
 
 
 def test_a_loss_that_is_no_number_names_its_rows(tiny_bert, data, tmp_path):

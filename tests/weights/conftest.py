@@ -18,10 +18,12 @@ from transformers import (
     RobertaConfig,
 )
 
-from tasks.weights import place, skeleton
+from tasks.weights import alignment, place, skeleton
+from tasks.weights.alignment import Alignment, Word
 from tasks.weights.families import find
 from tasks.weights.formats import Checkpoint, open_checkpoint
-from tasks.weights.rules import Plan, Rule, plan
+from tasks.weights.plan import Plan, plan
+from tasks.weights.rules import Rule
 
 KINDS = {"base": AutoModel, "masked": AutoModelForMaskedLM, "classifier": AutoModelForSequenceClassification}
 
@@ -66,19 +68,39 @@ def pack() -> Callable[..., bytes]:
 LABELS = ("negative", "neutral", "positive")
 
 
+def aligned(sources: Sequence[int | None], *, before: int = 37, extends: bool = True) -> Alignment:
+    """Tokens t0, t1, …, each from one row of the checkpoint's table; from none: from rows 4 and 7."""
+    words = (Word(i, f"t{i}", s, (4, 7) if s is None else ()) for i, s in enumerate(sources))
+    return Alignment(tuple(words), before, extends, 24)
+
+
+@pytest.fixture
+def align() -> Callable[..., Alignment]:
+    return aligned
+
+
 def planned(
-    source: Checkpoint, labels: Sequence[str] = LABELS, *, edit: Callable[[Rule], Rule] = lambda rule: rule
+    source: Checkpoint,
+    labels: Sequence[str] = LABELS,
+    *,
+    edit: Callable[[Rule], Rule] = lambda rule: rule,
+    words: Alignment | None = None,
 ) -> tuple[Plan, PretrainedConfig]:
+    words = words or aligned(range(37))
     config = skeleton.classifier_config(source.config, labels)
+    if not words.same:
+        config.update(alignment.fields(words, config, {}))
     keep = skeleton.source_labels(source.config) == tuple(labels)
-    table = find(source.config["model_type"]).rules(labels=len(labels), keep_head=keep)
+    table = find(source.config["model_type"]).rules(
+        labels=len(labels), keep_head=keep, words=words.op, reason=words.reason
+    )
     rules = [edit(rule) for rule in table]
     return plan(source.entries, rules, skeleton.targets(config), seed=17, deviation=0.02), config
 
 
 @pytest.fixture
 def convert() -> Callable[..., tuple[Plan, Checkpoint]]:
-    """Plan and place `source` into `target`; edit= changes rules of the table on the way."""
+    """Plan and place `source` into `target`; edit= changes rules of the table on the way, words= the vocabulary."""
 
     def body(
         source: Path, target: Path, labels: Sequence[str] = LABELS, **options: Any

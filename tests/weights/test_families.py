@@ -9,12 +9,18 @@ from transformers import AutoModelForSequenceClassification
 
 from tasks.errors import CheckpointError, PlanError
 from tasks.weights import proof
+from tasks.weights.arithmetic import Embed
 from tasks.weights.families import FAMILIES, find
 from tasks.weights.formats import open_checkpoint
-from tasks.weights.rules import examples, inverse
+from tasks.weights.rules import examples, fill, inverse, matches
 
 every_family = pytest.mark.parametrize("family", sorted(FAMILIES))
 LABELS = ("negative", "neutral", "positive")
+
+
+def lead(rule, name):
+    """Where a rule of one source and one target takes a name."""
+    return fill(rule.target, matches(rule.source, name))
 
 
 @every_family
@@ -24,7 +30,7 @@ def test_every_rule_that_keeps_a_tensor_reads_backwards(family, keep_head):
     assert kept
     for rule in kept:
         for name in examples(rule.source):
-            assert rule.inverse().rename(rule.rename(name)) == name
+            assert lead(rule.inverse(), lead(rule, name)) == name
             assert rule.inverse().inverse() == rule
 
 
@@ -33,6 +39,21 @@ def test_no_name_is_matched_by_two_rules(family):
     rules = FAMILIES[family].rules(labels=3, keep_head=False)
     names = [name for rule in rules if rule.source for name in examples(rule.source)]
     assert len(set(names)) == len(names)
+    others = FAMILIES[family].rules(labels=3, keep_head=False, words=Embed(()), reason="another vocabulary")
+    assert sorted(name for rule in others if rule.source for name in examples(rule.source)) == sorted(names)
+
+
+@every_family
+def test_another_vocabulary_changes_its_table_and_nothing_else(save, convert, align, tmp_path, family):
+    words = align([0, 1, *range(36, 20, -1), None, *range(20, 1, -1)], extends=False)
+    path = save(tmp_path / "source", family)
+    plan, source = convert(path, tmp_path / "model", words=words)
+    assert [move.target for move in plan.moves if move.action == "padded"] == [
+        f"{family}.embeddings.word_embeddings.weight"
+    ]
+    found = proof.verify(plan, source, tmp_path / "model", tolerance=0.0, words=words.pairs)
+    assert found["parity"].startswith("max |difference| 0 (tolerance 0)")
+    assert "that both vocabularies have (37 of 38)" in found["parity"]
 
 
 @every_family
@@ -54,7 +75,7 @@ def test_a_plans_rules_lead_every_name_back(save, convert, tmp_path, family):
     for move in plan.moves:
         if move.source:
             (back,) = inverse([move.rule])
-            assert back.rename(move.target) == move.source.name
+            assert lead(back, move.target) == move.source.name
 
 
 @every_family
@@ -143,3 +164,9 @@ def test_an_unknown_family_gets_a_suggestion():
 
 def test_open_checkpoint_sees_the_tiny_models_as_they_are(save, tmp_path):
     assert open_checkpoint(save(tmp_path, "roberta")).config["model_type"] == "roberta"
+
+
+def test_a_config_without_a_model_type_is_refused():
+    with pytest.raises(CheckpointError, match=r"config.json has no model_type: copy the one that belongs"):
+        find(None)
+    assert find(None, family="bert").name == "bert"

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tasks.errors import ProofError
-from tasks.weights import proof
+from tasks.weights import content, proof
 from tasks.weights.rules import TRANSPOSE
 
 
@@ -20,11 +20,22 @@ def transpose_value(rule):
 
 def test_a_wrongly_transposed_square_matrix_passes_every_proof_but_parity(save, convert, tmp_path):
     plan, source = convert(save(tmp_path / "source", "bert"), tmp_path / "model", edit=transpose_value)
-    proof.structure(plan, tmp_path / "model" / "model.safetensors")
-    proof.content(plan, tmp_path / "model" / "model.safetensors")
+    content.structure(plan, tmp_path / "model" / "model.safetensors")
+    content.content(plan, tmp_path / "model" / "model.safetensors")
     proof.load(tmp_path / "model")
     with pytest.raises(ProofError, match=r"first differ at layer 0: max \|difference\| 0\.\d+"):
         proof.verify(plan, source, tmp_path / "model", tolerance=1e-3)
+
+
+def test_rows_that_went_by_index_and_not_by_token_fail_the_parity(save, convert, align, tmp_path):
+    """Right by shape, by content and by loading: the table is only not that of these tokens."""
+    words, by_index = (
+        align(sources, extends=False) for sources in ([0, *range(36, 0, -1), None], [*range(37), None])
+    )
+    plan, source = convert(save(tmp_path / "source", "bert"), tmp_path / "model", words=by_index)
+    content.content(plan, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(ProofError, match=r"first differ at embeddings: max \|difference\| \d"):
+        proof.verify(plan, source, tmp_path / "model", tolerance=1e-3, words=words.pairs)
 
 
 def test_a_transposition_that_is_right_is_undone_by_the_content_proof(save, convert, tmp_path):
@@ -74,7 +85,7 @@ def test_bytes_that_changed_are_named(save, convert, tmp_path, change, message):
     path = tmp_path / "model" / "model.safetensors"
     damage(path, "bert.pooler.dense.weight", change)
     with pytest.raises(ProofError, match=message):
-        proof.content(plan, path)
+        content.content(plan, path)
 
 
 def test_a_source_with_values_that_are_no_numbers_is_refused(save, convert, tmp_path):
@@ -90,7 +101,7 @@ def test_a_changed_head_is_not_what_its_seed_draws(save, convert, tmp_path):
     path = tmp_path / "model" / "model.safetensors"
     damage(path, "classifier.bias", lambda tensor: tensor + 1)
     with pytest.raises(ProofError, match=r"classifier\.bias is not what its seed draws"):
-        proof.content(plan, path)
+        content.content(plan, path)
 
 
 def test_structure_names_what_is_not_as_planned(save, convert, tmp_path):
@@ -100,7 +111,7 @@ def test_structure_names_what_is_not_as_planned(save, convert, tmp_path):
     tensors["extra"] = tensors.pop("classifier.bias")
     save_file(tensors, path)
     with pytest.raises(ProofError) as caught:
-        proof.structure(plan, path)
+        content.structure(plan, path)
     assert "- classifier.bias: planned ((3,), 'F32'), written None" in str(caught.value)
     assert "- extra: planned None, written ((3,), 'F32')" in str(caught.value)
 
@@ -115,6 +126,14 @@ def test_a_tensor_that_transformers_would_make_up_fails_the_load(save, convert, 
         ProofError, match=r"(?s)missing_keys: bert\.pooler\.dense\.bias.*unexpected_keys: bert\.pooler\.dence"
     ):
         proof.load(tmp_path / "model")
+
+
+def test_the_sequences_keep_to_the_tokens_that_are_known():
+    class Config:
+        pad_token_id, vocab_size, type_vocab_size, max_position_embeddings = 0, 37, 1, 19
+
+    assert set(proof.sequences(Config, [0, 5, 9])["input_ids"].unique().tolist()) == {0, 5, 9}
+    assert set(proof.sequences(Config, [5, 9])["input_ids"].unique().tolist()) == {5, 9}
 
 
 @pytest.mark.parametrize("positions", [1, 2, 19, 600])

@@ -18,8 +18,15 @@ ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 CARRIERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 TRACES = ("name_or_path", "is_local", "local_files_only")  # of where and how it was loaded
 LENGTHS = ("max_position_embeddings", "n_positions")
+BEHIND_PAD = ("roberta", "xlm-roberta", "camembert")  # count positions from behind the padding token's id
 ALIGNMENT = pa.schema(
-    {"id": pa.int32(), "token": pa.string(), "origin": pa.string(), "source_id": pa.int32()}
+    {
+        "id": pa.int32(),
+        "token": pa.string(),
+        "origin": pa.string(),
+        "source_id": pa.int32(),
+        "pieces": pa.list_(pa.int32()),
+    }
 )
 SPECIAL = ("<|", "|>")  # what stands between these is a mark, not a word
 
@@ -53,7 +60,8 @@ def adopt(tokenizer: PreTrainedTokenizerBase, config: Path) -> None:
     if not config.exists():
         return
     declared = json.loads(config.read_text(encoding="utf-8"))
-    limits = [declared[name] for name in LENGTHS if isinstance(declared.get(name), int)]
+    behind = (declared.get("pad_token_id") or 0) + 1 if declared.get("model_type") in BEHIND_PAD else 0
+    limits = [declared[name] - behind for name in LENGTHS if isinstance(declared.get(name), int)]
     tokenizer.model_max_length = min([tokenizer.model_max_length, *limits])
     if isinstance(declared.get("vocab_size"), int):
         _refuse_beyond(tokenizer, declared["vocab_size"])
@@ -105,17 +113,21 @@ def extend(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
 def alignment(
     tokenizer: PreTrainedTokenizerBase, source: PreTrainedTokenizerBase, *, kept: bool, added: Sequence[str]
 ) -> pa.Table:
-    """Where the embedding of each token comes from: id, token, origin, source_id (null: nowhere), by id.
+    """Where the embedding of each token comes from, by id; the columns are those of ALIGNMENT.
 
     `kept` says that `tokenizer` is `source` but for the tokens `added`. Otherwise tokens are matched by
     special role, then by what they spell ("##ing" of WordPiece is "ing" of byte-level BPE, "Ġthe" is "▁the"),
-    never by id.
+    never by id. source_id is null for a token that comes from nowhere; `pieces` are the ids that `source`
+    cuts its text into, without special and unknown ones, and empty for all others.
     """
     tokens = sorted((id, token) for token, id in tokenizer.get_vocab().items())
     find = _same(added) if kept else _matching(tokenizer, source)
     found = [find(id, token) for id, token in tokens]
     origins = [_origin(token, match, kept, added) for (_, token), match in zip(tokens, found, strict=True)]
-    columns = [[id for id, _ in tokens], [token for _, token in tokens], origins, found]
+    new = [token for (_, token), match in zip(tokens, found, strict=True) if match is None]
+    made = _pieces(new, str if kept else _texts(tokenizer), source)
+    pieces = [made.get(token, []) for _, token in tokens]
+    columns = [[id for id, _ in tokens], [token for _, token in tokens], origins, found, pieces]
     return pa.Table.from_arrays(
         [pa.array(column, type) for column, type in zip(columns, ALIGNMENT.types, strict=True)],
         schema=ALIGNMENT,
@@ -145,20 +157,42 @@ def _origin(token: str, match: int | None, kept: bool, added: Sequence[str]) -> 
     return "added" if token in added else "trained"
 
 
-def _spelling(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str]:
-    """What a token spells, with a space before that which begins a word, so that models can be compared.
+def _pieces(
+    tokens: Sequence[str], text: Callable[[str], str | None], source: PreTrainedTokenizerBase
+) -> dict[str, list[int]]:
+    texts = [text(token) or "" for token in tokens]
+    if not texts:  # an empty list is no batch to a tokenizer
+        return {}
+    cut = source(texts, add_special_tokens=False, padding=False, truncation=False, verbose=False)["input_ids"]
+    known = [[id for id in row if id != source.unk_token_id] for row in cut]
+    return dict(zip(tokens, known, strict=True))
 
-    Tokens that are no whole characters, and special ones, spell themselves.
+
+def _spelling(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str]:
+    """What a token spells, so that models can be compared; one that is no whole characters spells itself."""
+    text = _texts(tokenizer)
+
+    def spelled(token: str) -> str:
+        found = text(token)
+        return token if found is None else found
+
+    return spelled
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str | None]:
+    """The text of a token, with a space before that which begins a word; None for no whole characters.
+
+    Special tokens are their own text.
     """
     state = json.loads(backend(tokenizer).to_str())
     itself = {token["content"] for token in state["added_tokens"]}
     spell = _SPELLINGS[scheme(state)]
 
-    def spelled(token: str) -> str:
-        text = token if token in itself else spell(token)
-        return token if "\ufffd" in text else text
+    def text(token: str) -> str | None:
+        found = token if token in itself else spell(token)
+        return None if "\ufffd" in found else found
 
-    return spelled
+    return text
 
 
 def backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:

@@ -5,20 +5,61 @@ from collections.abc import Mapping
 from tasks.errors import CheckpointError, did_you_mean
 from tasks.weights.families.bert import BERT
 from tasks.weights.families.distilbert import DISTILBERT
+from tasks.weights.families.encoders import BERT_ENCODER, DISTILBERT_ENCODER, ROBERTA_ENCODER
 from tasks.weights.families.family import Family as Family
+from tasks.weights.families.gguf import GGUF_LLAMA
+from tasks.weights.families.gpt2 import GPT2
+from tasks.weights.families.gpt_textbook import GPT_TEXTBOOK, GPT_TEXTBOOK_CONV1D, GPT_TEXTBOOK_SPLIT
+from tasks.weights.families.llama import LLAMA_ORIGINAL
+from tasks.weights.families.llama2c import LLAMA2C
+from tasks.weights.families.naming import Naming as Naming
+from tasks.weights.families.nanogpt import NANOGPT
 from tasks.weights.families.roberta import ROBERTA
+from tasks.weights.families.t5 import T5
 
 FAMILIES: Mapping[str, Family] = {family.name: family for family in (BERT, DISTILBERT, ROBERTA)}
+NAMINGS: Mapping[str, Naming] = {
+    naming.name: naming
+    for naming in (
+        GPT2,
+        GPT_TEXTBOOK,
+        GPT_TEXTBOOK_SPLIT,
+        GPT_TEXTBOOK_CONV1D,
+        NANOGPT,
+        LLAMA_ORIGINAL,
+        LLAMA2C,
+        GGUF_LLAMA,
+        T5,
+        BERT_ENCODER,
+        DISTILBERT_ENCODER,
+        ROBERTA_ENCODER,
+    )
+}
 
 
-def find(model_type: str, *, family: str = "auto") -> Family:
+def find(model_type: str | None, *, family: str = "auto") -> Family:
     """The table for a config's `model_type`, or the one named by `family`.
 
-    Raises CheckpointError for a name without a table.
+    Raises CheckpointError for a name without a table, and for none.
     """
     name = model_type if family == "auto" else family
+    if name is None:
+        raise CheckpointError(
+            "config.json has no model_type: copy the one that belongs to these weights, or name "
+            "conversion.family"
+        )
     if name not in FAMILIES:
         raise CheckpointError(
             f"no rule table for checkpoints of type {name!r}; {did_you_mean(name, FAMILIES)}"
         )
     return FAMILIES[name]
+
+
+def find_naming(name: str) -> Naming:
+    """The table between `name`'s tensor names and transformers'.
+
+    Raises CheckpointError for a name without a table.
+    """
+    if name not in NAMINGS:
+        raise CheckpointError(f"no naming is called {name!r}; {did_you_mean(name, NAMINGS)}")
+    return NAMINGS[name]

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tasks.weights.rules import DROP, KEEP, NORMAL, ZEROS, Rule
+from tasks.weights.ops import Op
+from tasks.weights.rules import DROP, KEEP, NORMAL, ZEROS, Rule, examples
 
 P = "{p:weight|bias}"
 BUFFER = "a buffer: the model computes it"
@@ -18,6 +19,8 @@ class Family:
     head: modules with weight and bias on top of the encoder, made anew unless the labels are the same.
     dropped: named as the checkpoint names them, base prefix included where there is one.
     invented: encoder modules that are initialised where the checkpoint lacks them, each with the reason.
+    embeddings: the tables with a row for each token; without the base prefix, as in `encoder`.
+    behind_pad: positions are counted from behind the padding token's id.
     """
 
     name: str  # transformers' model_type
@@ -27,14 +30,34 @@ class Family:
     dropped: tuple[Rule, ...]
     head: tuple[str, ...]
     invented: tuple[tuple[str, str], ...] = ()
+    embeddings: tuple[str, ...] = ("embeddings.word_embeddings.weight",)
+    behind_pad: bool = False
 
-    def rules(self, *, labels: int, keep_head: bool) -> tuple[Rule, ...]:
-        """The whole table. keep_head: the checkpoint's classifier has our labels, by name and in order."""
-        return (*self._encoder(), *self.dropped, *self._head(labels, keep_head), *self._invented())
+    def rules(self, *, labels: int, keep_head: bool, words: Op = KEEP, reason: str = "") -> tuple[Rule, ...]:
+        """The whole table. keep_head: the checkpoint's classifier has our labels, by name and in order.
 
-    def _encoder(self) -> Iterator[Rule]:
+        words: what happens to the tables of `embeddings`, and for which reason.
+        """
+        encoder = self.encoder if words == KEEP else tuple(self._with_words(words, reason))
+        return (*self._encoder(encoder), *self.dropped, *self._head(labels, keep_head), *self._invented())
+
+    def embeds(self, name: str) -> bool:
+        """Whether this tensor of a checkpoint is a table with a row for each token."""
+        return name.removeprefix(self.base) in self.embeddings
+
+    def _with_words(self, words: Op, reason: str) -> Iterator[Rule]:
+        """The encoder's rules, where a template that covers such a table gives way to its names."""
+        for rule in self.encoder:
+            names = list(examples(rule.source)) if isinstance(rule.source, str) else []
+            if not set(names) & set(self.embeddings):
+                yield rule
+                continue
+            for name in names:
+                yield Rule(name, name, words, reason) if name in self.embeddings else Rule(name, name)
+
+    def _encoder(self, encoder: Sequence[Rule]) -> Iterator[Rule]:
         for prefix in ("", self.base):
-            for rule in self.encoder:
+            for rule in encoder:
                 target = None if rule.target is None else f"{self.base}{rule.target}"
                 yield Rule(f"{prefix}{rule.source}", target, rule.op, rule.reason)
             for name in self.buffers:

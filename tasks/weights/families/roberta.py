@@ -16,4 +16,5 @@ ROBERTA = Family(
         "lm_head.bias", f"lm_head.dense.{P}", f"lm_head.layer_norm.{P}", f"lm_head.decoder.{P}"
     ),
     head=("classifier.dense", "classifier.out_proj"),
+    behind_pad=True,
 )

@@ -1,9 +1,12 @@
 """Read a checkpoint without running it: names, shapes and byte ranges, and nothing else.
 
-Nothing here unpickles. Only the standard library is imported for safetensors, so a plan costs milliseconds.
+Nothing here unpickles. Only the standard library is imported until a tensor must be decoded or an .npz read,
+so a plan costs milliseconds.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,62 +15,99 @@ from tasks.weights.formats.entries import Checkpoint as Checkpoint
 from tasks.weights.formats.entries import TensorEntry as TensorEntry
 from tasks.weights.formats.entries import json_object
 from tasks.weights.formats.header import read_header
-from tasks.weights.formats.impostors import PICKLES, pickle_refused, refuse_impostors
+from tasks.weights.formats.impostors import escape_fault, refuse_impostors, refuse_irregular
 from tasks.weights.formats.index import read_shards
+from tasks.weights.formats.recognise import read_file
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+TORCH_SINGLE = "pytorch_model.bin"
+TORCH_INDEX = "pytorch_model.bin.index.json"
 CONFIG = "config.json"
+READABLE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".gguf", ".npz")
 
 
-def open_checkpoint(directory: Path) -> Checkpoint:
-    """The checkpoint in `directory`: config.json with model.safetensors or a sharded index.
+def open_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
+    """The checkpoint at `path`: a directory with config.json and weights, or one file of weights.
 
+    Of a directory: model.safetensors or its sharded index, else pytorch_model.bin or its index. Of a file:
+    the config.json beside it, if there is one, else what the file tells of itself.
+    key: of the dict of tensors in a PyTorch file that holds several.
     Raises CheckpointError naming what stands there instead: nothing, a pickle, a git-LFS pointer, a web
     page, a torn file, an index that does not agree with its shards.
     """
-    if directory.is_file():
-        raise CheckpointError(_not_a_directory(directory))
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory} does not exist: give the directory that holds {SINGLE}")
-    entries = _entries(directory)
-    return Checkpoint(directory, entries, _config(directory / CONFIG))
+    try:
+        return _directory(path, key) if path.is_dir() else _file(path, key)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _entries(directory: Path) -> Mapping[str, TensorEntry]:
-    single, index = directory / SINGLE, directory / INDEX
-    if single.exists() and index.exists():
-        raise CheckpointError(f"{directory} holds both {SINGLE} and {INDEX}: remove the one that is stale")
-    if single.exists():
-        return read_header(single)
-    if index.exists():
-        return read_shards(index)
+def _directory(directory: Path, key: str | None) -> Checkpoint:
+    found = _weights(directory, key)
+    return replace(found, directory=directory, config=_declared(directory / CONFIG))
+
+
+def _file(path: Path, key: str | None) -> Checkpoint:
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist: give the directory that holds {SINGLE}, or a file")
+    found, config = read_file(path, key), path.parent / CONFIG
+    return replace(found, config=_config(config)) if config.is_file() else found
+
+
+def _weights(directory: Path, key: str | None) -> Checkpoint:
+    if _one_of(directory, SINGLE, INDEX):
+        if (directory / SINGLE).exists():
+            return Checkpoint(directory, read_header(_inside(directory, SINGLE)), {})
+        index = _inside(directory, INDEX)
+        return Checkpoint(directory, read_shards(index, suffix=".safetensors", read=read_header), {})
+    if _one_of(directory, TORCH_SINGLE, TORCH_INDEX):
+        if (directory / TORCH_SINGLE).exists():
+            return read_file(_inside(directory, TORCH_SINGLE), key)
+        read = partial(_shard, key=key)
+        return Checkpoint(
+            directory, read_shards(_inside(directory, TORCH_INDEX), suffix=".bin", read=read), {}, "torch"
+        )
     raise CheckpointError(_nothing_readable(directory))
 
 
-def _not_a_directory(path: Path) -> str:
-    if path.suffix in PICKLES:
-        return pickle_refused(path)
-    return f"{path} is a file: give the directory that holds it and its {CONFIG}"
+def _one_of(directory: Path, single: str, index: str) -> bool:
+    """Whether there is one of the two. Raises CheckpointError if there are both."""
+    found = [name for name in (single, index) if (directory / name).exists()]
+    if len(found) > 1:
+        raise CheckpointError(f"{directory} holds both {single} and {index}: remove the one that is stale")
+    return bool(found)
+
+
+def _inside(directory: Path, name: str) -> Path:
+    path = directory / name
+    if fault := escape_fault(path, directory):
+        raise CheckpointError(f"{directory} is not usable: {fault}; put the file itself there")
+    refuse_irregular(path)
+    return path
+
+
+def _shard(path: Path, key: str | None) -> Mapping[str, TensorEntry]:
+    return read_file(path, key).entries
 
 
 def _nothing_readable(directory: Path) -> str:
     names = sorted(path.name for path in directory.iterdir() if path.is_file())
-    pickles = [name for name in names if Path(name).suffix in PICKLES]
-    if pickles:
-        return pickle_refused(directory / pickles[0])
+    files = [name for name in names if Path(name).suffix in READABLE]
+    if files:
+        return f"{directory} holds no {SINGLE}; to read {' or '.join(files)}, give the path of that file"
     others = [name for name in names if name.endswith(".safetensors")]
     if others:
         return f"{directory} holds {', '.join(others)} but no {SINGLE}: a part or an adapter is no checkpoint"
     return f"{directory} holds no {SINGLE}; it holds {', '.join(names) or 'nothing'}"
 
 
-def _config(path: Path) -> Mapping[str, Any]:
+def _declared(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: without it nobody knows what model the tensors make up")
+    return _config(path)
+
+
+def _config(path: Path) -> Mapping[str, Any]:
     data = path.read_bytes()
     refuse_impostors(path, data[:512], len(data))
-    config = json_object(data, str(path))
-    if not isinstance(config.get("model_type"), str):
-        raise CheckpointError(f"{path} has no model_type: copy the config.json that belongs to these weights")
-    return config
+    return json_object(data, str(path))

@@ -18,8 +18,11 @@ BITS: Mapping[str, int] = {
     "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
 }  # fmt: skip
 
+FLOATING = ("BF16", "F16", "F32", "F64")  # narrowest first; eight-bit floats need scales that no rule carries
+
 LONGEST_NAME = 512
 LARGEST_DIMENSION = 2**40  # an empty tensor may claim any other dimension; none is this large
+MOST_DIMENSIONS = 32
 SHOWN = 12  # faults of one file that an error lists
 
 
@@ -27,8 +30,8 @@ SHOWN = 12  # faults of one file that an error lists
 class TensorEntry:
     """One tensor of a checkpoint: its bytes are `file[start:stop]`, little-endian, C-contiguous.
 
-    Where they are not (compressed, quantised, strided), `decoded` makes them, as raw items of `dtype`
-    (bfloat16 as uint16) in `shape`; `start` and `stop` then only say where they come from.
+    Where they are not (compressed, quantised, strided), `decoded` makes them: unsigned integers as wide as
+    an item of `dtype` (F32 as <u4), in `shape`; `start` and `stop` then only say where they come from.
     """
 
     name: str
@@ -50,11 +53,15 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A directory's tensors by name and its config; no tensor is in memory."""
+    """Tensors by name and what their directory or file says of them; no tensor is in memory.
+
+    config: of config.json; else what the file itself tells, which may be nothing.
+    """
 
     directory: Path
     entries: Mapping[str, TensorEntry]
     config: Mapping[str, Any]
+    format: str = "safetensors"  # or "torch", "gguf", "numpy", "llama2.c"
 
 
 def json_object(data: bytes, name: str) -> Mapping[str, Any]:
@@ -90,7 +97,19 @@ def name_fault(name: str) -> str | None:
     return None
 
 
-def refuse(path: Path, faults: list[str]) -> None:
+def shape_fault(shape: tuple[int, ...]) -> str | None:
+    if any(dimension < 0 for dimension in shape):
+        return f"shape {shape} has a negative dimension"
+    if len(shape) > MOST_DIMENSIONS or any(dimension > LARGEST_DIMENSION for dimension in shape):
+        return (
+            f"a shape of {len(shape)} dimensions, the largest {max(shape):,}, is beyond anything that exists"
+        )
+    return None
+
+
+def refuse(path: Path, faults: list[str], remedy: str = "") -> None:
+    """Raises CheckpointError listing the first faults, with the remedy below, if there is any fault."""
     if faults:
         rest = [f"… and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
-        raise CheckpointError(f"{path} is not usable:\n" + "\n".join(f"- {x}" for x in faults[:SHOWN] + rest))
+        lines = [f"{path} is not usable:", *(f"- {fault}" for fault in faults[:SHOWN] + rest), remedy]
+        raise CheckpointError("\n".join(lines).rstrip())

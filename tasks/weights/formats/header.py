@@ -13,14 +13,14 @@ from typing import Any
 from tasks.errors import CheckpointError
 from tasks.weights.formats.entries import (
     BITS,
-    LARGEST_DIMENSION,
     LONGEST_NAME,
     TensorEntry,
     json_object,
     name_fault,
     refuse,
+    shape_fault,
 )
-from tasks.weights.formats.impostors import refuse_impostors
+from tasks.weights.formats.impostors import refuse_impostors, refuse_text
 
 LONGEST_HEADER = 100_000_000  # bytes; the limit of the format's own library
 
@@ -37,6 +37,7 @@ def read_header(path: Path) -> Mapping[str, TensorEntry]:
     with path.open("rb") as stream:
         opening = stream.read(512)
         refuse_impostors(path, opening, size)
+        refuse_text(path, opening)
         length = struct.unpack("<Q", opening[:8])[0]
         _check_length(path, length, size)
         stream.seek(8)
@@ -91,12 +92,12 @@ def _field_fault(fields: Any) -> str | None:
     if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
         return "it must have dtype, shape and data_offsets, and nothing else"
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
-    if dtype not in BITS:
-        return f"unknown dtype {dtype!r}"
+    if not isinstance(dtype, str) or dtype not in BITS:
+        return f"unknown dtype {dtype[:80]!r}" if isinstance(dtype, str) else "its dtype must be a string"
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
-        return f"shape {shape!r} and data_offsets {offsets!r} must be lists of whole numbers"
-    if any(dimension > LARGEST_DIMENSION for dimension in shape):
-        return f"shape {shape} is beyond anything that exists"
+        return "its shape and its two data_offsets must be lists of whole numbers"
+    if fault := shape_fault(tuple(shape)):
+        return fault
     promised, held = math.prod(shape) * BITS[dtype] // 8, offsets[1] - offsets[0]
     if promised != held:
         return f"{dtype} {tuple(shape)} takes {promised:,} bytes, its range holds {held:,}"

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from tasks.errors import CheckpointError
 
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 REMEDY = "write it again with transformers' save_pretrained(), which makes model.safetensors"
 
 
@@ -24,6 +23,35 @@ def refuse_impostors(path: Path, opening: bytes, size: int) -> None:
         opening[8:9] == b"{"
     ):
         raise CheckpointError(pickle_refused(path))
+
+
+def refuse_text(path: Path, opening: bytes) -> None:
+    """Say so if `path` holds the JSON or XML that a server sends instead of a file."""
+    if opening.lstrip().startswith((b"{", b"[", b"<?xml")) and b"\0" not in opening[:8]:
+        start = opening[:80].decode("utf-8", "replace")
+        raise CheckpointError(f"{path} is text, not weights: it begins with {start!r}; fetch it again")
+
+
+def refuse_irregular(path: Path) -> None:
+    """Raises CheckpointError unless `path` is a regular file; a pipe or device is never opened."""
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist: give the directory or the file of a checkpoint")
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a directory where a file is needed")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is a pipe, socket or device, not a regular file")
+
+
+def escape_fault(path: Path, directory: Path) -> str | None:
+    """Why a file named inside a checkpoint's `directory` must not be followed, if it is a link out of it.
+
+    The hub's cache keeps every file as a link from snapshots/ to blobs/ beside it, so that one is followed.
+    """
+    home, target = directory.resolve(), path.resolve()
+    snapshots = [parent.with_name("blobs") for parent in home.parents if parent.name == "snapshots"]
+    if any(target.is_relative_to(root) for root in (home, *snapshots)):
+        return None
+    return f"{path.name!r} is a link to {target}, outside the checkpoint's directory, and was not opened"
 
 
 def _lfs(opening: bytes) -> str:

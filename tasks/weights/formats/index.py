@@ -1,20 +1,26 @@
-"""A checkpoint in several safetensors files: its index and its shards must tell the same story."""
+"""A checkpoint in several files: its index and its shards must tell the same story."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from tasks.errors import CheckpointError
 from tasks.weights.formats.entries import TensorEntry, json_object, refuse
-from tasks.weights.formats.header import read_header
+from tasks.weights.formats.impostors import escape_fault
+
+Reader = Callable[[Path], Mapping[str, TensorEntry]]
 
 
-def read_shards(index: Path) -> Mapping[str, TensorEntry]:
-    """Every tensor of a sharded checkpoint; index and shards must tell the same story."""
+def read_shards(index: Path, *, suffix: str, read: Reader) -> Mapping[str, TensorEntry]:
+    """Every tensor of a sharded checkpoint.
+
+    suffix, read: of the shards' names, and what reads one of them.
+    Raises CheckpointError where index and shards disagree, or a shard is not a file beside the index.
+    """
     weight_map = _weight_map(index)
     shards = sorted(set(weight_map.values()))
-    refuse(index, [fault for shard in shards if (fault := _shard_fault(index.parent, shard))])
-    held = {shard: read_header(index.parent / shard) for shard in shards}
+    refuse(index, [fault for shard in shards if (fault := _shard_fault(index.parent, shard, suffix))])
+    held = {shard: read(index.parent / shard) for shard in shards}
     refuse(index, list(_disagreements(weight_map, held)))
     return {name: held[shard][name] for name, shard in weight_map.items()}
 
@@ -28,14 +34,14 @@ def _weight_map(index: Path) -> Mapping[str, str]:
     return weight_map
 
 
-def _shard_fault(directory: Path, shard: str) -> str | None:
-    if re.search(r"[/\\:]", shard) or shard in ("", ".", ".."):
+def _shard_fault(directory: Path, shard: str, suffix: str) -> str | None:
+    if re.search(r"[/\\:\0]", shard) or shard in ("", ".", ".."):
         return f"shard {shard!r} points outside the checkpoint's directory and was not opened"
-    if not shard.endswith(".safetensors"):
-        return f"shard {shard!r} is no .safetensors file and was not opened"
+    if not shard.endswith(suffix):
+        return f"shard {shard!r} is no {suffix} file and was not opened"
     if not (directory / shard).is_file():
         return f"shard {shard!r} is missing"
-    return None
+    return escape_fault(directory / shard, directory)
 
 
 def _disagreements(

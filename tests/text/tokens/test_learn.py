@@ -117,6 +117,22 @@ def test_tokens_are_matched_by_role_and_by_what_they_spell(tiny_checkpoint):
     assert all(row["source_id"] is None for token, row in rows.items() if token == "[MASK]")
 
 
+def test_a_trained_token_is_cut_as_the_text_that_it_spells(tiny_checkpoint):
+    theirs = byte_pieces()
+    ours = train(word_pieces(tiny_checkpoint), "wordpiece")
+    rows = {row["token"]: row for row in vocabulary.alignment(ours, theirs, kept=False, added=()).to_pylist()}
+    assert theirs.decode(rows["fox"]["pieces"]) == " fox"
+    assert theirs.decode(rows["##ed"]["pieces"]) == "ed"
+    assert rows["the"]["pieces"] == []
+
+
+def test_a_token_of_half_a_character_has_no_pieces(tiny_checkpoint):
+    ours = train(byte_pieces(), "bpe")
+    rows = vocabulary.alignment(ours, word_pieces(tiny_checkpoint), kept=False, added=()).to_pylist()
+    half = [row for row in rows if row["token"] == "Ã"]
+    assert [(row["source_id"], row["pieces"]) for row in half] == [(None, [])]
+
+
 @pytest.mark.parametrize(
     ("model", "size", "texts", "error", "message"),
     [

@@ -76,8 +76,23 @@ def test_added_tokens_come_last_in_their_order_and_marks_are_special(tiny_checkp
     found = vocabulary.alignment(
         tokenizer, vocabulary.load(tiny_checkpoint()), kept=True, added=["<|user|>", "four"]
     ).to_pylist()
-    assert found[8] == {"id": 8, "token": "<|user|>", "origin": "added", "source_id": None}
+    assert found[8] == {"id": 8, "token": "<|user|>", "origin": "added", "source_id": None, "pieces": []}
     assert [row["source_id"] for row in found] == [*range(8), None, None]
+
+
+def test_new_tokens_are_cut_into_pieces_and_unknown_ones_left_out(tiny_checkpoint):
+    theirs = vocabulary.load(tiny_checkpoint(["<|", "user", "|>"]))
+    ours, added = vocabulary.load(tiny_checkpoint(["<|", "user", "|>"])), ["<|user|>", "<|assistant|>", "x"]
+    vocabulary.extend(ours, added)
+    found = vocabulary.alignment(ours, theirs, kept=True, added=added)["pieces"].to_pylist()
+    assert found == [[]] * 8 + [[5, 6, 7], [5, 7], []]
+
+
+def test_a_model_that_counts_positions_behind_its_padding_has_fewer(tiny_checkpoint):
+    folder = tiny_checkpoint(model_type="roberta", max_position_embeddings=14, pad_token_id=1)
+    tokenizer = vocabulary.load(folder)
+    vocabulary.adopt(tokenizer, folder / "config.json")
+    assert tokenizer.model_max_length == 12
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ def test_reads_what_the_formats_own_library_reads(save, tmp_path):
     [
         ({"a": {**F32, "shape": [3]}}, bytes(8), r"F32 \(3,\) takes 12 bytes, its range holds 8"),
         ({"a": {**F32, "dtype": "F33"}}, bytes(8), "unknown dtype 'F33'"),
+        ({"a": {**F32, "dtype": []}}, bytes(8), "its dtype must be a string"),
+        ({"a": {**F32, "shape": [1] * 100}}, bytes(8), "a shape of 100 dimensions"),
         ({"a": {**F32, "extra": 1}}, bytes(8), "dtype, shape and data_offsets, and nothing else"),
         ({"a": {**F32, "shape": [True, 2]}}, bytes(8), "must be lists of whole numbers"),
         ({"a": {**F32, "shape": [-1]}}, bytes(8), "must be lists of whole numbers"),
@@ -97,13 +99,14 @@ class Malicious:
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "model.pkl", "x.ckpt"])
-def test_a_pickle_is_refused_and_nothing_in_it_runs(tmp_path, name):
+def test_a_bare_pickle_is_refused_and_nothing_in_it_runs(tmp_path, name):
     canary = tmp_path / "canary"
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / name).write_bytes(pickle.dumps(Malicious(canary)))
-    for path in (tmp_path, tmp_path / name):
-        with pytest.raises(CheckpointError, match=r"is a pickle.*refused.*save_pretrained"):
-            open_checkpoint(path)
+    with pytest.raises(CheckpointError, match=r"is a pickle.*refused.*save_pretrained"):
+        open_checkpoint(tmp_path / name)
+    with pytest.raises(CheckpointError, match=f"is a pickle|to read {name}, give the path of that file"):
+        open_checkpoint(tmp_path)
     assert not canary.exists()
     pickle.loads((tmp_path / name).read_bytes())
     assert canary.exists(), "the attack must work where someone does unpickle, or this test shows nothing"
@@ -137,8 +140,19 @@ def test_a_missing_directory_and_a_plain_file(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         open_checkpoint(tmp_path / "nowhere")
     (tmp_path / "model.safetensors").write_bytes(bytes(8))
-    with pytest.raises(CheckpointError, match="is a file: give the directory"):
+    with pytest.raises(CheckpointError, match="is not a safetensors file"):
         open_checkpoint(tmp_path / "model.safetensors")
+
+
+def test_one_file_is_a_checkpoint_with_the_config_beside_it_if_any(pack, tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    path.write_bytes(pack({"a": F32}, bytes(8)))
+    assert (open_checkpoint(path).config, open_checkpoint(path).format) == ({}, "safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert open_checkpoint(path).config == {"model_type": "bert"}
+    (tmp_path / "config.json").write_text("{broken}")
+    with pytest.raises(CheckpointError, match=r"config.json is not usable JSON"):
+        open_checkpoint(path)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +161,6 @@ def test_a_missing_directory_and_a_plain_file(tmp_path):
         (None, "config.json is missing"),
         ("[1, 2, 3]", "is a JSON list, not an object"),
         ("{not json}", "is not usable JSON"),
-        ('{"hidden": 1}', "has no model_type"),
     ],
 )
 def test_the_config_must_say_what_the_tensors_make_up(pack, tmp_path, config, message):
@@ -187,6 +200,7 @@ def test_shards_become_one_mapping(pack, tmp_path):
         ('{"weight_map": {"a": "c.safetensors"}}', "shard 'c.safetensors' is missing"),
         ('{"weight_map": {"z": "a.safetensors"}}', "'z' should be in a.safetensors and is not"),
         ('{"weight_map": {"z": "a.safetensors"}}', "'a' of a.safetensors is not in the index"),
+        (r'{"weight_map": {"a": "a\u0000.safetensors"}}', "points outside the checkpoint's directory"),
         (
             '{"weight_map": {"a": "b.safetensors", "b": "a.safetensors"}}',
             "'b' of b.safetensors is said to be in a.safetensors",

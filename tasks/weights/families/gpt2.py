@@ -1,0 +1,126 @@
+"""GPT-2 (Radford et al., 2019) as transformers writes it, and what every other naming of it shares."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tasks.errors import CheckpointError
+from tasks.weights.arithmetic import Biased
+from tasks.weights.families.family import P, same
+from tasks.weights.families.naming import Config, Naming, buffers, demand, tie
+from tasks.weights.ops import Chain, Op
+from tasks.weights.rules import KEEP, Rule
+
+BASE = "transformer."
+HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
+DEFAULTS: Mapping[str, Any] = {  # what transformers takes for a field that config.json leaves out
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "n_inner": None,
+    "resid_pdrop": 0.1,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+}
+PLAIN = {  # attention as every other project computes it
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+}
+SIZES = {  # the name in minGPT, nanoGPT and their kin -> transformers'
+    "vocab_size": "vocab_size",
+    "block_size": "n_positions",
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "n_embd": "n_embd",
+}
+
+
+def layers(config: Config) -> Mapping[str, Iterable[int]]:
+    return {"n": range(config["n_layer"])}
+
+
+def tied(config: Config) -> bool:
+    return bool(config.get("tie_word_embeddings", DEFAULTS["tie_word_embeddings"]))
+
+
+def extras(config: Config) -> tuple[Rule, ...]:
+    """What checkpoints of transformers' GPT-2 hold besides its parameters."""
+    masks = buffers("transformer.h.{n}.attn.{b:bias|masked_bias}")
+    return (*masks, tie(HEAD, EMBEDDING)) if tied(config) else masks
+
+
+def biased(source: str | tuple[str, ...], target: str, config: Config, *ops: Op) -> Rule:
+    """Weight and bias of a layer; a `bias` of false in the config: its weight, and the zeros GPT-2 adds.
+
+    ops: make transformers' layout, in which a weight's last axis is that of the bias.
+    """
+    sources = (source,) if isinstance(source, str) else source
+    if config.get("bias", True):
+        return _rule(tuple(f"{name}.{P}" for name in sources), f"{target}.{P}", ops)
+    return _rule(
+        tuple(f"{name}.weight" for name in sources),
+        (f"{target}.weight", f"{target}.bias"),
+        (*ops, Biased(axis=-1)),
+    )
+
+
+def _rule(sources: tuple[str, ...], target: str | tuple[str, ...], ops: tuple[Op, ...]) -> Rule:
+    op = Chain(ops) if len(ops) > 1 else ops[0] if ops else KEEP
+    return Rule(sources[0] if len(sources) == 1 else sources, target, op)
+
+
+def from_sizes(given: Config, naming: str, **fields: Any) -> dict[str, Any]:
+    """transformers' config of a model whose sizes are `given`; `fields` besides.
+
+    Raises CheckpointError with all sizes that are missing, and for a width that the heads do not divide.
+    """
+    demand(given, naming, *SIZES)
+    if given["n_embd"] % given["n_head"]:
+        raise CheckpointError(
+            f"n_embd {given['n_embd']} does not divide into n_head {given['n_head']} heads: mend the config"
+        )
+    sizes = {theirs: given[ours] for ours, theirs in SIZES.items()}
+    return {
+        **sizes,
+        **fields,
+        "model_type": "gpt2",
+        "bias": given.get("bias", True),
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+
+
+def sizes(config: Config) -> dict[str, Any]:
+    """Of transformers' config, in the other projects' words."""
+    return {**{ours: config[theirs] for ours, theirs in SIZES.items()}, "bias": config.get("bias", True)}
+
+
+def _rules(config: Config) -> tuple[Rule, ...]:
+    head = () if tied(config) else same(HEAD)
+    return (
+        *same("transformer.{e:wte|wpe}.weight", f"transformer.ln_f.{P}"),
+        *same(f"transformer.h.{{n}}.{{m:ln_1|ln_2}}.{P}"),
+        *same(f"transformer.h.{{n}}.attn.{{m:c_attn|c_proj}}.{P}"),
+        *same(f"transformer.h.{{n}}.mlp.{{m:c_fc|c_proj}}.{P}"),
+        *head,
+    )
+
+
+def _config(given: Config) -> dict[str, Any]:
+    demand(given, "gpt2", "n_layer")
+    return {field: value for field, value in given.items() if field != "tensors"}
+
+
+GPT2 = Naming(
+    name="gpt2",
+    architecture="GPT2LMHeadModel",
+    rules=_rules,
+    numbers=layers,
+    config=_config,
+    back=dict,
+    drops=extras,
+    accepts=extras,
+    prefix=BASE,
+    base=BASE,
+)

@@ -1,0 +1,179 @@
+"""Llama (Touvron et al., 2023) under the names of Meta's own checkpoints.
+
+Names and the width of the feed-forward layer: model.py of github.com/meta-llama/llama; fields: params.json.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tasks.errors import CheckpointError
+from tasks.weights.families.naming import Config, Naming, buffers, demand, demand_equal, lacks, tie
+from tasks.weights.ops import Rotary
+from tasks.weights.rules import Rule
+
+BASE = "model."
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+OURS, LAYER = "layers.{n}.", "model.layers.{n}."
+MODULES = {  # those that are not turned, Meta's name -> transformers'
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+DEFAULTS: Mapping[str, Any] = {  # what transformers takes for a field that config.json leaves out
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 2048,
+}
+PLAIN = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}  # as Meta computes it
+THETA = 10000.0  # the base of the rotary frequencies (Su et al., 2021), where nobody says another
+SIZES = {  # the name in Meta's params.json -> transformers'
+    "dim": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "vocab_size": "vocab_size",
+}
+
+
+def layers(config: Config) -> Mapping[str, Iterable[int]]:
+    return {"n": range(config["num_hidden_layers"])}
+
+
+def key_heads(config: Config) -> int:
+    """Heads of keys and values: as many as of queries in models that do not share them."""
+    return int(config.get("num_key_value_heads") or config["num_attention_heads"])
+
+
+def rules(config: Config) -> tuple[Rule, ...]:
+    """Meta's names; its rotary pairs are neighbouring rows, transformers' lie half a head apart."""
+    head = () if config.get("tie_word_embeddings") else (Rule("output.weight", HEAD),)
+    queries, keys = Rotary(config["num_attention_heads"]), Rotary(key_heads(config))
+    return (
+        Rule("tok_embeddings.weight", EMBEDDING),
+        Rule("norm.weight", "model.norm.weight"),
+        *head,
+        Rule(f"{OURS}attention.wq.weight", f"{LAYER}self_attn.q_proj.weight", queries),
+        Rule(f"{OURS}attention.wk.weight", f"{LAYER}self_attn.k_proj.weight", keys),
+        *(Rule(f"{OURS}{name}.weight", f"{LAYER}{module}.weight") for name, module in MODULES.items()),
+    )
+
+
+def extras(config: Config) -> tuple[Rule, ...]:
+    """What checkpoints of transformers' Llama hold besides its parameters."""
+    frequencies = buffers("model.rotary_emb.inv_freq", f"{LAYER}self_attn.rotary_emb.inv_freq")
+    return (*frequencies, tie(HEAD, EMBEDDING)) if config.get("tie_word_embeddings") else frequencies
+
+
+def described(given: Config, naming: str, **fields: Any) -> dict[str, Any]:
+    """transformers' config of a model whose sizes are `given`; a checkpoint without a head has it tied.
+
+    Raises CheckpointError with all sizes that are missing, and for heads that do not divide.
+    """
+    demand(given, naming, *SIZES)
+    heads, keys = given["n_heads"], given.get("n_kv_heads") or given["n_heads"]
+    if given["dim"] % (2 * heads) or heads % keys:
+        raise CheckpointError(
+            f"dim {given['dim']} does not divide into pairs of {heads} heads, or these not into {keys} of "
+            "keys and values: mend the config"
+        )
+    sizes = {theirs: given[ours] for ours, theirs in SIZES.items()}
+    return {
+        **sizes,
+        **fields,
+        "model_type": "llama",
+        "num_key_value_heads": keys,
+        "head_dim": given["dim"] // heads,
+        "hidden_act": "silu",
+        "tie_word_embeddings": lacks(given, "output.weight"),
+    }
+
+
+def sizes(config: Config, naming: str) -> dict[str, Any]:
+    """Of transformers' config, in Meta's words.
+
+    Raises CheckpointError for what Meta's code cannot compute.
+    """
+    width = config["hidden_size"] // config["num_attention_heads"]
+    full = {**DEFAULTS, **config, "head_dim": config.get("head_dim") or width}
+    full["rope_type"] = _rotary(config).get("rope_type", "default")
+    demand_equal(full, naming, {**PLAIN, "head_dim": width, "rope_type": "default"})
+    return {**{ours: config[theirs] for ours, theirs in SIZES.items()}, "n_kv_heads": key_heads(config)}
+
+
+def theta(config: Config) -> float:
+    return float(_rotary(config).get("rope_theta", config.get("rope_theta", THETA)))
+
+
+def _rotary(config: Config) -> Mapping[str, Any]:
+    """Under the name of transformers 5, or the one before; its type was once `type`."""
+    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return {"rope_type": found.get("type", "default"), **found}
+
+
+def rotary(base: float) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": base}
+
+
+def _config(given: Config) -> dict[str, Any]:
+    """Of params.json, which does not hold the longest text: `max_seq_len`, 2048 where nobody adds it."""
+    demand(given, "llama-original", *SIZES, "multiple_of", "norm_eps")
+    if given["vocab_size"] < 1:  # -1 in Llama's and Llama 2's params.json: the tokenizer knows
+        raise CheckpointError("vocab_size is -1: set it to the number of rows of tok_embeddings.weight")
+    if given.get("use_scaled_rope"):
+        raise CheckpointError("use_scaled_rope: its factors are not in params.json, so they are not guessed")
+    return described(
+        given,
+        "llama-original",
+        intermediate_size=_intermediate(given),
+        rms_norm_eps=given["norm_eps"],
+        max_position_embeddings=given.get("max_seq_len", DEFAULTS["max_position_embeddings"]),
+        rope_parameters=rotary(given.get("rope_theta", THETA)),
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+
+
+def _intermediate(given: Config) -> int:
+    """Two thirds of four times the width, times a factor, up to a multiple."""
+    hidden, step = 2 * 4 * given["dim"] // 3, given["multiple_of"]
+    hidden = int((given.get("ffn_dim_multiplier") or 1) * hidden)
+    return int(-(-hidden // step) * step)
+
+
+def _back(config: Config) -> dict[str, Any]:
+    """With the width itself for the multiple, and a factor where two thirds would be more than it.
+
+    The factor aims half a unit above the width, which `int` takes away again whatever was rounded.
+    """
+    full, inner = {**DEFAULTS, **config}, config["intermediate_size"]
+    return {
+        **sizes(config, "llama-original"),
+        "multiple_of": inner,
+        "ffn_dim_multiplier": min(1.0, (inner + 0.5) / (2 * 4 * config["hidden_size"] // 3)),
+        "norm_eps": full["rms_norm_eps"],
+        "rope_theta": theta(config),
+        "max_seq_len": full["max_position_embeddings"],
+    }
+
+
+def _drops(config: Config) -> tuple[Rule, ...]:
+    return buffers("rope.freqs")
+
+
+LLAMA_ORIGINAL = Naming(
+    name="llama-original",
+    architecture="LlamaForCausalLM",
+    rules=rules,
+    numbers=layers,
+    config=_config,
+    back=_back,
+    drops=_drops,
+    accepts=extras,
+    base=BASE,
+)

@@ -1,0 +1,67 @@
+"""llama2.c: Meta's names for the tensors of its files, and a description in seven numbers.
+
+Fields: `Config` of run.c, github.com/karpathy/llama2.c; what they leave out is fixed in its code.
+"""
+
+from typing import Any
+
+from tasks.weights.families.llama import (
+    BASE,
+    DEFAULTS,
+    THETA,
+    described,
+    extras,
+    layers,
+    rotary,
+    rules,
+    sizes,
+    theta,
+)
+from tasks.weights.families.naming import Config, Naming, buffers, demand, demand_equal, tie
+from tasks.weights.rules import Rule
+
+EPSILON = 1e-5  # rmsnorm of run.c
+
+
+def _drops(config: Config) -> tuple[Rule, ...]:
+    found = buffers("freqs.{f:cos|sin}", "layers.{n}.attention.mask")
+    shared = config.get("tie_word_embeddings")
+    return (*found, tie("output.weight", "tok_embeddings.weight")) if shared else found
+
+
+def _config(given: Config) -> dict[str, Any]:
+    demand(given, "llama2c", "hidden_dim", "seq_len")
+    return described(
+        given,
+        "llama2c",
+        intermediate_size=given["hidden_dim"],
+        rms_norm_eps=EPSILON,
+        max_position_embeddings=given["seq_len"],
+        rope_parameters=rotary(THETA),
+        bos_token_id=1,  # of its sentencepiece tokenizer
+        eos_token_id=2,
+    )
+
+
+def _back(config: Config) -> dict[str, Any]:
+    full = {**DEFAULTS, **config, "rope_theta": theta(config)}
+    demand_equal(full, "llama2c", {"rms_norm_eps": EPSILON, "rope_theta": THETA})
+    return {
+        **sizes(config, "llama2c"),
+        "hidden_dim": config["intermediate_size"],
+        "seq_len": full["max_position_embeddings"],
+        "shared_classifier": full["tie_word_embeddings"],
+    }
+
+
+LLAMA2C = Naming(
+    name="llama2c",
+    architecture="LlamaForCausalLM",
+    rules=rules,
+    numbers=layers,
+    config=_config,
+    back=_back,
+    drops=_drops,
+    accepts=extras,
+    base=BASE,
+)

@@ -1,0 +1,135 @@
+"""How another project writes a model that transformers has too."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tasks.errors import CheckpointError
+from tasks.weights.arithmetic import Replicate
+from tasks.weights.ops import Chain
+from tasks.weights.rules import DROP, KEEP, Rule, Tie, expand, inverse
+
+Config = Mapping[str, Any]
+
+BUFFER = "a buffer: the model computes it"
+WRAPPERS = ("", "module.", "_orig_mod.")  # DistributedDataParallel and torch.compile prefix what they wrap
+
+
+def _nothing(config: Config) -> tuple[Rule, ...]:
+    return ()
+
+
+def _no_twins(config: Config) -> Mapping[str, str]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Naming:
+    """A table from its names to transformers', which is read backwards too.
+
+    rules: of transformers' config: one rule for every tensor, none of them lossy.
+    drops: what its checkpoints may also hold, each with the reason why it goes nowhere.
+    accepts: what transformers' checkpoints may also hold, or name otherwise.
+    twins: name -> name of the tensor that its checkpoints hold twice; not needed, and checked where it is
+    there; written again on the way back.
+    prefix, base: what its names and transformers' begin with, or do not where only a part was saved.
+    numbers: what each placeholder runs through; a tensor of a number beyond it has no place in the model.
+    config, back: its description of the model, and under "tensors" the names of its tensors, as
+    transformers' config; and back. Both raise CheckpointError where the other side has no words for it.
+    """
+
+    name: str
+    architecture: str  # transformers' class
+    rules: Callable[[Config], tuple[Rule, ...]]
+    numbers: Callable[[Config], Mapping[str, Iterable[int]]]
+    config: Callable[[Config], dict[str, Any]]
+    back: Callable[[Config], dict[str, Any]]
+    drops: Callable[[Config], tuple[Rule, ...]] = _nothing
+    accepts: Callable[[Config], tuple[Rule, ...]] = _nothing
+    twins: Callable[[Config], Mapping[str, str]] = _no_twins
+    prefix: str = ""
+    base: str = ""
+
+    def table(self, config: Config, *, reverse: bool = False) -> tuple[Rule, ...]:
+        """The rules to transformers, or from it, for every prefix. `config`: transformers'."""
+        rules, twins = self.rules(config), self.twins(config)
+        if reverse:
+            twice = (_doubled(rule, twins) for rule in inverse(rules))
+            return tuple(_prefixed([*twice, *self.accepts(config)], self.base))
+        ties = (tie(second, first) for second, first in twins.items())
+        return tuple(_prefixed([*rules, *ties, *self.drops(config)], self.prefix))
+
+    def expected(self, config: Config, *, reverse: bool = False) -> tuple[str, ...]:
+        """Every name that the result must have, each once."""
+        rules, numbers = self.rules(config), self.numbers(config)
+        sides = [(rule.sources if reverse else rule.targets) for rule in rules]
+        twins = tuple(self.twins(config)) if reverse else ()
+        return tuple(dict.fromkeys(name for side in [*sides, twins] for name in expand(side, numbers)))
+
+
+def buffers(*templates: str) -> tuple[Rule, ...]:
+    """Tensors that old checkpoints hold and no model reads."""
+    return tuple(Rule(template, None, DROP, BUFFER, function="exact") for template in templates)
+
+
+def tie(second: str, first: str) -> Rule:
+    """`second` may be there too, and must then be `first` byte for byte."""
+    return Rule(second, None, Tie(first), f"tied: {first} under a second name")
+
+
+def lacks(given: Config, name: str) -> bool:
+    """Whether a checkpoint is known to hold no tensor `name`, under no prefix."""
+    return "tensors" in given and not any(held.endswith(name) for held in given["tensors"])
+
+
+def demand(config: Config, naming: str, *fields: str) -> None:
+    """Raises CheckpointError with all `fields` that `config` lacks."""
+    if lacking := [field for field in fields if config.get(field) is None]:
+        raise CheckpointError(
+            f"a config of {naming} needs {', '.join(fields)}; this one lacks {', '.join(lacking)}: add what "
+            "the model was trained with"
+        )
+
+
+def demand_equal(config: Config, naming: str, fixed: Mapping[str, Any]) -> None:
+    """Raises CheckpointError with all fields in which `config` differs from `fixed`."""
+    other = [
+        f"{field} is {config.get(field)!r}, not {value!r}"
+        for field, value in fixed.items()
+        if config.get(field) != value
+    ]
+    if other:
+        raise CheckpointError(
+            f"{naming} cannot compute this model: {'; '.join(other)}; choose another naming, or change the "
+            "config if you accept another function"
+        )
+
+
+def _doubled(rule: Rule, twins: Mapping[str, str]) -> Rule:
+    """The rule, which makes its target under a second name too where `twins` has one."""
+    seconds = [second for second, first in twins.items() if rule.targets == (first,)]
+    if not seconds:
+        return rule
+    copies = Replicate(1 + len(seconds))
+    op = copies if rule.op == KEEP else Chain((rule.op, copies))
+    return replace(rule, target=(*rule.targets, *seconds), op=op, function="exact")
+
+
+def _prefixed(rules: Iterable[Rule], prefix: str) -> Iterator[Rule]:
+    """Every rule for every wrapper, and for names without `prefix` where all its sources begin with it."""
+    for rule in rules:
+        cuts = ("", prefix) if prefix and all(name.startswith(prefix) for name in rule.sources) else ("",)
+        for cut in cuts:
+            for wrapper in WRAPPERS:
+                yield _renamed(rule, cut, wrapper)
+
+
+def _renamed(rule: Rule, cut: str, wrapper: str) -> Rule:
+    if not cut and not wrapper:
+        return rule
+    names = tuple(f"{wrapper}{name.removeprefix(cut)}" for name in rule.sources)
+    op = Tie(f"{wrapper}{rule.op.to.removeprefix(cut)}") if isinstance(rule.op, Tie) else rule.op
+    told = f"prefix {wrapper} " * bool(wrapper) + f"without {cut}" * bool(cut)
+    return replace(
+        rule, source=names[0] if len(names) == 1 else names, op=op, reason=rule.reason or told.strip()
+    )

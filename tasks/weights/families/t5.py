@@ -1,0 +1,57 @@
+"""T5 (Raffel et al., 2020) as transformers writes it, without what older versions of it also wrote."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tasks.weights.families.family import same
+from tasks.weights.families.naming import Config, Naming, buffers, demand, tie
+from tasks.weights.rules import Rule
+
+BIAS = "layer.0.SelfAttention.relative_attention_bias.weight"  # the first block's serves all
+UNREAD = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+
+
+def _rules(config: Config) -> tuple[Rule, ...]:
+    gated = str(config.get("feed_forward_proj", "relu")).startswith("gated")
+    dense = f"DenseReluDense.{{w:{'wi_0|wi_1' if gated else 'wi'}|wo}}.weight"
+    head = () if config.get("tie_word_embeddings", True) else same("lm_head.weight")
+    return (
+        *same("shared.weight", "{s:encoder|decoder}.final_layer_norm.weight"),
+        *same(f"encoder.block.0.{BIAS}", f"decoder.block.0.{BIAS}"),
+        *same("encoder.block.{n}.layer.0.SelfAttention.{m:q|k|v|o}.weight"),
+        *same(f"encoder.block.{{n}}.layer.1.{dense}"),
+        *same("encoder.block.{n}.layer.{l:0|1}.layer_norm.weight"),
+        *same("decoder.block.{d}.layer.0.SelfAttention.{m:q|k|v|o}.weight"),
+        *same("decoder.block.{d}.layer.1.EncDecAttention.{m:q|k|v|o}.weight"),
+        *same(f"decoder.block.{{d}}.layer.2.{dense}"),
+        *same("decoder.block.{d}.layer.{l:0|1|2}.layer_norm.weight"),
+        *head,
+    )
+
+
+def _extras(config: Config) -> tuple[Rule, ...]:
+    tables = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]
+    tables += ["lm_head.weight"] * bool(config.get("tie_word_embeddings", True))
+    return (*buffers(UNREAD), *(tie(name, "shared.weight") for name in tables))
+
+
+def _numbers(config: Config) -> Mapping[str, Iterable[int]]:
+    layers = config["num_layers"]
+    return {"n": range(layers), "d": range(config.get("num_decoder_layers") or layers)}
+
+
+def _config(given: Config) -> dict[str, Any]:
+    demand(given, "t5", "num_layers")
+    return {field: value for field, value in given.items() if field != "tensors"}
+
+
+T5 = Naming(
+    name="t5",
+    architecture="T5ForConditionalGeneration",
+    rules=_rules,
+    numbers=_numbers,
+    config=_config,
+    back=dict,
+    drops=_extras,
+    accepts=_extras,
+)

