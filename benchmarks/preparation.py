@@ -6,7 +6,6 @@ stage as it is used, with two workers.
 """
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     outcomes = record.alone(splitting.compare, size.rows)
     stages = scale.curve(size.curve)
     figures = _figures(contestants, outcomes, stages)
-    targets = _targets(options.into, quick=options.quick)
+    targets = record.targets(options.into, "preparation", quick=options.quick)
     for target in targets:
         record.write(
             target,
@@ -56,15 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     print(_told(contestants, outcomes, stages, figures))
     print("", *targets, sep="\n")
-
-
-def _targets(folder: Path, *, quick: bool) -> list[Path]:
-    """Figures to try out never take the place of those to quote."""
-    full = folder / "preparation.json"
-    if not quick:
-        return [full]
-    is_free = not full.exists() or json.loads(full.read_text(encoding="utf-8"))["quick"]
-    return [folder / "preparation-quick.json", *([full] if is_free else [])]
 
 
 def _figures(

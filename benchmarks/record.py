@@ -47,6 +47,15 @@ def write(
     return target
 
 
+def targets(folder: Path, name: str, *, quick: bool) -> list[Path]:
+    """The files of results to write: figures to try out never take the place of those to quote."""
+    full = folder / f"{name}.json"
+    if not quick:
+        return [full]
+    is_free = not full.exists() or json.loads(full.read_text(encoding="utf-8"))["quick"]
+    return [folder / f"{name}-quick.json", *([full] if is_free else [])]
+
+
 def versions(libraries: Sequence[str]) -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in libraries}
 

@@ -57,7 +57,7 @@ def test_a_row_that_left_is_gone_and_one_in_another_split_has_moved():
 def test_a_quick_run_does_not_overwrite_a_full_one(tmp_path, there, quick, written):
     if there:
         (tmp_path / "preparation.json").write_text(json.dumps(there), encoding="utf-8")
-    assert [path.name for path in preparation._targets(tmp_path, quick=quick)] == written
+    assert [path.name for path in record.targets(tmp_path, "preparation", quick=quick)] == written
 
 
 def test_the_corpus_is_the_same_every_time_and_has_its_copies():
