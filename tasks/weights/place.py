@@ -32,7 +32,7 @@ ALIGNMENT = 4096  # bytes; data at the same place of a page can share extents on
 ITEM = 8  # bytes; to a multiple of which data must start
 CHUNK = 8 * 2**20  # bytes per read where the kernel does not copy by itself
 # The kernel cannot copy between these two files; reading and writing still can.
-UNABLE = (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
+UNABLE = (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.ENOTSOCK)
 
 
 def write(
@@ -232,9 +232,9 @@ def _copy(path: Path, start: int, stop: int, sink: BinaryIO) -> None:
 
 
 def _copy_some(source: BinaryIO, start: int, count: int, sink: BinaryIO) -> int:
-    if hasattr(os, "copy_file_range"):  # Linux
+    for way in (_by_range, _by_sendfile):
         try:
-            if done := os.copy_file_range(source.fileno(), sink.fileno(), count, start):
+            if done := way(source, start, count, sink):
                 return done
         except OSError as error:
             if error.errno not in UNABLE:
@@ -243,6 +243,18 @@ def _copy_some(source: BinaryIO, start: int, count: int, sink: BinaryIO) -> int:
     data = source.read(min(count, CHUNK))
     _write_all(sink, data)
     return len(data)
+
+
+def _by_range(source: BinaryIO, start: int, count: int, sink: BinaryIO) -> int:
+    """Linux; file systems that share extents copy nothing."""
+    if not hasattr(os, "copy_file_range"):
+        return 0
+    return os.copy_file_range(source.fileno(), sink.fileno(), count, start)
+
+
+def _by_sendfile(source: BinaryIO, start: int, count: int, sink: BinaryIO) -> int:
+    """Between any two files on Linux; to sockets alone elsewhere."""
+    return os.sendfile(sink.fileno(), source.fileno(), start, count) if hasattr(os, "sendfile") else 0
 
 
 def _write_all(sink: BinaryIO, data: bytes | memoryview) -> None:

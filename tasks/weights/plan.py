@@ -9,7 +9,7 @@ from typing import Any
 
 from tasks import files
 from tasks.errors import PlanError
-from tasks.weights.formats.entries import FLOATING, TensorEntry
+from tasks.weights.formats.entries import BITS, FLOATING, TensorEntry
 from tasks.weights.ops import VERBS, Range, Ranges, Shape
 from tasks.weights.rules import Effect, Fill, Rule, check, fill, listed, matches, some, starred
 
@@ -36,6 +36,12 @@ class Step:
     targets: tuple[str, ...]
     shapes: tuple[Shape, ...]
     dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """Of all that it takes and makes."""
+        taken = sum(entry.nbytes for entry in self.sources)
+        return taken + sum(_bytes(shape, self.dtype) for shape in self.shapes)
 
     def ranges(self) -> list[Ranges] | None:
         """For each target the runs of the source's bytes that it consists of; None where it does not."""
@@ -97,6 +103,17 @@ class Plan:
     def dtype(self) -> str:
         """The floating dtype of the model: the widest, where the checkpoint mixes them."""
         return _widest(move.dtype for move in self.moves if move.source)
+
+    @property
+    def disk(self) -> int:
+        """Bytes of the tensors that it makes."""
+        return sum(_bytes(move.shape, move.dtype) for move in self.moves)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the largest step that is more than runs of bytes, with what it takes and makes."""
+        made = {id(move.step): move.step for move in self.moves if move.step.ranges() is None}.values()
+        return max((step.nbytes for step in made), default=0)
 
     @property
     def preserves(self) -> Effect:
@@ -293,6 +310,10 @@ def _uneven(steps: Sequence[Step]) -> Iterator[str]:
         if like.shapes != step.shapes:
             ours, theirs = (f"{some([e.name for e in s.sources])} {s.sources[0].shape}" for s in (step, like))
             yield f"{ours} has not the shape of its like, {theirs}"
+
+
+def _bytes(shape: Shape, dtype: str) -> int:
+    return math.prod(shape) * BITS[dtype] // 8
 
 
 def _kind(dtype: str) -> str:

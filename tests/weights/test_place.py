@@ -10,9 +10,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tasks.errors import ArtifactError, CheckpointError
-from tasks.weights import place, proof
-from tasks.weights.formats import open_checkpoint
+from tasks.weights import content, place, proof
+from tasks.weights.arithmetic import Mean, Replicate
+from tasks.weights.formats import open_checkpoint, together
 from tasks.weights.formats.header import read_header
+from tasks.weights.plan import Target, plan
+from tasks.weights.rules import DROP, Rule
 from tasks.weights.values import items
 
 
@@ -43,8 +46,11 @@ def test_the_data_starts_where_the_sources_does_in_its_page_and_others_may_read_
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
+@pytest.mark.parametrize("without", [("copy_file_range",), ("copy_file_range", "sendfile")])
 @pytest.mark.parametrize("error", [errno.EXDEV, errno.ENOSYS, None])
-def test_copying_without_the_kernels_help_gives_the_same_bytes(save, convert, tmp_path, monkeypatch, error):
+def test_copying_without_the_kernels_help_gives_the_same_bytes(
+    save, convert, tmp_path, monkeypatch, error, without
+):
     source = save(tmp_path / "source", "bert")
     convert(source, tmp_path / "helped")
 
@@ -53,7 +59,8 @@ def test_copying_without_the_kernels_help_gives_the_same_bytes(save, convert, tm
             return 0
         raise OSError(error, "no")
 
-    monkeypatch.setattr(os, "copy_file_range", unable)
+    for way in without:
+        monkeypatch.setattr(os, way, unable)
     monkeypatch.setattr(place, "CHUNK", 1000)
     convert(source, tmp_path / "alone")
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("helped", "alone"))
@@ -147,3 +154,27 @@ def test_a_new_tensor_depends_on_seed_and_name_and_on_nothing_else(save, convert
     assert np.array_equal(values, place.initial(dense, seed=17, deviation=0.02))
     assert not np.array_equal(values, place.initial(dense, seed=18, deviation=0.02))
     assert not np.array_equal(values[:3], place.initial(projection, seed=17, deviation=0.02))
+
+
+def test_a_plan_may_read_several_checkpoints(tmp_path):
+    """A soup of two, whose feed-forward layer becomes three experts that begin alike."""
+    shapes = {"norm": (5,), "mlp": (3, 5)}
+    values = {name: {key: torch.randn(shape) for key, shape in shapes.items()} for name in ("one", "two")}
+    for name, tensors in values.items():
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text('{"model_type": "soup"}')
+    source = together({name: open_checkpoint(tmp_path / name) for name in values})
+    rules = [
+        Rule(("one:norm", "two:norm"), "norm", Mean((1.0, 3.0))),
+        Rule("one:mlp", "experts.{e*}.mlp", Replicate(3)),
+        Rule("two:mlp", None, DROP, "the experts begin as those of the first"),
+    ]
+    names = ("norm", *(f"experts.{number}.mlp" for number in range(3)))
+    made = plan(source, rules, {name: Target() for name in names})
+    content.content(made, place.write(made, tmp_path / "made", {}, metadata={}))
+    found = load_file(tmp_path / "made" / "model.safetensors")
+    expected = (values["one"]["norm"].double() + 3 * values["two"]["norm"].double()) / 4
+    assert torch.equal(found["norm"], expected.float())
+    assert all(torch.equal(found[name], values["one"]["mlp"]) for name in names[1:])
+    assert (made.preserves, made.memory) == ("no", 3 * 5 * 4)

@@ -42,6 +42,15 @@ def open_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
+def together(checkpoints: Mapping[str, Checkpoint]) -> dict[str, TensorEntry]:
+    """The tensors of several checkpoints, each name behind its checkpoint's and a colon: `one:wte.weight`."""
+    return {
+        f"{name}:{entry.name}": replace(entry, name=f"{name}:{entry.name}")
+        for name, checkpoint in checkpoints.items()
+        for entry in checkpoint.entries.values()
+    }
+
+
 def _directory(directory: Path, key: str | None) -> Checkpoint:
     found = _weights(directory, key)
     return replace(found, directory=directory, config=_declared(directory / CONFIG))
