@@ -41,6 +41,14 @@ Reverse = Annotated[bool, typer.Option("--reverse", help="from transformers' nam
 Key = Annotated[
     str | None, typer.Option("--key", help="of the dict of tensors, where a PyTorch file holds several")
 ]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        "--layers",
+        metavar="0,2,4",
+        help="these alone, in this order; one that stands again right after itself adds nothing",
+    ),
+]
 HERE = Path()
 
 
@@ -211,6 +219,7 @@ def plan_weights(
     family: Family,
     reverse: Reverse = False,
     key: Key = None,
+    layers: Layers = None,
     every: Annotated[bool, typer.Option("--every", help="a line for each tensor, not for each rule")] = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="the same as JSON, with files and byte ranges")
@@ -220,7 +229,7 @@ def plan_weights(
     """Show what `convert` would do with every tensor of a checkpoint; only its names and shapes are read."""
     from flows import conversion
 
-    made = conversion.planned(source, family, reverse=reverse, key=key, root=root)
+    made = conversion.planned(source, family, reverse=reverse, key=key, layers=layers, root=root)
     conversion.show(made, every=every)
     if output:
         conversion.written(made, output)
@@ -233,6 +242,7 @@ def convert(
     family: Family,
     reverse: Reverse = False,
     key: Key = None,
+    layers: Layers = None,
     load: Annotated[
         bool, typer.Option(help="let transformers load the result, which takes its memory")
     ] = True,
@@ -245,7 +255,7 @@ def convert(
     """
     from flows import conversion
 
-    made = conversion.planned(source, family, reverse=reverse, key=key, root=root)
+    made = conversion.planned(source, family, reverse=reverse, key=key, layers=layers, root=root)
     found = conversion.convert(made, target, load=load)
     for level, sentence in found.items():
         typer.echo(f"{level}: {sentence}")

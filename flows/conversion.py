@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -13,6 +14,7 @@ from rich.table import Table
 from flows import figures
 from flows.inspection import opened
 from tasks import files
+from tasks.errors import InputError
 from tasks.weights import transcribe
 from tasks.weights.families import find_naming
 from tasks.weights.formats.entries import BITS
@@ -27,19 +29,39 @@ PRESERVES = {
 }
 
 
-def planned(reference: str, family: str, *, reverse: bool, key: str | None, root: Path) -> Transcription:
-    return transcribe.planned(opened(reference, root, key), find_naming(family), reverse=reverse)
+def planned(
+    reference: str, family: str, *, reverse: bool, key: str | None, layers: str | None, root: Path
+) -> Transcription:
+    """layers: numbers with commas between them, as a person types them; None: all."""
+    taken = None if layers is None else numbers(layers)
+    return transcribe.planned(
+        opened(reference, root, key), find_naming(family), reverse=reverse, layers=taken
+    )
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Raises InputError with everything between commas that is no number."""
+    parts = [part.strip() for part in text.split(",")]
+    if wrong := [part for part in parts if not (part.isascii() and part.isdecimal())]:
+        raise InputError(
+            f"--layers {text}: write numbers from 0 on, such as 0,2,4, not {', '.join(map(repr, wrong))}"
+        )
+    return tuple(map(int, parts))
 
 
 def convert(made: Transcription, target: Path, *, load: bool) -> dict[str, str]:
     """Convert as planned, and prove it; returns level -> what was found."""
-    return transcribe.transcribe(made, target, prove=_loaded if load and not made.reverse else None)
+    prove = partial(_loaded, made) if load and not made.reverse else None
+    return transcribe.transcribe(made, target, prove=prove)
 
 
-def _loaded(directory: Path) -> dict[str, str]:
+def _loaded(made: Transcription, directory: Path) -> dict[str, str]:
     from tasks.weights import proof  # imports torch
 
-    return {"load": proof.loads(directory)}
+    found = {"load": proof.loads(directory)}
+    if made.whole and made.plan.preserves == "exact":
+        found["parity"] = proof.preserved(made.whole.plan, made.whole.config, directory)
+    return found
 
 
 def written(made: Transcription, path: Path) -> None:

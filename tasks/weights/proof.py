@@ -24,6 +24,7 @@ from tasks.weights.rules import Rule
 
 Words = Sequence[tuple[int, int]]  # tokens of two vocabularies: (id in the source, id in the converted model)
 ROWS, TOKENS = 3, 32  # of the sequences that both models read; the last row is half padding
+ROUNDING = 1e-6  # of the largest value: equal sums may be taken in another order where memory lies otherwise
 
 
 def verify(
@@ -51,15 +52,45 @@ def loads(directory: Path) -> str:
 
     Raises ProofError naming what it misses.
     """
-    config = AutoConfig.from_pretrained(directory)
-    with _quiet():
-        model, found = load(directory, getattr(transformers, config.architectures[0]))
-        inputs = sequences(config)
-        with torch.no_grad():
-            output = model(**inputs)[0]
+    output, found = _computed(directory)
     if not bool(output.isfinite().all()):
         raise ProofError(f"{found.split(':')[0]} computes values that are infinite or not numbers")
     return found
+
+
+def preserved(whole: Plan, config: Mapping[str, Any], directory: Path) -> str:
+    """The model in `directory` computes what the one with all layers does, which `whole` and `config` make.
+
+    Raises ProofError with the largest difference of their logits.
+    """
+    with TemporaryDirectory(dir=directory.parent) as folder:
+        place.write(whole, Path(folder), config, metadata={}, durable=False)
+        return logits_agree(Path(folder), directory)
+
+
+def logits_agree(one: Path, other: Path) -> str:
+    """Two models that transformers reads compute the same logits on fixed sequences.
+
+    Raises ProofError with the largest difference.
+    """
+    theirs, ours = (_computed(directory)[0] for directory in (one, other))
+    difference, allowed = float((theirs - ours).abs().max()), ROUNDING * float(theirs.abs().max())
+    if not difference <= allowed:  # so written, NaN fails
+        raise ProofError(
+            f"the plan says that the model computes exactly what its source does, but logits differ by up to "
+            f"{difference:.3g}, more than {allowed:.3g}: a projection that closes a block is not in the table"
+        )
+    rows, tokens = theirs.shape[:2]
+    return f"max |difference| {difference:g} of logits on {rows} sequences of {tokens} tokens"
+
+
+def _computed(directory: Path) -> tuple[torch.Tensor, str]:
+    """First output (rows, tokens, width) of the model that config.json names, and how it loads."""
+    config = AutoConfig.from_pretrained(directory)
+    with _quiet():
+        model, found = load(directory, getattr(transformers, config.architectures[0]))
+        with torch.no_grad():
+            return model(**sequences(config))[0], found
 
 
 def load(directory: Path, kind: Any = AutoModelForSequenceClassification) -> tuple[PreTrainedModel, str]:
@@ -126,13 +157,18 @@ def sequences(config: Any, words: Sequence[int] | None = None) -> dict[str, torc
     words: the ids to choose from, padding included; None: all.
     """
     pad = config.pad_token_id or 0
-    tokens = max(1, min(TOKENS, config.max_position_embeddings - pad - 1))  # RoBERTa counts from pad + 1
+    places = getattr(config, "max_position_embeddings", 2 * TOKENS)  # T5 has no table of positions
+    tokens = max(
+        1, min(TOKENS, places - pad - 1 if pad < places - 1 else places)
+    )  # RoBERTa's begin behind pad
     known = torch.arange(config.vocab_size) if words is None else torch.tensor(words)
     ids = known[(torch.arange(ROWS * tokens) * 7919 + 13).reshape(ROWS, tokens) % len(known)]
     pad = pad if words is None or pad in words else words[0]  # behind the mask any id would do
     mask = torch.ones_like(ids)
     ids[-1, (tokens + 1) // 2 :], mask[-1, (tokens + 1) // 2 :] = pad, 0
     inputs = {"input_ids": ids, "attention_mask": mask}
+    if getattr(config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = ids
     if getattr(config, "type_vocab_size", 0) > 1:
         inputs["token_type_ids"] = torch.arange(tokens).expand(ROWS, tokens) % config.type_vocab_size
     return inputs

@@ -3,14 +3,15 @@
 Nothing here imports torch; `proof.loads` does, where it is asked.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tasks import files
 from tasks.errors import CheckpointError, InputError
-from tasks.weights import content, place
+from tasks.weights import content, partial, place
+from tasks.weights.families import find_blocks
 from tasks.weights.families.naming import Naming
 from tasks.weights.formats import Checkpoint
 from tasks.weights.plan import Plan, Target, plan
@@ -21,23 +22,49 @@ DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float6
 
 @dataclass(frozen=True)
 class Transcription:
-    """What will be written: the plan and the model's description on the other side."""
+    """What will be written: the plan and the model's description on the other side.
+
+    whole: the same with every layer, where only some are taken.
+    """
 
     plan: Plan
     config: Config
     naming: str
     reverse: bool
+    whole: "Transcription | None" = None
 
 
-def planned(source: Checkpoint, naming: Naming, *, reverse: bool = False) -> Transcription:
+def planned(
+    source: Checkpoint, naming: Naming, *, reverse: bool = False, layers: Sequence[int] | None = None
+) -> Transcription:
     """The plan from `source` to transformers, or from transformers' names to the other project's.
 
+    layers: those to take, in this order; one that stands again right after itself is an inserted block that
+    adds nothing. None: all.
     Raises PlanError with every tensor that has no explanation, CheckpointError where the source does not
-    say what model it is.
+    say what model it is, InputError for layers that it has not or that cannot be inserted.
     """
     theirs = _described(source, naming, reverse=reverse)
     expected = {name: Target() for name in naming.expected(theirs, reverse=reverse)}
     made = plan(source.entries, naming.table(theirs, reverse=reverse), expected)
+    whole = _told(made, naming, theirs, reverse=reverse)
+    return whole if layers is None else _part(source, naming, theirs, whole, layers)
+
+
+def _part(
+    source: Checkpoint, naming: Naming, theirs: Config, whole: Transcription, layers: Sequence[int]
+) -> Transcription:
+    """`whole` with `layers` alone."""
+    blocks = find_blocks(naming.architecture)
+    partial.demand(layers, theirs, blocks)
+    depth, fewer = theirs[blocks.depth], {**theirs, blocks.depth: len(layers)}
+    rules = partial.table(whole.plan, blocks, layers, depth, reverse=whole.reverse)
+    expected = naming.expected(fewer, reverse=whole.reverse)
+    made = plan(source.entries, rules, partial.targets(whole.plan, expected, layers))
+    return replace(_told(made, naming, fewer, reverse=whole.reverse), whole=whole)
+
+
+def _told(made: Plan, naming: Naming, theirs: Config, *, reverse: bool) -> Transcription:
     about = {"architectures": [naming.architecture], "dtype": DTYPES.get(made.dtype)}
     described = naming.back(theirs) if reverse else {**theirs, **about}
     return Transcription(made, described, naming.name, reverse)

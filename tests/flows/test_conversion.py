@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import T5Config, T5ForConditionalGeneration
 from typer.testing import CliRunner
 
 from flows import cli
@@ -114,6 +115,36 @@ def test_an_unknown_family_is_told_the_known_ones(trained):
     assert "did you mean 'nanogpt'?" in regraft("plan-weights", trained, "--family", "nanogtp", code=1)
 
 
+def test_a_deeper_model_is_proven_to_compute_the_same(trained, tmp_path):
+    told = regraft("convert", trained, tmp_path / "there", "--family", "nanogpt", "--layers", "0,0,1,1")
+    assert "parity: max |difference| 0 of logits on 3 sequences of 18 tokens" in told
+    assert json.loads((tmp_path / "there" / "config.json").read_text())["n_layer"] == 4
+    assert json.loads((tmp_path / "there" / "plan.json").read_text())["preserves"] == "exact"
+    assert {path.name for path in tmp_path.iterdir()} == {"there", trained.name}
+
+
+def test_a_layer_left_out_is_told_and_nothing_is_claimed(trained, tmp_path):
+    told = regraft("plan-weights", trained, "--family", "nanogpt", "--layers", "1")
+    assert "layer 0 is not among those taken" in told
+    assert "does not compute what the source did" in told
+    told = regraft("convert", trained, tmp_path / "there", "--family", "nanogpt", "--layers", "1")
+    assert "parity" not in told
+    plan = json.loads((tmp_path / "there" / "plan.json").read_text())
+    assert plan["preserves"] == "no"
+    moved = {row["target"]: row["source"] for row in plan["rows"]}
+    assert moved["transformer.h.0.ln_1.weight"] == "_orig_mod.transformer.h.1.ln_1.weight"
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [("0,x,-1,", "not 'x', '-1', ''"), ("0,5,2", "the model has layers 0 to 1, not 2, 5")],
+)
+def test_layers_that_cannot_be_are_told_all_at_once(trained, tmp_path, layers, message):
+    told = regraft("convert", trained, tmp_path / "there", "--family", "nanogpt", "--layers", layers, code=1)
+    assert message in told
+    assert not (tmp_path / "there").exists()
+
+
 def test_the_packaged_encoder_is_cleaned_of_its_buffer(tmp_path):
     told = regraft("convert", MINILM, tmp_path / "minilm", "--family", "bert", "--no-load")
     assert "103 tensors (22,713,216 parameters) equal the source's byte for byte" in told
@@ -121,6 +152,19 @@ def test_the_packaged_encoder_is_cleaned_of_its_buffer(tmp_path):
     assert [row["source"] for row in plan["rows"] if row["action"] == "dropped"] == [
         "embeddings.position_ids"
     ]
+
+
+def test_a_sharded_t5_is_read_whole_and_loaded(tmp_path):
+    config = T5Config(
+        vocab_size=37, d_model=24, d_kv=5, d_ff=40, num_layers=2, num_decoder_layers=3, num_heads=3
+    )
+    model = T5ForConditionalGeneration(config)
+    model.save_pretrained(tmp_path / "source", max_shard_size="20KB")
+    assert len(list((tmp_path / "source").glob("model-*.safetensors"))) > 1
+    told = regraft("convert", tmp_path / "source", tmp_path / "there", "--family", "t5")
+    assert "load: T5ForConditionalGeneration: no tensor missing, unexpected or of another shape" in told
+    made, state = load_file(tmp_path / "there" / "model.safetensors"), model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in made.items())
 
 
 @pytest.mark.e2e

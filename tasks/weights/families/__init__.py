@@ -8,10 +8,13 @@ from tasks.weights.families.distilbert import DISTILBERT
 from tasks.weights.families.encoders import BERT_ENCODER, DISTILBERT_ENCODER, ROBERTA_ENCODER
 from tasks.weights.families.family import Family as Family
 from tasks.weights.families.gguf import GGUF_LLAMA
+from tasks.weights.families.gpt2 import BLOCKS as GPT2_BLOCKS
 from tasks.weights.families.gpt2 import GPT2
 from tasks.weights.families.gpt_textbook import GPT_TEXTBOOK, GPT_TEXTBOOK_CONV1D, GPT_TEXTBOOK_SPLIT
-from tasks.weights.families.llama import LLAMA_ORIGINAL
+from tasks.weights.families.llama import BLOCKS as LLAMA_BLOCKS
+from tasks.weights.families.llama import LLAMA, LLAMA_ORIGINAL
 from tasks.weights.families.llama2c import LLAMA2C
+from tasks.weights.families.naming import Blocks as Blocks
 from tasks.weights.families.naming import Naming as Naming
 from tasks.weights.families.nanogpt import NANOGPT
 from tasks.weights.families.roberta import ROBERTA
@@ -26,6 +29,7 @@ NAMINGS: Mapping[str, Naming] = {
         GPT_TEXTBOOK_SPLIT,
         GPT_TEXTBOOK_CONV1D,
         NANOGPT,
+        LLAMA,
         LLAMA_ORIGINAL,
         LLAMA2C,
         GGUF_LLAMA,
@@ -34,6 +38,13 @@ NAMINGS: Mapping[str, Naming] = {
         DISTILBERT_ENCODER,
         ROBERTA_ENCODER,
     )
+}
+BLOCKS: Mapping[str, Blocks] = {  # transformers' class -> its layers
+    "GPT2LMHeadModel": GPT2_BLOCKS,
+    "LlamaForCausalLM": LLAMA_BLOCKS,
+    "BertModel": Blocks("num_hidden_layers"),
+    "RobertaModel": Blocks("num_hidden_layers"),
+    "DistilBertModel": Blocks("n_layers"),
 }
 
 
@@ -63,3 +74,15 @@ def find_naming(name: str) -> Naming:
     if name not in NAMINGS:
         raise CheckpointError(f"no naming is called {name!r}; {did_you_mean(name, NAMINGS)}")
     return NAMINGS[name]
+
+
+def find_blocks(architecture: str) -> Blocks:
+    """How transformers' class `architecture` numbers its layers.
+
+    Raises CheckpointError for a class whose layers are no single row.
+    """
+    if architecture not in BLOCKS:
+        raise CheckpointError(
+            f"layers of {architecture} cannot be chosen: convert it whole; known: {', '.join(sorted(BLOCKS))}"
+        )
+    return BLOCKS[architecture]

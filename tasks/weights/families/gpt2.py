@@ -6,11 +6,11 @@ from typing import Any
 from tasks.errors import CheckpointError
 from tasks.weights.arithmetic import Biased
 from tasks.weights.families.family import P, same
-from tasks.weights.families.naming import Config, Naming, buffers, demand, tie
+from tasks.weights.families.naming import Blocks, Config, Naming, buffers, demand, tie
 from tasks.weights.ops import Chain, Op
 from tasks.weights.rules import KEEP, Rule
 
-BASE = "transformer."
+BASE, LAYER = "transformer.", "transformer.h.{n}."
 HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
 DEFAULTS: Mapping[str, Any] = {  # what transformers takes for a field that config.json leaves out
     "activation_function": "gelu_new",
@@ -27,6 +27,8 @@ PLAIN = {  # attention as every other project computes it
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
 }
+CLOSING = (f"{LAYER}attn.c_proj.{P}", f"{LAYER}mlp.c_proj.{P}")
+BLOCKS = Blocks("n_layer", CLOSING, numbered=("scale_attn_by_inverse_layer_idx",))
 SIZES = {  # the name in minGPT, nanoGPT and their kin -> transformers'
     "vocab_size": "vocab_size",
     "block_size": "n_positions",
@@ -100,9 +102,8 @@ def _rules(config: Config) -> tuple[Rule, ...]:
     head = () if tied(config) else same(HEAD)
     return (
         *same("transformer.{e:wte|wpe}.weight", f"transformer.ln_f.{P}"),
-        *same(f"transformer.h.{{n}}.{{m:ln_1|ln_2}}.{P}"),
-        *same(f"transformer.h.{{n}}.attn.{{m:c_attn|c_proj}}.{P}"),
-        *same(f"transformer.h.{{n}}.mlp.{{m:c_fc|c_proj}}.{P}"),
+        *same(f"{LAYER}{{m:ln_1|ln_2}}.{P}", f"{LAYER}attn.c_attn.{P}", f"{LAYER}mlp.c_fc.{P}"),
+        *same(*CLOSING),
         *head,
     )
 

@@ -1,4 +1,4 @@
-"""Llama (Touvron et al., 2023) under the names of Meta's own checkpoints.
+"""Llama (Touvron et al., 2023) under the names of Meta's own checkpoints, and as transformers writes it.
 
 Names and the width of the feed-forward layer: model.py of github.com/meta-llama/llama; fields: params.json.
 """
@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tasks.errors import CheckpointError
-from tasks.weights.families.naming import Config, Naming, buffers, demand, demand_equal, lacks, tie
+from tasks.weights.families.family import P, same
+from tasks.weights.families.naming import Blocks, Config, Naming, buffers, demand, demand_equal, lacks, tie
 from tasks.weights.ops import Rotary
 from tasks.weights.rules import Rule
 
@@ -23,6 +24,8 @@ MODULES = {  # those that are not turned, Meta's name -> transformers'
     "attention_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
 }
+CLOSING = (f"{LAYER}self_attn.o_proj.{P}", f"{LAYER}mlp.down_proj.{P}")
+BLOCKS = Blocks("num_hidden_layers", CLOSING)
 DEFAULTS: Mapping[str, Any] = {  # what transformers takes for a field that config.json leaves out
     "hidden_act": "silu",
     "attention_bias": False,
@@ -166,6 +169,39 @@ def _drops(config: Config) -> tuple[Rule, ...]:
     return buffers("rope.freqs")
 
 
+def _own_rules(config: Config) -> tuple[Rule, ...]:
+    attention, mlp = (P if config.get(f"{part}_bias") else "weight" for part in ("attention", "mlp"))
+    head = () if config.get("tie_word_embeddings") else (HEAD,)
+    return same(
+        EMBEDDING,
+        "model.norm.weight",
+        *head,
+        f"{LAYER}{{m:input|post_attention}}_layernorm.weight",
+        f"{LAYER}self_attn.{{m:q|k|v}}_proj.{attention}",
+        f"{LAYER}self_attn.o_proj.{attention}",
+        f"{LAYER}mlp.{{m:gate|up}}_proj.{mlp}",
+        f"{LAYER}mlp.down_proj.{mlp}",
+    )
+
+
+def _own_config(given: Config) -> dict[str, Any]:
+    demand(given, "llama", "num_hidden_layers")
+    demand_equal(given, "llama", {"model_type": "llama"})
+    return {field: value for field, value in given.items() if field != "tensors"}
+
+
+LLAMA = Naming(
+    name="llama",
+    architecture="LlamaForCausalLM",
+    rules=_own_rules,
+    numbers=layers,
+    config=_own_config,
+    back=dict,
+    drops=extras,
+    accepts=extras,
+    prefix=BASE,
+    base=BASE,
+)
 LLAMA_ORIGINAL = Naming(
     name="llama-original",
     architecture="LlamaForCausalLM",

@@ -24,6 +24,21 @@ def _no_twins(config: Config) -> Mapping[str, str]:
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """How the layers of one of transformers' classes are told apart, and what they write to.
+
+    depth: the field of its config that counts them.
+    closing: templates of the projections through which alone a block adds to the residual stream; none where
+    a norm comes behind the addition, so that no block is without effect.
+    numbered: fields of its config that, where they are true, make a block depend on its number.
+    """
+
+    depth: str
+    closing: tuple[str, ...] = ()
+    numbered: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Naming:
     """A table from its names to transformers', which is read backwards too.
 
