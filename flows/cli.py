@@ -226,7 +226,10 @@ def plan_weights(
     ] = None,
     root: Root = HERE,
 ) -> None:
-    """Show what `convert` would do with every tensor of a checkpoint; only its names and shapes are read."""
+    """Show what `convert` would do with every tensor of a checkpoint, from its names and shapes.
+
+    Bytes are not compared yet: `convert` does that, also where a tensor may go only if it equals another.
+    """
     from flows import conversion
 
     made = conversion.planned(source, family, reverse=reverse, key=key, layers=layers, root=root)
@@ -271,6 +274,7 @@ def inspect(
     as_json: Annotated[
         bool, typer.Option("--json", help="as JSON for scripts, with --weights the values too")
     ] = False,
+    key: Key = None,
     root: Root = HERE,
 ) -> None:
     """Show a checkpoint's layers, shapes and dtypes from its names alone; no library of models loads it.
@@ -279,7 +283,7 @@ def inspect(
     """
     from flows import inspection
 
-    found = inspection.opened(checkpoint, root)
+    found = inspection.opened(checkpoint, root, key)
     values = inspection.measured(found) if weights else {}
     if as_json:
         typer.echo(inspection.as_json(checkpoint, found, values), nl=False)
@@ -321,6 +325,11 @@ def main() -> None:
     except RegraftError as error:
         typer.echo(f"regraft: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        typer.echo(f"regraft: {error.filename}: {error.strerror}", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,6 @@ from tasks import files
 from tasks.errors import InputError
 from tasks.weights import transcribe
 from tasks.weights.families import find_naming
-from tasks.weights.formats.entries import BITS
 from tasks.weights.plan import Plan
 from tasks.weights.rules import KEEP
 from tasks.weights.transcribe import Transcription
@@ -51,13 +51,14 @@ def numbers(text: str) -> tuple[int, ...]:
 
 def convert(made: Transcription, target: Path, *, load: bool) -> dict[str, str]:
     """Convert as planned, and prove it; returns level -> what was found."""
-    prove = partial(_loaded, made) if load and not made.reverse else None
-    return transcribe.transcribe(made, target, prove=prove)
+    return transcribe.transcribe(made, target, prove=partial(_loaded, made) if load else None)
 
 
 def _loaded(made: Transcription, directory: Path) -> dict[str, str]:
     from tasks.weights import proof  # imports torch
 
+    if made.reverse:
+        return {"shapes": proof.fits(made.plan, made.theirs, made.architecture)}
     found = {"load": proof.loads(directory)}
     if made.whole and made.plan.preserves == "exact":
         found["parity"] = proof.preserved(made.whole.plan, made.whole.config, directory)
@@ -65,6 +66,9 @@ def _loaded(made: Transcription, directory: Path) -> dict[str, str]:
 
 
 def written(made: Transcription, path: Path) -> None:
+    """The plan as JSON. Raises InputError where `path` exists."""
+    if os.path.lexists(path):
+        raise InputError(f"{path} exists: nothing is overwritten")
     rows = made.plan.rows()
     described = {"family": made.naming, "preserves": made.plan.preserves, "rows": rows}
     files.write_text(path, json.dumps(described, indent=1, ensure_ascii=False))
@@ -118,9 +122,9 @@ def told(made: Transcription) -> list[str]:
         for action, count in totals.items()
         if count and action != "dropped"
     ]
-    size = sum(math.prod(move.shape) * BITS[move.dtype] // 8 for move in made.plan.moves)
     return [
         f"{len(made.plan.moves):,} tensors, {whole:,} parameters: {', '.join(parts)}",
         f"{len(made.plan.unused):,} tensors of the source are not used",
-        f"takes {figures.size(size)} of disk; {PRESERVES[made.plan.preserves]}",
+        f"takes {figures.size(made.plan.disk)} of disk and {figures.size(made.plan.memory)} of memory",
+        PRESERVES[made.plan.preserves],
     ]

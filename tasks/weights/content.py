@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,8 @@ from tasks.errors import ProofError
 from tasks.weights import place
 from tasks.weights.formats.entries import TensorEntry
 from tasks.weights.formats.header import read_header
-from tasks.weights.ops import Range
 from tasks.weights.plan import Move, Plan, Step
+from tasks.weights.rules import KEEP
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,29 +58,40 @@ def _differences(plan: Plan, path: Path) -> Iterator[str]:
     from concurrent.futures import ThreadPoolExecutor  # late: slow to import, and not always needed
 
     entries = read_header(path)
-    steps: dict[int, list[Move]] = {}
-    for move in plan.moves:
-        steps.setdefault(id(move.step), []).append(move)
+    plain, made = _divided(plan)
     with ThreadPoolExecutor() as pool:  # reading leaves the interpreter to others
-        for found in pool.map(lambda moves: list(_faults(moves, plan, entries)), steps.values()):
-            yield from found
+        same = pool.map(lambda move: _copied(move.step.sources[0], entries[move.target]), plain)
+        yield from (
+            _told(move.step, [move.target]) for move, well in zip(plain, same, strict=True) if not well
+        )
+    for moves in made:
+        if wrong := _wrong(moves, plan, entries):
+            yield _told(moves[0].step, wrong)
 
 
-def _faults(moves: Sequence[Move], plan: Plan, held: Mapping[str, TensorEntry]) -> Iterator[str]:
-    """Of what one step made: runs of bytes are compared; the rest is undone, or, where that loses something,
-    made again."""
-    step = moves[0].step
-    copies = step.ranges()
-    if copies is not None:
-        wrong = [m.target for m in moves if not _copied(copies[m.part], held[m.target])]
-    elif not step.sources:
-        drawn = {m.target: place.initial(m, seed=plan.seed, deviation=plan.deviation) for m in moves}
-        wrong = [name for name, array in drawn.items() if not _equal(array, place.array(held[name]))]
-    else:
-        wrong = [*_undone(step, [place.array(held[name]) for name in step.targets])]
+def _divided(plan: Plan) -> tuple[list[Move], list[list[Move]]]:
+    """Tensors that only change their names, and what else each step makes."""
+    plain, made = [], dict[int, list[Move]]()
+    for move in plan.moves:
+        if move.source and move.rule.op == KEEP and not move.source.decoded:
+            plain.append(move)
+        else:
+            made.setdefault(id(move.step), []).append(move)
+    return plain, list(made.values())
+
+
+def _told(step: Step, wrong: Sequence[str]) -> str:
     origin = ", ".join(entry.name for entry in step.sources) or "what its seed draws"
-    if wrong:
-        yield f"- {', '.join(wrong)} is not {origin}"
+    return f"- {', '.join(wrong)} is not {origin}"
+
+
+def _wrong(moves: Sequence[Move], plan: Plan, held: Mapping[str, TensorEntry]) -> list[str]:
+    """Of what one step made; it is undone, whatever runs of bytes it was copied from, and compared then."""
+    step = moves[0].step
+    if not step.sources:
+        drawn = {m.target: place.initial(m, seed=plan.seed, deviation=plan.deviation) for m in moves}
+        return [name for name, array in drawn.items() if not _equal(array, place.array(held[name]))]
+    return [*_undone(step, [place.array(held[name]) for name in step.targets])]
 
 
 def _undone(step: Step, made: "list[NDArray[Any]]") -> Iterator[str]:
@@ -93,19 +104,17 @@ def _undone(step: Step, made: "list[NDArray[Any]]") -> Iterator[str]:
         yield from () if same else step.targets
 
 
-def _copied(runs: Iterable[Range], entry: TensorEntry) -> bool:
-    """Whether `entry` consists of `runs`, a megabyte at a time, which stays in the processor's cache."""
-    at = entry.start
-    with entry.file.open("rb", buffering=0) as ours:
-        for run in runs:
-            with run.file.open("rb", buffering=0) as theirs:
-                for start in range(run.start, run.stop, PIECE):
-                    size = min(PIECE, run.stop - start)
-                    piece = os.pread(theirs.fileno(), size, start)
-                    if len(piece) != size or piece != os.pread(ours.fileno(), size, at):
-                        return False
-                    at += size
-    return at == entry.stop
+def _copied(source: TensorEntry, entry: TensorEntry) -> bool:
+    """Whether two tensors have the same bytes, a megabyte at a time, which stays in the processor's cache."""
+    if source.nbytes != entry.nbytes:
+        return False
+    with source.file.open("rb", buffering=0) as theirs, entry.file.open("rb", buffering=0) as ours:
+        for start in range(0, entry.nbytes, PIECE):
+            size = min(PIECE, entry.nbytes - start)
+            piece = os.pread(ours.fileno(), size, entry.start + start)
+            if len(piece) != size or piece != os.pread(theirs.fileno(), size, source.start + start):
+                return False
+    return True
 
 
 def _equal(one: "NDArray[Any]", other: "NDArray[Any]") -> bool:
@@ -117,6 +126,10 @@ def _equal(one: "NDArray[Any]", other: "NDArray[Any]") -> bool:
 
 def _wild(entry: TensorEntry) -> Iterator[str]:
     from tasks.weights import values
+    from tasks.weights.formats.arrays import read_raw
 
-    if wild := values.not_finite(place.array(entry), entry.dtype):
+    starts = range(entry.start, entry.stop, PIECE)
+    pieces = ((start, min(start + PIECE, entry.stop)) for start in starts)
+    wild = sum(values.not_finite(read_raw(entry.file, *piece, entry.dtype), entry.dtype) for piece in pieces)
+    if wild:
         yield f"- {entry.name}: {wild:,} values are infinite or not a number, in the source too"

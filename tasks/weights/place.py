@@ -22,8 +22,8 @@ from tasks.weights.formats import CONFIG, SINGLE, TensorEntry
 from tasks.weights.formats.arrays import read_raw
 from tasks.weights.formats.entries import BITS
 from tasks.weights.ops import Range, joined
-from tasks.weights.plan import Move, Plan, Step
-from tasks.weights.rules import Drop, Fill, Tie, fill, matches
+from tasks.weights.plan import Move, Plan, Step, Unused
+from tasks.weights.rules import Drop, Fill, Tie, fill, listed, matches
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -165,22 +165,26 @@ def _require_space(directory: Path, needed: int) -> None:
 
 
 def _refuse_losses(plan: Plan) -> None:
-    """Raises CheckpointError for a tensor that its rule lets go only under a condition that does not hold."""
+    """Raises CheckpointError with every tensor that its rule lets go only under a condition that does not
+    hold."""
     entries = {entry.name: entry for move in plan.moves for entry in move.step.sources}
-    for unused in plan.unused:
-        op, entry = unused.rule.op, unused.source
-        if isinstance(op, Tie):
-            other = fill(op.to, matches(unused.rule.sources[0], entry.name) or {})
-            if other not in entries or not _same(entries[other], entry):
-                raise CheckpointError(
-                    f"{entry.name} should be {other} under a second name, and their bytes differ: set "
-                    "tie_word_embeddings to false in the config, or take a table that keeps both"
-                )
-        elif isinstance(op, Drop) and op.unless and array(entry).any():
-            raise CheckpointError(
-                f"{entry.name} is not zero, so the model would compute something else without it: "
-                f"{unused.rule.reason}"
+    if faults := [fault for unused in plan.unused for fault in _losses(unused, entries)]:
+        raise CheckpointError(listed("what the plan lets go would be missed", faults))
+
+
+def _losses(unused: Unused, entries: Mapping[str, TensorEntry]) -> Iterator[str]:
+    op, entry = unused.rule.op, unused.source
+    if isinstance(op, Tie):
+        other = fill(op.to, matches(unused.rule.sources[0], entry.name) or {})
+        if other not in entries:
+            yield f"{entry.name} should be {other} under a second name, which the checkpoint lacks"
+        elif not _same(entries[other], entry):
+            yield (
+                f"{entry.name} should be {other} under a second name, and their bytes differ: this family "
+                "ties them, so choose one that keeps both"
             )
+    elif isinstance(op, Drop) and op.unless and array(entry).any():
+        yield f"{entry.name} is not zero, so the model would compute something else: {unused.rule.reason}"
 
 
 def _same(one: TensorEntry, other: TensorEntry) -> bool:

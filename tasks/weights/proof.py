@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from tasks.weights.rules import Rule
 
 Words = Sequence[tuple[int, int]]  # tokens of two vocabularies: (id in the source, id in the converted model)
 ROWS, TOKENS = 3, 32  # of the sequences that both models read; the last row is half padding
+REFUSING = (KeyError, TypeError, ValueError, AttributeError, ImportError, IndexError, RuntimeError, OSError)
 ROUNDING = 1e-6  # of the largest value: equal sums may be taken in another order where memory lies otherwise
 
 
@@ -86,11 +88,35 @@ def logits_agree(one: Path, other: Path) -> str:
 
 def _computed(directory: Path) -> tuple[torch.Tensor, str]:
     """First output (rows, tokens, width) of the model that config.json names, and how it loads."""
-    config = AutoConfig.from_pretrained(directory)
-    with _quiet():
-        model, found = load(directory, getattr(transformers, config.architectures[0]))
-        with torch.no_grad():
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        with _quiet(), torch.no_grad():
+            model, found = load(directory, getattr(transformers, config.architectures[0]))
             return model(**sequences(config))[0], found
+    except REFUSING as error:
+        raise ProofError(f"transformers does not take the model: {shorten(str(error), 300)}") from None
+
+
+def fits(plan: Plan, config: Mapping[str, Any], architecture: str) -> str:
+    """The tensors of the source have the shapes that transformers gives a model of this config.
+
+    Raises ProofError with every one that has not; no weight is made.
+    """
+    try:
+        with torch.device("meta"):
+            described = {name: value for name, value in config.items() if name != "model_type"}
+            model = getattr(transformers, architecture)(
+                AutoConfig.for_model(config["model_type"], **described)
+            )
+    except REFUSING as error:
+        raise ProofError(f"transformers does not take the model: {shorten(str(error), 300)}") from None
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    sources = [entry for move in plan.moves for entry in move.step.sources if entry.name in shapes]
+    if wrong := {
+        f"- {e.name} is {e.shape}, not {shapes[e.name]}" for e in sources if e.shape != shapes[e.name]
+    }:
+        raise ProofError(f"the source is not the {architecture} of its config:\n" + "\n".join(sorted(wrong)))
+    return f"{architecture} of this config has tensors of these shapes"
 
 
 def load(directory: Path, kind: Any = AutoModelForSequenceClassification) -> tuple[PreTrainedModel, str]:
@@ -101,6 +127,7 @@ def load(directory: Path, kind: Any = AutoModelForSequenceClassification) -> tup
         use_safetensors=True,
         dtype=torch.float32,
         local_files_only=True,
+        trust_remote_code=False,
         ignore_mismatched_sizes=True,  # they are faults below, each with both shapes
     )
     faults = _loading_faults(info)

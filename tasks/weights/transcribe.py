@@ -3,7 +3,8 @@
 Nothing here imports torch; `proof.loads` does, where it is asked.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from tasks.weights.formats import Checkpoint
 from tasks.weights.plan import Plan, Target, plan
 
 Config = Mapping[str, Any]
+FLOATS = Target(dtype="F32")  # floating-point numbers, in whatever shape the table makes
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, StopIteration)
+REACHING_OUT = ("auto_map", "custom_pipelines", "quantization_config")  # would fetch or choose code
+CHOOSING = "_implementation"  # ends the names of fields that choose kernels, from the Hub too
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}  # in transformers' words
 
 
@@ -24,11 +29,14 @@ DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float6
 class Transcription:
     """What will be written: the plan and the model's description on the other side.
 
+    theirs: the model as transformers' config, architecture: its class.
     whole: the same with every layer, where only some are taken.
     """
 
     plan: Plan
     config: Config
+    theirs: Config
+    architecture: str
     naming: str
     reverse: bool
     whole: "Transcription | None" = None
@@ -44,11 +52,40 @@ def planned(
     Raises PlanError with every tensor that has no explanation, CheckpointError where the source does not
     say what model it is, InputError for layers that it has not or that cannot be inserted.
     """
-    theirs = _described(source, naming, reverse=reverse)
-    expected = {name: Target() for name in naming.expected(theirs, reverse=reverse)}
+    try:
+        return _planned(source, naming, reverse=reverse, layers=layers)
+    except UNREADABLE as error:
+        told = (
+            f"{error.args[0]!r} is missing"
+            if isinstance(error, KeyError)
+            else str(error) or "a field is missing"
+        )
+        raise CheckpointError(
+            f"{source.directory}: its config does not describe a model of the family {naming.name} ({told}): "
+            "mend it, or name the family that it belongs to"
+        ) from None
+
+
+def _planned(
+    source: Checkpoint, naming: Naming, *, reverse: bool, layers: Sequence[int] | None
+) -> Transcription:
+    given = {**source.config, "tensors": frozenset(source.entries)}
+    theirs = naming.theirs.checked(source.config) if reverse else naming.config(given)
+    _demand_tensors(source, naming.numbers(theirs))
+    expected = dict.fromkeys(naming.expected(theirs, reverse=reverse), FLOATS)
     made = plan(source.entries, naming.table(theirs, reverse=reverse), expected)
     whole = _told(made, naming, theirs, reverse=reverse)
     return whole if layers is None else _part(source, naming, theirs, whole, layers)
+
+
+def _demand_tensors(source: Checkpoint, numbers: Mapping[str, Iterable[int]]) -> None:
+    """Raises CheckpointError before names are made of a depth that the checkpoint cannot have."""
+    for count in (len(range_) for range_ in numbers.values() if isinstance(range_, range)):
+        if count > len(source.entries):
+            raise CheckpointError(
+                f"{source.directory}: its config tells of {count:,} layers, and it holds "
+                f"{len(source.entries):,} tensors in all"
+            )
 
 
 def _part(
@@ -66,20 +103,13 @@ def _part(
 
 def _told(made: Plan, naming: Naming, theirs: Config, *, reverse: bool) -> Transcription:
     about = {"architectures": [naming.architecture], "dtype": DTYPES.get(made.dtype)}
-    described = naming.back(theirs) if reverse else {**theirs, **about}
-    return Transcription(made, described, naming.name, reverse)
-
-
-def _described(source: Checkpoint, naming: Naming, *, reverse: bool) -> Config:
-    """transformers' config of the model."""
-    try:
-        given = {**source.config, "tensors": frozenset(source.entries)}
-        return source.config if reverse else naming.config(given)
-    except KeyError as error:
-        raise CheckpointError(
-            f"{source.directory}: its config lacks {error.args[0]!r}, without which nobody knows how a model "
-            f"of the family {naming.name} is divided"
-        ) from None
+    inert = {
+        name: value
+        for name, value in theirs.items()
+        if name not in REACHING_OUT and not name.endswith(CHOOSING)
+    }
+    described = naming.back(theirs) if reverse else {**inert, **about}
+    return Transcription(made, described, inert, naming.architecture, naming.name, reverse)
 
 
 def transcribe(
@@ -91,7 +121,7 @@ def transcribe(
     directory before it takes its place. Raises InputError where `target` exists; a failed proof leaves
     nothing behind.
     """
-    if target.exists():
+    if os.path.lexists(target):
         raise InputError(f"{target} exists: name a directory that does not, nothing is overwritten")
     made, name = transcription.plan, f"{transcription.naming}{' reversed' * transcription.reverse}"
     with files.replace_directory(target) as draft:

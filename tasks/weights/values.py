@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 from tasks.weights.formats.arrays import RAW
 from tasks.weights.formats.entries import BITS
 
-Floats = NDArray[np.float64]
-
 EXPONENT: Mapping[str, int] = {  # all ones: infinite or not a number
     "BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F80_0000, "F64": 0x7FF0_0000_0000_0000,
 }  # fmt: skip
@@ -33,7 +31,7 @@ def items(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     if dtype == "BF16":
         bits = values.astype("<f4").view("<u4")
         upper: NDArray[Any] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
-        return upper
+        return np.where(np.isnan(values), np.uint16(0x7FC0), upper)  # rounding would carry over its bits
     width = BITS[dtype] // 8
     with np.errstate(over="ignore"):  # what overflows is infinite then, and is looked for
         return values.astype(f"<f{width}").view(f"<u{width}")

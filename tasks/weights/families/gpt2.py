@@ -6,7 +6,7 @@ from typing import Any
 from tasks.errors import CheckpointError
 from tasks.weights.arithmetic import Biased
 from tasks.weights.families.family import P, same
-from tasks.weights.families.naming import Blocks, Config, Naming, buffers, demand, tie
+from tasks.weights.families.naming import Blocks, Config, Description, Naming, buffers, demand, tie
 from tasks.weights.ops import Chain, Op
 from tasks.weights.rules import KEEP, Rule
 
@@ -36,6 +36,9 @@ SIZES = {  # the name in minGPT, nanoGPT and their kin -> transformers'
     "n_head": "n_head",
     "n_embd": "n_embd",
 }
+INNER = "n_inner"  # of the feed-forward layer; None is four times n_embd
+THEIRS = Description("gpt2", needed=("n_layer",), optional=(*SIZES.values(), INNER))
+SIZED = Description("gpt2", needed=tuple(SIZES.values()), optional=(INNER,))  # others have no defaults
 
 
 def layers(config: Config) -> Mapping[str, Iterable[int]]:
@@ -75,9 +78,10 @@ def _rule(sources: tuple[str, ...], target: str | tuple[str, ...], ops: tuple[Op
 def from_sizes(given: Config, naming: str, **fields: Any) -> dict[str, Any]:
     """transformers' config of a model whose sizes are `given`; `fields` besides.
 
-    Raises CheckpointError with all sizes that are missing, and for a width that the heads do not divide.
+    Raises CheckpointError with all sizes that are missing or none, and for a width that the heads do not
+    divide.
     """
-    demand(given, naming, *SIZES)
+    demand(given, naming, *SIZES, sizes=(*SIZES, INNER), numbers=("layer_norm_epsilon",))
     if given["n_embd"] % given["n_head"]:
         raise CheckpointError(
             f"n_embd {given['n_embd']} does not divide into n_head {given['n_head']} heads: mend the config"
@@ -108,18 +112,14 @@ def _rules(config: Config) -> tuple[Rule, ...]:
     )
 
 
-def _config(given: Config) -> dict[str, Any]:
-    demand(given, "gpt2", "n_layer")
-    return {field: value for field, value in given.items() if field != "tensors"}
-
-
 GPT2 = Naming(
     name="gpt2",
     architecture="GPT2LMHeadModel",
+    theirs=THEIRS,
     rules=_rules,
     numbers=layers,
-    config=_config,
-    back=dict,
+    config=THEIRS.checked,
+    back=THEIRS.checked,
     drops=extras,
     accepts=extras,
     prefix=BASE,

@@ -13,6 +13,7 @@ from tasks.weights.families.gpt2 import (
     EMBEDDING,
     HEAD,
     PLAIN,
+    SIZED,
     biased,
     extras,
     from_sizes,
@@ -97,7 +98,7 @@ def _config(given: Config) -> dict[str, Any]:
 
 
 def _back(config: Config) -> dict[str, Any]:
-    full = {**DEFAULTS, **config}
+    full = {**DEFAULTS, **SIZED.checked(config)}
     demand_equal(full, "gpt-textbook", PLAIN)
     options = {key: full[key] for key in OPTIONS}
     return {**sizes(config), **options, "tie_word_embeddings": full["tie_word_embeddings"]}
@@ -107,6 +108,7 @@ def _textbook(name: str, rules: Attention) -> Naming:
     return Naming(
         name=name,
         architecture="GPT2LMHeadModel",
+        theirs=SIZED,
         rules=rules,
         numbers=layers,
         config=_config,

@@ -8,7 +8,17 @@ from typing import Any
 
 from tasks.errors import CheckpointError
 from tasks.weights.families.family import P, same
-from tasks.weights.families.naming import Blocks, Config, Naming, buffers, demand, demand_equal, lacks, tie
+from tasks.weights.families.naming import (
+    Blocks,
+    Config,
+    Description,
+    Naming,
+    buffers,
+    demand,
+    demand_equal,
+    lacks,
+    tie,
+)
 from tasks.weights.ops import Rotary
 from tasks.weights.rules import Rule
 
@@ -42,6 +52,10 @@ SIZES = {  # the name in Meta's params.json -> transformers'
     "n_heads": "num_attention_heads",
     "vocab_size": "vocab_size",
 }
+NEEDED = (*SIZES.values(), "intermediate_size")
+OPTIONAL = ("num_key_value_heads", "head_dim", "max_position_embeddings")
+THEIRS = Description("llama", needed=("num_hidden_layers",), optional=(*NEEDED, *OPTIONAL))
+SIZED = Description("llama", needed=NEEDED, optional=OPTIONAL)  # others have no defaults
 
 
 def layers(config: Config) -> Mapping[str, Iterable[int]]:
@@ -73,12 +87,11 @@ def extras(config: Config) -> tuple[Rule, ...]:
     return (*frequencies, tie(HEAD, EMBEDDING)) if config.get("tie_word_embeddings") else frequencies
 
 
-def described(given: Config, naming: str, **fields: Any) -> dict[str, Any]:
+def described(given: Config, **fields: Any) -> dict[str, Any]:
     """transformers' config of a model whose sizes are `given`; a checkpoint without a head has it tied.
 
-    Raises CheckpointError with all sizes that are missing, and for heads that do not divide.
+    Raises CheckpointError for heads that do not divide. `demand` has seen the sizes.
     """
-    demand(given, naming, *SIZES)
     heads, keys = given["n_heads"], given.get("n_kv_heads") or given["n_heads"]
     if given["dim"] % (2 * heads) or heads % keys:
         raise CheckpointError(
@@ -97,20 +110,32 @@ def described(given: Config, naming: str, **fields: Any) -> dict[str, Any]:
     }
 
 
-def sizes(config: Config, naming: str) -> dict[str, Any]:
-    """Of transformers' config, in Meta's words.
+def plain(config: Config, naming: str) -> dict[str, Any]:
+    """transformers' config, with the values that transformers takes for what it leaves out.
 
     Raises CheckpointError for what Meta's code cannot compute.
     """
-    width = config["hidden_size"] // config["num_attention_heads"]
-    full = {**DEFAULTS, **config, "head_dim": config.get("head_dim") or width}
-    full["rope_type"] = _rotary(config).get("rope_type", "default")
+    checked = SIZED.checked(config)
+    width = checked["hidden_size"] // checked["num_attention_heads"]
+    full = {**DEFAULTS, **checked, "head_dim": checked.get("head_dim") or width}
+    full |= {"num_key_value_heads": key_heads(checked), "rope_theta": theta(checked)}
+    full["rope_type"] = _rotary(checked)["rope_type"]
     demand_equal(full, naming, {**PLAIN, "head_dim": width, "rope_type": "default"})
-    return {**{ours: config[theirs] for ours, theirs in SIZES.items()}, "n_kv_heads": key_heads(config)}
+    return full
+
+
+def sizes(full: Config) -> dict[str, Any]:
+    """Of what `plain` returns, in Meta's words."""
+    return {
+        **{ours: full[theirs] for ours, theirs in SIZES.items()},
+        "n_kv_heads": full["num_key_value_heads"],
+    }
 
 
 def theta(config: Config) -> float:
-    return float(_rotary(config).get("rope_theta", config.get("rope_theta", THETA)))
+    found = {**config, **_rotary(config)}
+    demand(found, "llama", numbers=("rope_theta",))
+    return float(found.get("rope_theta") or THETA)
 
 
 def _rotary(config: Config) -> Mapping[str, Any]:
@@ -125,18 +150,23 @@ def rotary(base: float) -> dict[str, Any]:
 
 def _config(given: Config) -> dict[str, Any]:
     """Of params.json, which does not hold the longest text: `max_seq_len`, 2048 where nobody adds it."""
-    demand(given, "llama-original", *SIZES, "multiple_of", "norm_eps")
-    if given["vocab_size"] < 1:  # -1 in Llama's and Llama 2's params.json: the tokenizer knows
+    if given.get("vocab_size") == -1:  # in Llama's and Llama 2's params.json: the tokenizer knows
         raise CheckpointError("vocab_size is -1: set it to the number of rows of tok_embeddings.weight")
+    demand(
+        given,
+        "llama-original",
+        *(*SIZES, "multiple_of", "norm_eps"),
+        sizes=(*SIZES, "n_kv_heads", "multiple_of", "max_seq_len"),
+        numbers=("norm_eps", "rope_theta", "ffn_dim_multiplier"),
+    )
     if given.get("use_scaled_rope"):
         raise CheckpointError("use_scaled_rope: its factors are not in params.json, so they are not guessed")
     return described(
         given,
-        "llama-original",
         intermediate_size=_intermediate(given),
         rms_norm_eps=given["norm_eps"],
-        max_position_embeddings=given.get("max_seq_len", DEFAULTS["max_position_embeddings"]),
-        rope_parameters=rotary(given.get("rope_theta", THETA)),
+        max_position_embeddings=given.get("max_seq_len") or DEFAULTS["max_position_embeddings"],
+        rope_parameters=rotary(given.get("rope_theta") or THETA),
         bos_token_id=None,
         eos_token_id=None,
     )
@@ -154,13 +184,14 @@ def _back(config: Config) -> dict[str, Any]:
 
     The factor aims half a unit above the width, which `int` takes away again whatever was rounded.
     """
-    full, inner = {**DEFAULTS, **config}, config["intermediate_size"]
+    full = plain(config, "llama-original")
+    inner = full["intermediate_size"]
     return {
-        **sizes(config, "llama-original"),
+        **sizes(full),
         "multiple_of": inner,
-        "ffn_dim_multiplier": min(1.0, (inner + 0.5) / (2 * 4 * config["hidden_size"] // 3)),
+        "ffn_dim_multiplier": min(1.0, (inner + 0.5) / (2 * 4 * full["hidden_size"] // 3)),
         "norm_eps": full["rms_norm_eps"],
-        "rope_theta": theta(config),
+        "rope_theta": full["rope_theta"],
         "max_seq_len": full["max_position_embeddings"],
     }
 
@@ -184,19 +215,14 @@ def _own_rules(config: Config) -> tuple[Rule, ...]:
     )
 
 
-def _own_config(given: Config) -> dict[str, Any]:
-    demand(given, "llama", "num_hidden_layers")
-    demand_equal(given, "llama", {"model_type": "llama"})
-    return {field: value for field, value in given.items() if field != "tensors"}
-
-
 LLAMA = Naming(
     name="llama",
     architecture="LlamaForCausalLM",
+    theirs=THEIRS,
     rules=_own_rules,
     numbers=layers,
-    config=_own_config,
-    back=dict,
+    config=THEIRS.checked,
+    back=THEIRS.checked,
     drops=extras,
     accepts=extras,
     prefix=BASE,
@@ -205,6 +231,7 @@ LLAMA = Naming(
 LLAMA_ORIGINAL = Naming(
     name="llama-original",
     architecture="LlamaForCausalLM",
+    theirs=SIZED,
     rules=rules,
     numbers=layers,
     config=_config,

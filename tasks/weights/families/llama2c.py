@@ -7,15 +7,16 @@ from typing import Any
 
 from tasks.weights.families.llama import (
     BASE,
-    DEFAULTS,
+    SIZED,
+    SIZES,
     THETA,
     described,
     extras,
     layers,
+    plain,
     rotary,
     rules,
     sizes,
-    theta,
 )
 from tasks.weights.families.naming import Config, Naming, buffers, demand, demand_equal, tie
 from tasks.weights.rules import Rule
@@ -30,10 +31,10 @@ def _drops(config: Config) -> tuple[Rule, ...]:
 
 
 def _config(given: Config) -> dict[str, Any]:
-    demand(given, "llama2c", "hidden_dim", "seq_len")
+    needed = (*SIZES, "hidden_dim", "seq_len")
+    demand(given, "llama2c", *needed, sizes=(*needed, "n_kv_heads"))
     return described(
         given,
-        "llama2c",
         intermediate_size=given["hidden_dim"],
         rms_norm_eps=EPSILON,
         max_position_embeddings=given["seq_len"],
@@ -44,11 +45,11 @@ def _config(given: Config) -> dict[str, Any]:
 
 
 def _back(config: Config) -> dict[str, Any]:
-    full = {**DEFAULTS, **config, "rope_theta": theta(config)}
+    full = plain(config, "llama2c")
     demand_equal(full, "llama2c", {"rms_norm_eps": EPSILON, "rope_theta": THETA})
     return {
-        **sizes(config, "llama2c"),
-        "hidden_dim": config["intermediate_size"],
+        **sizes(full),
+        "hidden_dim": full["intermediate_size"],
         "seq_len": full["max_position_embeddings"],
         "shared_classifier": full["tie_word_embeddings"],
     }
@@ -57,6 +58,7 @@ def _back(config: Config) -> dict[str, Any]:
 LLAMA2C = Naming(
     name="llama2c",
     architecture="LlamaForCausalLM",
+    theirs=SIZED,
     rules=rules,
     numbers=layers,
     config=_config,

@@ -1,17 +1,19 @@
 """How another project writes a model that transformers has too."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tasks.errors import CheckpointError
 from tasks.weights.arithmetic import Replicate
+from tasks.weights.families.family import BUFFER
 from tasks.weights.ops import Chain
 from tasks.weights.rules import DROP, KEEP, Rule, Tie, expand, inverse
 
 Config = Mapping[str, Any]
 
-BUFFER = "a buffer: the model computes it"
+LARGEST = 2**31  # of a size: more rows, columns or layers than any model has
 WRAPPERS = ("", "module.", "_orig_mod.")  # DistributedDataParallel and torch.compile prefix what they wrap
 
 
@@ -39,9 +41,37 @@ class Blocks:
 
 
 @dataclass(frozen=True)
+class Description:
+    """What transformers' config of one model type says before a table is made of it.
+
+    needed: sizes without which there is no table. optional: those that transformers has a default for.
+    """
+
+    model_type: str
+    needed: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+    def checked(self, config: Config) -> dict[str, Any]:
+        """The config, which says its model type even where it left that out, without "tensors".
+
+        Raises CheckpointError for another model type, and with all sizes that are missing or none.
+        """
+        found = config.get("model_type")
+        if found not in (None, self.model_type):
+            raise CheckpointError(
+                f"model_type is {found!r}, this table is for {self.model_type!r}: other types may compute "
+                "something else with tensors of the same names, so name a family of its own type"
+            )
+        demand(config, self.model_type, *self.needed, sizes=(*self.needed, *self.optional))
+        kept = {field: value for field, value in config.items() if field != "tensors"}
+        return {**kept, "model_type": self.model_type}
+
+
+@dataclass(frozen=True)
 class Naming:
     """A table from its names to transformers', which is read backwards too.
 
+    theirs: what transformers' config must say, in either direction.
     rules: of transformers' config: one rule for every tensor, none of them lossy.
     drops: what its checkpoints may also hold, each with the reason why it goes nowhere.
     accepts: what transformers' checkpoints may also hold, or name otherwise.
@@ -55,6 +85,7 @@ class Naming:
 
     name: str
     architecture: str  # transformers' class
+    theirs: Description
     rules: Callable[[Config], tuple[Rule, ...]]
     numbers: Callable[[Config], Mapping[str, Iterable[int]]]
     config: Callable[[Config], dict[str, Any]]
@@ -66,7 +97,11 @@ class Naming:
     base: str = ""
 
     def table(self, config: Config, *, reverse: bool = False) -> tuple[Rule, ...]:
-        """The rules to transformers, or from it, for every prefix. `config`: transformers'."""
+        """The rules to transformers, or from it, for every prefix. `config`: transformers'.
+
+        Raises CheckpointError for a config that is not as `theirs` says.
+        """
+        config = self.theirs.checked(config)
         rules, twins = self.rules(config), self.twins(config)
         if reverse:
             twice = (_doubled(rule, twins) for rule in inverse(rules))
@@ -75,7 +110,11 @@ class Naming:
         return tuple(_prefixed([*rules, *ties, *self.drops(config)], self.prefix))
 
     def expected(self, config: Config, *, reverse: bool = False) -> tuple[str, ...]:
-        """Every name that the result must have, each once."""
+        """Every name that the result must have, each once.
+
+        Raises CheckpointError for a config that is not as `theirs` says.
+        """
+        config = self.theirs.checked(config)
         rules, numbers = self.rules(config), self.numbers(config)
         sides = [(rule.sources if reverse else rule.targets) for rule in rules]
         twins = tuple(self.twins(config)) if reverse else ()
@@ -97,13 +136,37 @@ def lacks(given: Config, name: str) -> bool:
     return "tensors" in given and not any(held.endswith(name) for held in given["tensors"])
 
 
-def demand(config: Config, naming: str, *fields: str) -> None:
-    """Raises CheckpointError with all `fields` that `config` lacks."""
-    if lacking := [field for field in fields if config.get(field) is None]:
+def demand(
+    config: Config, naming: str, *fields: str, sizes: Iterable[str] = (), numbers: Iterable[str] = ()
+) -> None:
+    """Raises CheckpointError with all `fields` that `config` lacks, and all values that cannot be meant.
+
+    sizes: fields that are whole numbers from 1 to 2**31 where they are there.
+    numbers: those that are any finite number above 0.
+    """
+    lacking = [field for field in fields if config.get(field) is None]
+    faults = [f"this one lacks {', '.join(lacking)}"] if lacking else []
+    faults += _wrong(config, sizes, _is_size, "a whole number from 1 to 2**31")
+    faults += _wrong(config, numbers, _is_number, "a number above 0")
+    if faults:
+        needs = f" needs {', '.join(fields)}" if fields else ""
         raise CheckpointError(
-            f"a config of {naming} needs {', '.join(fields)}; this one lacks {', '.join(lacking)}: add what "
-            "the model was trained with"
+            f"a config of {naming}{needs}; {'; '.join(faults)}: write what the model was trained with"
         )
+
+
+def _wrong(config: Config, fields: Iterable[str], fits: Callable[[Any], bool], meant: str) -> Iterator[str]:
+    for field in dict.fromkeys(fields):
+        if config.get(field) is not None and not fits(config[field]):
+            yield f"{field} is {config[field]!r:.80}, not {meant}"
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= LARGEST
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
 
 
 def demand_equal(config: Config, naming: str, fixed: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from tasks.weights.families.gpt2 import (
     EMBEDDING,
     HEAD,
     PLAIN,
+    SIZED,
     biased,
     extras,
     from_sizes,
@@ -45,17 +46,17 @@ def _twins(config: Config) -> Mapping[str, str]:
 
 def _config(given: Config) -> dict[str, Any]:
     """Of its `model_args`. A model of nanoGPT's first months, which computes gelu_new, says so in
-    `activation_function`: its own files do not.
+    `activation_function`, there or beside them: its own files do not.
     """
-    sizes = given.get("model_args", given)
-    dropped = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), sizes.get("dropout", 0.0))
-    activation = given.get("activation_function", "gelu")
+    arguments = given.get("model_args", given)
+    dropped = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), arguments.get("dropout", 0.0))
+    activation = {**given, **arguments}.get("activation_function", "gelu")
     fixed = {"layer_norm_epsilon": 1e-5, "n_inner": None, "tie_word_embeddings": True}
-    return from_sizes(sizes, "nanogpt", activation_function=activation, **dropped, **fixed)
+    return from_sizes(arguments, "nanogpt", activation_function=activation, **dropped, **fixed)
 
 
 def _back(config: Config) -> dict[str, Any]:
-    full = {**DEFAULTS, **config}
+    full = {**DEFAULTS, **SIZED.checked(config)}
     inner = full["n_inner"] or 4 * full["n_embd"]
     fixed = {"layer_norm_epsilon": 1e-5, "n_inner": 4 * full["n_embd"], "tie_word_embeddings": True}
     demand_equal({**full, "n_inner": inner}, "nanogpt", {**PLAIN, "activation_function": "gelu", **fixed})
@@ -65,6 +66,7 @@ def _back(config: Config) -> dict[str, Any]:
 NANOGPT = Naming(
     name="nanogpt",
     architecture="GPT2LMHeadModel",
+    theirs=SIZED,
     rules=_rules,
     numbers=layers,
     config=_config,

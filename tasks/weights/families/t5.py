@@ -1,13 +1,17 @@
 """T5 (Raffel et al., 2020) as transformers writes it, without what older versions of it also wrote."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from tasks.weights.families.family import same
-from tasks.weights.families.naming import Config, Naming, buffers, demand, tie
+from tasks.weights.families.naming import Config, Description, Naming, buffers, tie
 from tasks.weights.rules import Rule
 
 BIAS = "layer.0.SelfAttention.relative_attention_bias.weight"  # the first block's serves all
+THEIRS = Description(
+    "t5",
+    needed=("num_layers",),
+    optional=("num_decoder_layers", "num_heads", "d_model", "d_kv", "d_ff", "vocab_size"),
+)
 UNREAD = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
 
@@ -40,18 +44,14 @@ def _numbers(config: Config) -> Mapping[str, Iterable[int]]:
     return {"n": range(layers), "d": range(config.get("num_decoder_layers") or layers)}
 
 
-def _config(given: Config) -> dict[str, Any]:
-    demand(given, "t5", "num_layers")
-    return {field: value for field, value in given.items() if field != "tensors"}
-
-
 T5 = Naming(
     name="t5",
     architecture="T5ForConditionalGeneration",
+    theirs=THEIRS,
     rules=_rules,
     numbers=_numbers,
-    config=_config,
-    back=dict,
+    config=THEIRS.checked,
+    back=THEIRS.checked,
     drops=_extras,
     accepts=_extras,
 )

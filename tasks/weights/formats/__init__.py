@@ -15,7 +15,7 @@ from tasks.weights.formats.entries import Checkpoint as Checkpoint
 from tasks.weights.formats.entries import TensorEntry as TensorEntry
 from tasks.weights.formats.entries import json_object
 from tasks.weights.formats.header import read_header
-from tasks.weights.formats.impostors import escape_fault, refuse_impostors, refuse_irregular
+from tasks.weights.formats.impostors import inside, read_text
 from tasks.weights.formats.index import read_shards
 from tasks.weights.formats.recognise import read_file
 
@@ -24,6 +24,8 @@ INDEX = "model.safetensors.index.json"
 TORCH_SINGLE = "pytorch_model.bin"
 TORCH_INDEX = "pytorch_model.bin.index.json"
 CONFIG = "config.json"
+PARAMS = "params.json"  # what Meta writes beside Llama's weights
+LARGEST_CONFIG = 16 * 2**20  # bytes
 READABLE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".gguf", ".npz")
 
 
@@ -31,10 +33,10 @@ def open_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
     """The checkpoint at `path`: a directory with config.json and weights, or one file of weights.
 
     Of a directory: model.safetensors or its sharded index, else pytorch_model.bin or its index. Of a file:
-    the config.json beside it, if there is one, else what the file tells of itself.
+    what it tells of itself, else the config.json beside it, else the params.json, else nothing.
     key: of the dict of tensors in a PyTorch file that holds several.
     Raises CheckpointError naming what stands there instead: nothing, a pickle, a git-LFS pointer, a web
-    page, a torn file, an index that does not agree with its shards.
+    page, a torn file, a link out of the directory, an index that does not agree with its shards.
     """
     try:
         return _directory(path, key) if path.is_dir() else _file(path, key)
@@ -53,28 +55,28 @@ def together(checkpoints: Mapping[str, Checkpoint]) -> dict[str, TensorEntry]:
 
 def _directory(directory: Path, key: str | None) -> Checkpoint:
     found = _weights(directory, key)
-    return replace(found, directory=directory, config=_declared(directory / CONFIG))
+    return replace(found, directory=directory, config=_declared(directory))
 
 
 def _file(path: Path, key: str | None) -> Checkpoint:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist: give the directory that holds {SINGLE}, or a file")
-    found, config = read_file(path, key), path.parent / CONFIG
-    return replace(found, config=_config(config)) if config.is_file() else found
+    found = read_file(path, key)
+    return found if found.config else replace(found, config=_beside(path.parent))
 
 
 def _weights(directory: Path, key: str | None) -> Checkpoint:
     if _one_of(directory, SINGLE, INDEX):
         if (directory / SINGLE).exists():
-            return Checkpoint(directory, read_header(_inside(directory, SINGLE)), {})
-        index = _inside(directory, INDEX)
+            return Checkpoint(directory, read_header(inside(directory, SINGLE)), {})
+        index = inside(directory, INDEX)
         return Checkpoint(directory, read_shards(index, suffix=".safetensors", read=read_header), {})
     if _one_of(directory, TORCH_SINGLE, TORCH_INDEX):
         if (directory / TORCH_SINGLE).exists():
-            return read_file(_inside(directory, TORCH_SINGLE), key)
+            return read_file(inside(directory, TORCH_SINGLE), key)
         read = partial(_shard, key=key)
         return Checkpoint(
-            directory, read_shards(_inside(directory, TORCH_INDEX), suffix=".bin", read=read), {}, "torch"
+            directory, read_shards(inside(directory, TORCH_INDEX), suffix=".bin", read=read), {}, "torch"
         )
     raise CheckpointError(_nothing_readable(directory))
 
@@ -85,14 +87,6 @@ def _one_of(directory: Path, single: str, index: str) -> bool:
     if len(found) > 1:
         raise CheckpointError(f"{directory} holds both {single} and {index}: remove the one that is stale")
     return bool(found)
-
-
-def _inside(directory: Path, name: str) -> Path:
-    path = directory / name
-    if fault := escape_fault(path, directory):
-        raise CheckpointError(f"{directory} is not usable: {fault}; put the file itself there")
-    refuse_irregular(path)
-    return path
 
 
 def _shard(path: Path, key: str | None) -> Mapping[str, TensorEntry]:
@@ -110,13 +104,19 @@ def _nothing_readable(directory: Path) -> str:
     return f"{directory} holds no {SINGLE}; it holds {', '.join(names) or 'nothing'}"
 
 
-def _declared(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing: without it nobody knows what model the tensors make up")
-    return _config(path)
+def _declared(directory: Path) -> Mapping[str, Any]:
+    if not (directory / CONFIG).exists():
+        raise CheckpointError(
+            f"{directory / CONFIG} is missing: without it nobody knows what model the tensors make up"
+        )
+    return _config(directory, CONFIG)
 
 
-def _config(path: Path) -> Mapping[str, Any]:
-    data = path.read_bytes()
-    refuse_impostors(path, data[:512], len(data))
-    return json_object(data, str(path))
+def _beside(directory: Path) -> Mapping[str, Any]:
+    found = [name for name in (CONFIG, PARAMS) if (directory / name).exists()]
+    return _config(directory, found[0]) if found else {}
+
+
+def _config(directory: Path, name: str) -> Mapping[str, Any]:
+    path = inside(directory, name)
+    return json_object(read_text(path, most=LARGEST_CONFIG), str(path))

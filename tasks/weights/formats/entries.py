@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,9 +66,19 @@ class Checkpoint:
 
 
 def json_object(data: bytes, name: str) -> Mapping[str, Any]:
-    """A JSON object in which no key stands twice. Raises CheckpointError that begins with `name`."""
+    """A JSON object of finite numbers and whole characters in which no key stands twice.
+
+    Raises CheckpointError that begins with `name`.
+    """
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+        )
+        if b"\\u" in data:
+            _refuse_halves(value)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{name} is not usable JSON: {error or type(error).__name__}") from None
     if not isinstance(value, dict):
@@ -78,13 +89,27 @@ def json_object(data: bytes, name: str) -> Mapping[str, Any]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in value if names.count(name) > 1)!r} stands in it twice")
+        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{name[:LONGEST_NAME]!r} stands in it twice")
     return value
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise ValueError(f"{text[:80]} is beyond any number")
+    return number
+
+
+def _refuse_halves(value: Any) -> None:
+    """A lone surrogate, which JSON can spell but no file can hold."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{error.object[error.start]!a} is half of a character") from None
 
 
 def name_fault(name: str) -> str | None:

@@ -29,6 +29,8 @@ SCALARS: Mapping[int, str] = {
 STRING, ARRAY = 8, 9
 MOST_DIMENSIONS = 4
 SMALLEST_STRING = 8  # bytes: its length
+SMALLEST_VALUE = SMALLEST_STRING + 4 + 1  # name, type, one byte
+SMALLEST_TENSOR = SMALLEST_STRING + 4 + 4 + 8  # name, count of dimensions, type, offset
 Row = tuple[str, tuple[int, ...], int, int]
 PLAIN: Mapping[int, str] = {
     0: "F32", 1: "F16", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 30: "BF16",
@@ -68,6 +70,8 @@ class _Header:
         if magic != MAGIC or version not in VERSIONS:
             raise ValueError(f"version {version} is not one of {VERSIONS}, or its bytes are big-endian")
         tensors, values = self.numbers("QQ")
+        if tensors * SMALLEST_TENSOR + values * SMALLEST_VALUE > self.room():
+            raise ValueError(f"its header claims {values:,} values and {tensors:,} tensors, beyond its end")
         metadata: dict[str, Any] = {}
         for _ in range(values):
             name = self.text()
@@ -76,11 +80,15 @@ class _Header:
             metadata[name] = self.value(*self.numbers("I"))
         return metadata, [self.tensor() for _ in range(tensors)]
 
+    def room(self) -> int:
+        """Bytes that are left."""
+        return self.limit - self.stream.tell()
+
     def numbers(self, kinds: str) -> tuple[Any, ...]:
         return struct.unpack(f"<{kinds}", self.take(struct.calcsize(f"<{kinds}")))
 
     def take(self, count: int) -> bytes:
-        if count > self.limit - self.stream.tell():
+        if count > self.room():
             raise ValueError(f"its header claims bytes beyond {self.limit:,}")
         return self.stream.read(count)
 
@@ -99,7 +107,7 @@ class _Header:
 
     def items(self, kind: int, count: int) -> list[Any]:
         smallest = SMALLEST_STRING if kind == STRING else struct.calcsize(SCALARS.get(kind, "B"))
-        if count * smallest > self.limit - self.stream.tell():
+        if count * smallest > self.room():
             raise ValueError(f"a list claims {count:,} items, more than the header has room for")
         if kind in SCALARS:
             return list(self.numbers(f"{count}{SCALARS[kind]}"))
@@ -202,5 +210,7 @@ def _unpack_blocks(path: Path, kind: int) -> Callable[[Any], "NDArray[Any]"]:
 
 
 def _unpacked(path: Path, start: int, stop: int, *, kind: int, shape: tuple[int, ...]) -> "NDArray[Any]":
+    if start == stop:  # gguf does not unpack nothing
+        return read_raw(path, start, stop, "U32").reshape(shape)
     values = _unpack_blocks(path, kind)(read_raw(path, start, stop, "U8"))
     return values.astype("<f4", copy=False).view("<u4").reshape(shape)

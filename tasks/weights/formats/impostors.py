@@ -7,9 +7,9 @@ from tasks.errors import CheckpointError
 REMEDY = "write it again with transformers' save_pretrained(), which makes model.safetensors"
 
 
-def refuse_impostors(path: Path, opening: bytes, size: int) -> None:
-    """Say what stands at `path` if it is a well-known something else."""
-    if size < 8:
+def refuse_impostors(path: Path, opening: bytes, size: int, *, smallest: int = 8) -> None:
+    """Say what stands at `path` if it is a well-known something else, or below `smallest` bytes."""
+    if size < smallest:
         raise CheckpointError(
             f"{path} is {'empty' if not size else f'only {size} bytes long'}: fetch it again"
         )
@@ -40,6 +40,27 @@ def refuse_irregular(path: Path) -> None:
         raise CheckpointError(f"{path} is a directory where a file is needed")
     if not path.is_file():
         raise CheckpointError(f"{path} is a pipe, socket or device, not a regular file")
+
+
+def read_text(path: Path, *, most: int) -> bytes:
+    """The bytes of a JSON file. Raises CheckpointError if there are none, too many, or an impostor's."""
+    if (size := path.stat().st_size) > most:
+        raise CheckpointError(
+            f"{path} has {size:,} bytes, more than the {most:,} that are allowed: put the right file there"
+        )
+    with path.open("rb") as stream:
+        data = stream.read(size)
+    refuse_impostors(path, data[:512], len(data), smallest=1)
+    return data
+
+
+def inside(directory: Path, name: str) -> Path:
+    """The file `name` of a checkpoint. Raises CheckpointError if it is no file or a link out of it."""
+    path = directory / name
+    if fault := escape_fault(path, directory):
+        raise CheckpointError(f"{directory} is not usable: {fault}; put the file itself there")
+    refuse_irregular(path)
+    return path
 
 
 def escape_fault(path: Path, directory: Path) -> str | None:

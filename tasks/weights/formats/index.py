@@ -6,8 +6,9 @@ from pathlib import Path
 
 from tasks.errors import CheckpointError
 from tasks.weights.formats.entries import TensorEntry, json_object, refuse
-from tasks.weights.formats.impostors import escape_fault
+from tasks.weights.formats.impostors import escape_fault, read_text
 
+LARGEST = 100_000_000  # bytes, as of a shard's own header
 Reader = Callable[[Path], Mapping[str, TensorEntry]]
 
 
@@ -26,7 +27,7 @@ def read_shards(index: Path, *, suffix: str, read: Reader) -> Mapping[str, Tenso
 
 
 def _weight_map(index: Path) -> Mapping[str, str]:
-    weight_map = json_object(index.read_bytes(), str(index)).get("weight_map")
+    weight_map = json_object(read_text(index, most=LARGEST), str(index)).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map: write the checkpoint again with save_pretrained()")
     if not all(isinstance(shard, str) for shard in weight_map.values()):

@@ -3,6 +3,7 @@
 Format: `legacy_export` of export.py and `memory_map_weights` of run.c, github.com/karpathy/llama2.c.
 """
 
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from tasks.errors import CheckpointError
 from tasks.weights.formats.entries import Checkpoint, TensorEntry
 
 HEADER = struct.Struct("<7i")
+WIDTH = 4  # bytes of an item
 NEWER = b"24ka"  # "ak42", the magic number of versions 1 and 2
 DEEPEST = 1024  # layers
 Piece = tuple[str, tuple[int, ...]]
@@ -48,17 +50,21 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path} is not a llama2.c file of version 0: write it with `export.py --version 0`"
         )
-    entries, end = {}, HEADER.size
-    for name, shape in _layout(sizes):
-        entry = TensorEntry(name, "F32", shape, path, end, end)
-        end += entry.nbytes
-        entries[name] = TensorEntry(name, "F32", shape, path, entry.start, end)
-    if end != (size := path.stat().st_size):
+    told = HEADER.size + sum(WIDTH * math.prod(shape) for _, shape in _layout(sizes))
+    if told != (size := path.stat().st_size):
         raise CheckpointError(
-            f"{path} looks like a llama2.c file: its header tells of {end:,} bytes, the file has {size:,}; "
+            f"{path} looks like a llama2.c file: its header tells of {told:,} bytes, the file has {size:,}; "
             "fetch it again"
         )
-    return Checkpoint(path.parent, entries, vars(sizes), "llama2.c")
+    return Checkpoint(path.parent, _entries(path, sizes), vars(sizes), "llama2.c")
+
+
+def _entries(path: Path, sizes: Sizes) -> Mapping[str, TensorEntry]:
+    entries, end = {}, HEADER.size
+    for name, shape in _layout(sizes):
+        start, end = end, end + WIDTH * math.prod(shape)
+        entries[name] = TensorEntry(name, "F32", shape, path, start, end)
+    return entries
 
 
 def _sizes(opening: bytes) -> Sizes | None:

@@ -144,13 +144,33 @@ ENDLESS = struct.pack("<IQ", 0, 2**60)
         (whole(rows=[row(kind=2, shape=())]), "not made of blocks of 32 items"),
         (whole(rows=[row(kind=4)]), "type 4 is not one that the gguf package unpacks"),
         (whole(rows=[row(kind=15)]), "type 15 is not one that the gguf package unpacks"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 2**64 - 1, 2**64 - 1), "claims bytes beyond"),
+        (
+            b"GGUF" + struct.pack("<IQQ", 3, 2**64 - 1, 2**64 - 1),
+            "claims 18,446,744,073,709,551,615 values and",
+        ),
+        (b"GGUF" + struct.pack("<IQQ", 3, 2, 0) + bytes(47), "claims 0 values and 2 tensors, beyond its end"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 4) + bytes(51), "claims 4 values and 0 tensors, beyond its end"),
+        (
+            whole(rows=[text("a") + struct.pack("<I", 2**31)]),
+            "beyond its end|claims 2,147,483,648 dimensions",
+        ),
     ],
 )
 def test_a_header_must_account_for_every_byte(tmp_path, content, message):
     (tmp_path / "model.gguf").write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(tmp_path / "model.gguf")
+
+
+def test_a_quantised_tensor_without_items_is_unpacked_to_nothing(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(whole(rows=[row(kind=2, shape=(0,))], data=b""))
+    assert open_checkpoint(tmp_path / "model.gguf").entries["a"].decoded().shape == (0,)
+
+
+def test_a_config_beside_it_does_not_override_its_metadata(path, tmp_path):
+    told = open_checkpoint(path).config
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert open_checkpoint(path).config == told
 
 
 def test_a_file_that_becomes_shorter_is_noticed(path):

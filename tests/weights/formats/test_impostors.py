@@ -92,6 +92,35 @@ def test_a_link_out_of_the_directory_is_not_followed(outside):
         open_checkpoint(directory)
 
 
+@pytest.mark.parametrize("name", ["config.json", "params.json"])
+def test_a_config_that_is_a_link_out_of_the_directory_is_not_followed(outside, name):
+    directory = outside.parent / "model"
+    outside.rename(directory / "model.safetensors")
+    (directory / "config.json").rename(outside.parent / "secret.json")
+    (directory / name).symlink_to("../secret.json")
+    with pytest.raises(CheckpointError, match=f"'{name}' is a link to .*, outside the checkpoint's"):
+        open_checkpoint(directory / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"'config.json' is a link to|config.json is missing"):
+        open_checkpoint(directory)
+
+
+def test_a_config_that_is_a_pipe_is_never_opened(outside):
+    directory = outside.parent / "model"
+    outside.rename(directory / "model.safetensors")
+    (directory / "config.json").unlink()
+    os.mkfifo(directory / "config.json")
+    for path in (directory, directory / "model.safetensors"):
+        with pytest.raises(CheckpointError, match=r"config.json is a pipe, socket or device"):
+            open_checkpoint(path)
+
+
+def test_an_index_that_is_an_impostor_is_named(outside):
+    directory = outside.parent / "model"
+    (directory / "model.safetensors.index.json").write_text("<!DOCTYPE html><html>Sign in</html>")
+    with pytest.raises(CheckpointError, match=r"index.json is a web page"):
+        open_checkpoint(directory)
+
+
 def test_a_shard_that_is_a_link_out_of_the_directory_is_not_followed(outside):
     directory = outside.parent / "model"
     (directory / "a.safetensors").symlink_to("../secret.safetensors")
@@ -107,7 +136,8 @@ def test_the_links_of_the_hub_s_cache_are_followed(outside):
         folder.mkdir(parents=True)
     outside.rename(blobs / "4d7a")
     (snapshot / "model.safetensors").symlink_to("../../blobs/4d7a")
-    (snapshot / "config.json").write_text('{"model_type": "bert"}')
+    (blobs / "5e8b").write_text('{"model_type": "bert"}')
+    (snapshot / "config.json").symlink_to("../../blobs/5e8b")
     assert set(open_checkpoint(snapshot).entries) == {"a"}
 
 

@@ -180,6 +180,18 @@ def test_settings_that_are_too_much_are_left_out(settings, zipped):
     """They are no reason to refuse the weights beside them."""
     storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K\x04tQ"
     tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00K\x04\x85K\x01\x85\x89}tR"
-    data = PROTO2 + b"}" + text("args") + settings + b"s" + text("a") + tensor + b"s" + STOP
+    data = (
+        PROTO2
+        + b"}"
+        + text("args")
+        + settings
+        + b"s"
+        + text("model")
+        + b"}"
+        + text("a")
+        + tensor
+        + b"ss"
+        + STOP
+    )
     found = open_checkpoint(zipped({"data.pkl": data, "data/0": bytes(16)}))
     assert (set(found.entries), found.config) == ({"a"}, {})

@@ -47,6 +47,12 @@ def test_every_tensor_is_found_layer_by_layer(tmp_path, bytes_of, shared):
         assert bytes_of(found.entries[name]) == tensor.tobytes()
 
 
+def test_a_config_beside_it_does_not_override_its_sizes(tmp_path):
+    (tmp_path / "stories.bin").write_bytes(export()[0])
+    (tmp_path / "config.json").write_text('{"dim": 999}')
+    assert open_checkpoint(tmp_path / "stories.bin").config == SIZES | {"shared": True}
+
+
 @pytest.mark.parametrize("change", [-4, 4])
 def test_sizes_must_account_for_every_byte(tmp_path, change):
     data, _ = export()

@@ -155,10 +155,30 @@ def test_one_file_is_a_checkpoint_with_the_config_beside_it_if_any(pack, tmp_pat
         open_checkpoint(path)
 
 
+def test_params_beside_one_file_are_read_where_there_is_no_config(pack, tmp_path):
+    path = tmp_path / "consolidated.safetensors"
+    path.write_bytes(pack({"a": F32}, bytes(8)))
+    (tmp_path / "params.json").write_text('{"dim": 16, "n_layers": 2}')
+    assert open_checkpoint(path).config == {"dim": 16, "n_layers": 2}
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert open_checkpoint(path).config == {"model_type": "llama"}
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         (None, "config.json is missing"),
+        ("", "config.json is empty: fetch it again"),
+        ('{"a": 1e999}', "config.json is not usable JSON: 1e999 is beyond any number"),
+        ('{"a": [-1e400]}', "config.json is not usable JSON: -1e400 is beyond any number"),
+        ('{"a": NaN}', "config.json is not usable JSON: NaN is not JSON"),
+        ('{"a": -Infinity}', "config.json is not usable JSON: -Infinity is not JSON"),
+        (r'{"a": ["\ud800"]}', r"config.json is not usable JSON: '\\ud800' is half of a character"),
+        (r'{"\udfff": 1}', r"config.json is not usable JSON: '\\udfff' is half of a character"),
+        ('{"a": 1, "a": 2}', "config.json is not usable JSON: 'a' stands in it twice"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "run `git lfs pull`"),
+        ("<!DOCTYPE html><html>Sign in</html>", "config.json is a web page"),
+        (" " * (16 * 2**20 - 1) + "{}", "has 16,777,217 bytes, more than the 16,777,216 that are allowed"),
         ("[1, 2, 3]", "is a JSON list, not an object"),
         ("{not json}", "is not usable JSON"),
     ],
@@ -169,6 +189,23 @@ def test_the_config_must_say_what_the_tensors_make_up(pack, tmp_path, config, me
         (tmp_path / "config.json").write_text(config)
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "config"),
+    [
+        ("{}", {}),
+        ('{"a": 1e308, "b": 0.0}', {"a": 1e308, "b": 0.0}),
+        (r'{"\ud83d\ude00": "\u00e9"}', {"😀": "é"}),
+        ("{}" + " " * (16 * 2**20 - 2), {}),
+    ],
+    ids=["shortest", "finite", "escapes", "longest"],
+)
+def test_a_sound_config_is_taken_as_it_stands(pack, tmp_path, text, config):
+    (tmp_path / "model.safetensors").write_bytes(pack({"a": F32}, bytes(8)))
+    (tmp_path / "config.json").write_text(text)
+    assert open_checkpoint(tmp_path).config == config
+    assert open_checkpoint(tmp_path / "model.safetensors").config == config
 
 
 def shards(directory: Path, pack, index: str) -> Path:
