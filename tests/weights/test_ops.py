@@ -30,6 +30,7 @@ from tasks.weights.ops import (
 LAWFUL = [  # an op and shapes that it takes, no two sizes equal
     (Op(), [(3, 5)]),
     (Transpose(), [(3, 5), (7,)]),
+    (Transpose(), [(130, 259)]),  # more than a tile each way
     (Permute((3, 2, 0, 1)), [(3, 2, 64, 128)]),  # a convolution's HWIO to OIHW
     (Reshape((6, 5), (2, 3, 5)), [(6, 5)]),
     (Rotary(3), [(12, 5)]),
