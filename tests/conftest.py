@@ -3,6 +3,7 @@
 import gc
 import json
 import shutil
+import signal
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from filelock import FileLock
 from hypothesis import settings
 
 REPOSITORY = Path(__file__).parents[1]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell that starts us in the background does that
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the processes of tests shall be interrupted
 
 settings.register_profile("patient", settings.default, deadline=None)  # how busy a machine is proves nothing
 settings.load_profile("patient")
