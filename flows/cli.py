@@ -1,5 +1,6 @@
 """The `regraft` command: it parses, and imports what a command needs only when that command runs."""
 
+import errno
 import logging
 import os
 import signal
@@ -50,6 +51,7 @@ Layers = Annotated[
     ),
 ]
 HERE = Path()
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # told without the name of a file
 
 
 @app.command()
@@ -326,9 +328,10 @@ def main() -> None:
         typer.echo(f"regraft: {error}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in FULL:
             raise
-        typer.echo(f"regraft: {error.filename}: {error.strerror}", err=True)
+        where = error.filename or "the disk that was written to"
+        typer.echo(f"regraft: {where}: {error.strerror}", err=True)
         sys.exit(1)
 
 

@@ -13,12 +13,19 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers import logging as transformers_logging
 
 from tasks.errors import ProofError
 from tasks.weights import content, place
 from tasks.weights.formats import SINGLE, Checkpoint
+from tasks.weights.inert import inert
 from tasks.weights.plan import Plan, Target
 from tasks.weights.plan import plan as make_plan
 from tasks.weights.rules import Rule
@@ -104,10 +111,7 @@ def fits(plan: Plan, config: Mapping[str, Any], architecture: str) -> str:
     """
     try:
         with torch.device("meta"):
-            described = {name: value for name, value in config.items() if name != "model_type"}
-            model = getattr(transformers, architecture)(
-                AutoConfig.for_model(config["model_type"], **described)
-            )
+            model = getattr(transformers, architecture)(_config(config))
     except REFUSING as error:
         raise ProofError(f"transformers does not take the model: {shorten(str(error), 300)}") from None
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -119,17 +123,27 @@ def fits(plan: Plan, config: Mapping[str, Any], architecture: str) -> str:
     return f"{architecture} of this config has tensors of these shapes"
 
 
-def load(directory: Path, kind: Any = AutoModelForSequenceClassification) -> tuple[PreTrainedModel, str]:
-    """transformers reads the directory and fills every tensor of its model from it."""
-    model, info = kind.from_pretrained(
+def _config(fields: Mapping[str, Any]) -> PretrainedConfig:
+    """transformers' description of the model, without what would reach beyond this machine."""
+    return AutoConfig.for_model(**inert(fields))
+
+
+def _read(directory: Path, kind: Any, **more: Any) -> Any:
+    """The model and what transformers tells of loading it; nothing is fetched, unpickled or run."""
+    return kind.from_pretrained(
         directory,
         output_loading_info=True,
         use_safetensors=True,
         dtype=torch.float32,
         local_files_only=True,
         trust_remote_code=False,
-        ignore_mismatched_sizes=True,  # they are faults below, each with both shapes
+        **more,
     )
+
+
+def load(directory: Path, kind: Any = AutoModelForSequenceClassification) -> tuple[PreTrainedModel, str]:
+    """transformers reads the directory and fills every tensor of its model from it."""
+    model, info = _read(directory, kind, ignore_mismatched_sizes=True)  # faults below, each with both shapes
     faults = _loading_faults(info)
     if faults:
         raise ProofError(f"transformers does not load {directory.name} whole:\n" + "\n".join(faults))
@@ -214,14 +228,7 @@ def _original(plan: Plan, source: Checkpoint, base: str, *, head: bool) -> PreTr
     """The source as transformers itself reads it: an opinion on its names that owes nothing to our rules."""
     kind = AutoModelForSequenceClassification if head else AutoModel
     with _as_safetensors(source) as directory:
-        model, info = kind.from_pretrained(
-            directory,
-            output_loading_info=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-        )
+        model, info = _read(directory, kind, config=_config(source.config))
     kept = {move.target.removeprefix(base) for move in plan.moves if move.source}
     lost = sorted(kept & {name.removeprefix(base) for name in info["missing_keys"]})
     if lost:

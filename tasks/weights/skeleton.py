@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from tasks.errors import CheckpointError
+from tasks.weights.inert import inert
 from tasks.weights.plan import Target
 
 DTYPES: Mapping[torch.dtype, str] = {
@@ -17,14 +18,16 @@ DTYPES: Mapping[torch.dtype, str] = {
     torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 TORCH_NAMES = {name: str(dtype).removeprefix("torch.") for dtype, name in DTYPES.items()}
-# Where a model came from, what it was trained for, and fields that name code to be fetched and run.
-LEFT_OUT = ("architectures", "auto_map", "custom_pipelines", "dtype", "torch_dtype", "transformers_version")
+# Where a model came from and what it was trained for.
+LEFT_OUT = ("architectures", "dtype", "torch_dtype", "transformers_version")
 
 
 def classifier_config(config: Mapping[str, Any], labels: Sequence[str]) -> PretrainedConfig:
     """The checkpoint's config with our labels. Raises CheckpointError for values transformers refuses."""
     kept = {
-        name: value for name, value in config.items() if name not in LEFT_OUT and not name.startswith("_")
+        name: value
+        for name, value in inert(config).items()
+        if name not in LEFT_OUT and not name.startswith("_")
     }
     kept |= {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     kept |= {"problem_type": "single_label_classification"}

@@ -15,13 +15,12 @@ from tasks.weights import content, partial, place
 from tasks.weights.families import find_blocks
 from tasks.weights.families.naming import Naming
 from tasks.weights.formats import Checkpoint
+from tasks.weights.inert import inert
 from tasks.weights.plan import Plan, Target, plan
 
 Config = Mapping[str, Any]
 FLOATS = Target(dtype="F32")  # floating-point numbers, in whatever shape the table makes
 UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, StopIteration)
-REACHING_OUT = ("auto_map", "custom_pipelines", "quantization_config")  # would fetch or choose code
-CHOOSING = "_implementation"  # ends the names of fields that choose kernels, from the Hub too
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}  # in transformers' words
 
 
@@ -55,11 +54,8 @@ def planned(
     try:
         return _planned(source, naming, reverse=reverse, layers=layers)
     except UNREADABLE as error:
-        told = (
-            f"{error.args[0]!r} is missing"
-            if isinstance(error, KeyError)
-            else str(error) or "a field is missing"
-        )
+        missing = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else ""
+        told = missing or str(error) or "a field is missing"
         raise CheckpointError(
             f"{source.directory}: its config does not describe a model of the family {naming.name} ({told}): "
             "mend it, or name the family that it belongs to"
@@ -103,13 +99,8 @@ def _part(
 
 def _told(made: Plan, naming: Naming, theirs: Config, *, reverse: bool) -> Transcription:
     about = {"architectures": [naming.architecture], "dtype": DTYPES.get(made.dtype)}
-    inert = {
-        name: value
-        for name, value in theirs.items()
-        if name not in REACHING_OUT and not name.endswith(CHOOSING)
-    }
-    described = naming.back(theirs) if reverse else {**inert, **about}
-    return Transcription(made, described, inert, naming.architecture, naming.name, reverse)
+    described = naming.back(theirs) if reverse else {**inert(theirs), **about}
+    return Transcription(made, described, inert(theirs), naming.architecture, naming.name, reverse)
 
 
 def transcribe(

@@ -286,6 +286,20 @@ def test_an_unknown_model_type_gets_a_suggestion(root):
         run(root)
 
 
+def test_nothing_of_a_config_reaches_out(root):
+    path = root / "checkpoint" / "config.json"
+    fields = {
+        "auto_map": {"AutoModel": "other/repo--x.X"},
+        "attn_implementation": "other/kernel",
+        "quantization_config": {"quant_method": "none such"},
+    }
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    see(root)
+    run(root)
+    kept = json.loads((ConvertedCheckpoint.folder(root) / "model" / "config.json").read_text())
+    assert not fields.keys() & kept.keys()
+
+
 def test_a_zipped_checkpoint_of_pytorch_becomes_the_same_model(root):
     see(root)
     run(root)

@@ -130,6 +130,15 @@ def test_all_faults_of_a_plan_come_at_once_with_names_and_numbers():
     assert "7 faults" in message
 
 
+def test_a_layer_of_another_shape_is_named_beside_its_like():
+    source = entries(h__0__w=(2, 3), h__1__w=(2, 3), h__10__w=(3, 2), h__2__v1=(5,), h__2__v2=(7,))
+    rules = [Rule("h.{n}.w", "h.{n}.w"), Rule("h.{n}.{m:v1|v2}", "h.{n}.{m:v1|v2}")]
+    with pytest.raises(PlanError) as caught:
+        plan(source, rules, dict.fromkeys(source, Target()))
+    assert "1 fault" in str(caught.value)
+    assert "- h.10.w (3, 2) has not the shape of its like, h.0.w (2, 3)" in str(caught.value)
+
+
 def test_a_transposition_is_never_inferred():
     with pytest.raises(PlanError, match=r"a is \(2, 3\) in the checkpoint, a is \(3, 2\)"):
         explain(entries(a=(2, 3)), [Rule("a", "a")], a=(3, 2))
