@@ -34,9 +34,10 @@ Override = Annotated[
     ),
 ]
 Leaf = Annotated[Literal["subprocess", "inprocess"], typer.Option(help="where a stage's body runs")]
-CHECKPOINT = "a directory, a file (.safetensors .pt .bin .gguf .npz), package:…, or a Hub id that is here"
+CHECKPOINT = "a directory, a file (.safetensors .pt .gguf .npz .h5 …), package:…, or a Hub id that is here"
 Family = Annotated[
-    str, typer.Option("--family", help="whose names: nanogpt, llama-original, …; a wrong one lists all")
+    str,
+    typer.Option("--family", help="whose names: nanogpt, transformers (its older), …; a wrong one lists all"),
 ]
 Reverse = Annotated[bool, typer.Option("--reverse", help="from transformers' names to the family's")]
 Key = Annotated[
@@ -49,6 +50,30 @@ Layers = Annotated[
         metavar="0,2,4",
         help="these alone, in this order; one that stands again right after itself adds nothing",
     ),
+]
+Width = Annotated[
+    str | None,
+    typer.Option(
+        "--width",
+        metavar="double|N",
+        help="double: twice as wide, computes the same; N: some heads and channels, a start for training",
+    ),
+]
+ShardSize = Annotated[
+    str | None,
+    typer.Option("--shard-size", metavar="5GB", help="several files of at most this size; default: one"),
+]
+Verify = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--verify",
+        metavar="LEVEL,…",
+        help="prove more: inverse, digests, parity, similarity (encoders), loss, generation; repeatable",
+    ),
+]
+Reference = Annotated[
+    Path | None,
+    typer.Option(help="a directory that transformers reads, for parity, similarity, loss and generation"),
 ]
 HERE = Path()
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # told without the name of a file
@@ -222,6 +247,7 @@ def plan_weights(
     reverse: Reverse = False,
     key: Key = None,
     layers: Layers = None,
+    width: Width = None,
     every: Annotated[bool, typer.Option("--every", help="a line for each tensor, not for each rule")] = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="the same as JSON, with files and byte ranges")
@@ -234,7 +260,7 @@ def plan_weights(
     """
     from flows import conversion
 
-    made = conversion.planned(source, family, reverse=reverse, key=key, layers=layers, root=root)
+    made = conversion.planned(source, family, reverse=reverse, key=key, layers=layers, width=width, root=root)
     conversion.show(made, every=every)
     if output:
         conversion.written(made, output)
@@ -248,20 +274,26 @@ def convert(
     reverse: Reverse = False,
     key: Key = None,
     layers: Layers = None,
+    width: Width = None,
+    shard_size: ShardSize = None,
     load: Annotated[
         bool, typer.Option(help="let transformers load the result, which takes its memory")
     ] = True,
+    verify: Verify = None,
+    reference: Reference = None,
     root: Root = HERE,
 ) -> None:
     """Convert a checkpoint to transformers' names, or back, every tensor accounted for and compared.
 
-    Writes model.safetensors, config.json and plan.json. A tensor without a rule, a shape that does not fit or
-    a byte that differs leaves nothing behind.
+    Writes model.safetensors (with --shard-size several and an index), config.json and plan.json. A tensor
+    without a rule, a shape that does not fit or a byte that differs leaves nothing behind.
     """
     from flows import conversion
 
-    made = conversion.planned(source, family, reverse=reverse, key=key, layers=layers, root=root)
-    found = conversion.convert(made, target, load=load)
+    largest = None if shard_size is None else conversion.size(shard_size)
+    more = conversion.levels(verify or ())
+    made = conversion.planned(source, family, reverse=reverse, key=key, layers=layers, width=width, root=root)
+    found = conversion.convert(made, target, load=load, shard_size=largest, verify=more, reference=reference)
     for level, sentence in found.items():
         typer.echo(f"{level}: {sentence}")
     typer.echo(str(target))

@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +37,29 @@ def canonical_json(value: Any) -> str:
 
 @contextmanager
 def replace_directory(target: Path) -> Iterator[Path]:
-    """Yield an empty draft beside `target`; it takes target's place if the body ends well, else vanishes.
+    """Yield an empty draft beside `target`; it takes target's place if the body ends well, else vanishes,
+    with the directories above it that were made for it.
 
     A draft left by a killed process is removed first.
     """
     draft = target.with_name(f".{target.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    above = [parent for parent in draft.parents if not parent.exists()]
     try:
+        draft.mkdir(parents=True)
         yield draft
         _swap(draft, target)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
+        _remove_empty(above)
         raise
+
+
+def _remove_empty(directories: Iterable[Path]) -> None:
+    """The innermost first, up to the first that somebody uses."""
+    with suppress(OSError):
+        for directory in directories:
+            directory.rmdir()
 
 
 def _swap(draft: Path, target: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tasks.errors import ParamsError, did_you_mean
 
@@ -15,6 +15,9 @@ RowKind = Literal[
     "label", "labels", "score", "pair", "text", "completion", "chat", "translation", "prefix-remainder",
     "tags", "answer", "preference", "rating",
 ]  # fmt: skip
+
+LEVELS = ("content", "inverse", "digests", "load", "parity", "similarity", "loss", "generation")  # of proof
+DEFAULT_LEVELS = ("content", "load", "parity", "similarity")
 
 
 class Section(BaseModel):
@@ -142,6 +145,18 @@ class ConversionParams(Section):
     tolerance: Annotated[float, Field(ge=0)] = Field(
         0.0, description="largest allowed |difference| of hidden states, source against converted"
     )
+    verify: tuple[str, ...] = Field(
+        DEFAULT_LEVELS, description=f"what is proven beside the structure: {', '.join(LEVELS)}"
+    )
+
+    @field_validator("verify")
+    @classmethod
+    def _levels_are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [
+            f"no level {name!r}; {did_you_mean(name, LEVELS)}" for name in names if name not in LEVELS
+        ]:
+            raise ValueError("; ".join(unknown))
+        return names
 
 
 class EncodingParams(Section):
@@ -157,21 +172,66 @@ class Phase(Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
     depth: Annotated[int, Field(ge=0)] | Literal["half", "all"]
+    floors: tuple[Literal["embeddings", "norms", "biases"], ...] = Field(
+        (), description="what else learns in the floors below that depth"
+    )
     epochs: Count = 1
+    steps: Count | None = Field(None, description="optimizer steps, instead of epochs")
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="each layer further down learns at this multiple of the one above (ULMFiT, 2018)"
     )
     warmup: Share = Field(0.1, description="share of the phase's steps in which the rate rises from 0")
+    schedule: Literal["linear", "cosine", "constant", "slanted-triangular"] = Field(
+        "linear", description="how the rate moves behind the warm-up"
+    )
+    batch_tokens: Count | None = Field(
+        None, description="tokens of a batch, padding included, instead of batch_size rows"
+    )
+    early_stopping: Count | None = Field(
+        None, description="epochs without a better validation figure after which the phase ends"
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.steps is not None and "epochs" in self.model_fields_set and self.epochs != 1:
+            raise ValueError(f"phase {self.name}: name epochs or steps, not both")
+        return self
+
+
+class CacheParams(Section):
+    """Hidden states at the border of what is frozen, computed once and kept."""
+
+    dtype: Annotated[
+        Literal["float16", "float32", "int8", "none"],
+        Field(description="how they are kept; none computes frozen layers every epoch"),
+    ] = "float16"
+    maximum_bytes: Annotated[Count, Field(description="disk that they may take in all")] = 2**33
 
 
 class FinetuningParams(Section):
     seed: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     batch_size: Count = 32
+    accumulation: Count = Field(
+        1, description="parts in which a batch is computed; the update is the same for any number"
+    )
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     maximum_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced gives every class the same say, however rare"
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    focal_gamma: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="how much less rows count that are answered well (Lin et al., 2017); 0: cross-entropy",
+    )
+    select: Literal["loss", "accuracy"] = Field(
+        "accuracy", description="validation figure by which the best epoch of a phase is kept"
+    )
     save_every: Count = Field(50, description="optimizer steps between resume points")
+    cache: CacheParams = CacheParams()
     phases: tuple[Phase, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

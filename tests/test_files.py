@@ -30,6 +30,20 @@ def test_an_accident_leaves_what_was_there(tmp_path, accident):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_an_accident_removes_the_directories_that_were_made_and_are_empty(tmp_path):
+    (tmp_path / "there").mkdir()
+    with (
+        pytest.raises(ValueError, match="stop"),
+        files.replace_directory(tmp_path / "there" / "a" / "b" / "out"),
+    ):
+        raise ValueError("stop")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+    with pytest.raises(ValueError, match="stop"), files.replace_directory(tmp_path / "a" / "b" / "out"):
+        (tmp_path / "a" / "other").write_text("of somebody else")
+        raise ValueError("stop")
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"other"}
+
+
 def test_a_draft_left_by_a_killed_process_is_not_mixed_in(tmp_path):
     left = tmp_path / ".out.draft"
     left.mkdir()

@@ -12,7 +12,7 @@ from tasks.artifacts import ConvertedCheckpoint, PreparedText, Sources, Vocabula
 from tasks.errors import ArtifactError, DataError
 from tasks.params import ConversionParams, Params
 from tasks.stages import Track
-from tasks.weights import alignment, families, picture, place, proof, report, skeleton
+from tasks.weights import alignment, behaviour, families, picture, place, proof, report, roundtrip, skeleton
 from tasks.weights.alignment import Alignment
 from tasks.weights.formats import Checkpoint, open_checkpoint
 from tasks.weights.plan import Plan, plan
@@ -29,6 +29,7 @@ def run(params: Params, root: Path, track: Track) -> ConvertedCheckpoint:
     config.update(alignment.fields(words, config, vocabulary.special))
     made = _plan(source, family, config, labels, words, params.conversion)
     about = references.read_listing(listing)
+    behaviour.demand(set(params.conversion.verify) - {"similarity"}, skeleton.architecture(config))
     facts = {
         "reference": about["reference"],
         "source": files.digest_json(about["files"]),
@@ -37,7 +38,7 @@ def run(params: Params, root: Path, track: Track) -> ConvertedCheckpoint:
         "labels": labels,
     }
     with files.replace_directory(ConvertedCheckpoint.folder(root)) as draft:
-        proofs = _write(made, source, draft, config, words, facts, params.conversion.tolerance)
+        proofs = _write(made, source, draft, config, words, facts, params.conversion, vocabulary.path)
     page = report.Facts(
         **facts,
         licence=about["licence"],
@@ -114,14 +115,26 @@ def _write(
     config: PretrainedConfig,
     words: Alignment,
     facts: Mapping[str, Any],
-    tolerance: float,
+    settings: ConversionParams,
+    vocabulary: Path,
 ) -> dict[str, str]:
     """Fill `draft`; returns what the proofs found. Whatever is raised here leaves the former output alone."""
     metadata = {"source": facts["source"], "family": facts["family"], "plan": plan.digest()}
     place.write(plan, draft / "model", skeleton.serialise(config, plan.dtype), metadata=metadata)
     both = None if words.same else words.pairs
-    proofs = proof.verify(plan, source, draft / "model", tolerance=tolerance, words=both)
+    proofs = proof.verify(
+        plan,
+        source,
+        draft / "model",
+        tolerance=settings.tolerance,
+        words=both,
+        levels=settings.verify,
+        folder=vocabulary / "tokenizer",
+    )
+    more, digests = roundtrip.prove(plan, draft / "model", settings.verify)
+    proofs |= more
     described = {**facts, "seed": plan.seed, "deviation": plan.deviation, "parameters": plan.parameters()}
+    described |= {"proofs": proofs} | ({"digests": digests} if digests else {})
     if not words.same:
         described["vocabulary"] = words.counts
     files.write_text(draft / "plan.json", files.canonical_json({**described, "rows": plan.rows()}))

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.errors import ProofError
 from tasks.weights import place
+from tasks.weights.formats import INDEX
 from tasks.weights.formats.entries import TensorEntry
 from tasks.weights.formats.header import read_header
+from tasks.weights.formats.index import read_shards
+from tasks.weights.layout import ITEM
 from tasks.weights.plan import Move, Plan, Step
 from tasks.weights.rules import KEEP
 
@@ -20,17 +23,23 @@ PIECE = 2**20  # bytes
 
 
 def structure(plan: Plan, path: Path) -> str:
-    """Every tensor of the plan stands in the file under its name, shape and dtype, and nothing else does."""
-    entries = read_header(path)
+    """Every tensor of the plan stands in the file under its name, shape and dtype, and nothing else does.
+
+    path: model.safetensors, or the index of several files. Raises ProofError with every tensor that does not.
+    """
+    entries = _held(path)
     promised = {move.target: (move.shape, move.dtype) for move in plan.moves}
     held = {name: (entry.shape, entry.dtype) for name, entry in entries.items()}
     wrong = sorted(name for name in promised.keys() | held.keys() if promised.get(name) != held.get(name))
     if wrong:
         lines = [f"- {name}: planned {promised.get(name)}, written {held.get(name)}" for name in wrong]
         raise ProofError(f"{path.name} is not what was planned:\n" + "\n".join(lines))
-    start = min((entry.start for entry in entries.values()), default=0)
-    if start % place.ITEM:
-        raise ProofError(f"{path.name}: the data starts at byte {start:,}, not at a multiple of {place.ITEM}")
+    starts: dict[str, int] = {}
+    for entry in entries.values():
+        starts[entry.file.name] = min(entry.start, starts.get(entry.file.name, entry.start))
+    for name, start in starts.items():
+        if start % ITEM:
+            raise ProofError(f"{name}: the data starts at byte {start:,}, not at a multiple of {ITEM}")
     total = sum(entry.stop - entry.start for entry in entries.values())
     return f"{len(entries)} of {len(promised)} tensors as planned, {total:,} bytes, no gap and no rest"
 
@@ -42,7 +51,7 @@ def content(plan: Plan, path: Path, *, finite: bool = True) -> str:
     """
     faults = list(_differences(plan, path))
     if finite:
-        faults += [fault for entry in read_header(path).values() for fault in _wild(entry)]
+        faults += [fault for entry in _held(path).values() for fault in _wild(entry)]
     if faults:
         raise ProofError(f"{path.name} does not hold what the source held:\n" + "\n".join(faults))
     kept = [move for move in plan.moves if move.source and not move.rule.lossy]
@@ -54,10 +63,17 @@ def content(plan: Plan, path: Path, *, finite: bool = True) -> str:
     return f"{told}{more}, {drawn} initialised as drawn{'; all values finite' * finite}"
 
 
+def _held(path: Path) -> Mapping[str, TensorEntry]:
+    """Every tensor of a file, or of those that an index names."""
+    if path.name == INDEX:
+        return read_shards(path, suffix=".safetensors", read=read_header)
+    return read_header(path)
+
+
 def _differences(plan: Plan, path: Path) -> Iterator[str]:
     from concurrent.futures import ThreadPoolExecutor  # late: slow to import, and not always needed
 
-    entries = read_header(path)
+    entries = _held(path)
     plain, made = _divided(plan)
     with ThreadPoolExecutor() as pool:  # reading leaves the interpreter to others
         same = pool.map(lambda move: _copied(move.step.sources[0], entries[move.target]), plain)

@@ -6,11 +6,8 @@ digest. In memory is at most what one step takes and makes, of those that are mo
 
 import errno
 import hashlib
-import json
-import math
 import os
 import shutil
-import struct
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
@@ -18,18 +15,17 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tasks import files
 from tasks.errors import ArtifactError, CheckpointError
-from tasks.weights.formats import CONFIG, SINGLE, TensorEntry
+from tasks.weights import layout
+from tasks.weights.formats import CONFIG, INDEX, SINGLE, TensorEntry
 from tasks.weights.formats.arrays import read_raw
-from tasks.weights.formats.entries import BITS
-from tasks.weights.ops import Range, joined
+from tasks.weights.layout import Shard
+from tasks.weights.ops import joined
 from tasks.weights.plan import Move, Plan, Step, Unused
 from tasks.weights.rules import Drop, Fill, Tie, fill, listed, matches
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-ALIGNMENT = 4096  # bytes; data at the same place of a page can share extents on file systems that know how
-ITEM = 8  # bytes; to a multiple of which data must start
 CHUNK = 8 * 2**20  # bytes per read where the kernel does not copy by itself
 # The kernel cannot copy between these two files; reading and writing still can.
 UNABLE = (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.ENOTSOCK)
@@ -42,57 +38,38 @@ def write(
     *,
     metadata: Mapping[str, str],
     durable: bool = True,
+    shard_size: int | None = None,
 ) -> Path:
     """Write config.json and model.safetensors into `directory`; returns the latter.
 
-    metadata: strings for the file's header, beside `format`. durable: wait until the disk has it.
+    metadata: strings for the header of every file, beside `format`. durable: wait until the disk has it.
+    shard_size: bytes of a file; where one does not suffice there are several, and the index, which is
+    written last, is returned.
     Raises ArtifactError where the disk is too small, CheckpointError where the source changes meanwhile.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    layout = arrange(plan)
-    header = _header(layout, {"format": "pt", **metadata})
-    _require_space(directory, len(header) + sum(map(_bytes, layout)))
+    shards = layout.shards(plan, metadata, largest=shard_size)
+    _require_space(directory, sum(shard.nbytes for shard in shards))
     _refuse_losses(plan)
     files.write_text(directory / CONFIG, files.canonical_json(config))
-    target = directory / SINGLE
-    with target.open("wb", buffering=0) as sink:
-        _write_all(sink, header)
-        for copied, moves in groupby(layout, key=_is_copied):
+    for shard in shards:
+        _write_shard(shard, plan, directory, durable=durable)
+    if len(shards) == 1:
+        return directory / SINGLE
+    files.write_text(directory / INDEX, files.canonical_json(layout.index(shards)))
+    return directory / INDEX
+
+
+def _write_shard(shard: Shard, plan: Plan, directory: Path, *, durable: bool) -> None:
+    with (directory / shard.name).open("wb", buffering=0) as sink:
+        _write_all(sink, shard.header)
+        for copied, moves in groupby(shard.moves, key=_is_copied):
             if copied:
                 _copy_all(list(moves), sink)
             else:
                 _make_all(moves, plan, sink)
         if durable:
             os.fsync(sink.fileno())
-    return target
-
-
-def arrange(plan: Plan) -> list[Move]:
-    """Moves in the order of the output's bytes.
-
-    Widest dtype first, which keeps every tensor aligned to its own items; then as the source has them, so
-    that neighbours are copied in one piece; then what is initialised.
-    """
-
-    def key(move: Move) -> tuple[int, bool, str, int, int]:
-        first = _first(move)
-        return (
-            -BITS[move.dtype],
-            first is None,
-            first.file.name if first else "",
-            first.start if first else 0,
-            move.part,
-        )
-
-    return sorted(plan.moves, key=key)
-
-
-def _first(move: Move) -> Range | None:
-    """Where its bytes begin in the source, or those of what it is made from."""
-    ranges = move.step.ranges()
-    if ranges and ranges[move.part]:
-        return ranges[move.part][0]
-    return Range(move.source.file, move.source.start, move.source.stop) if move.source else None
 
 
 def initial(move: Move, *, seed: int, deviation: float) -> "NDArray[Any]":
@@ -133,28 +110,6 @@ def made(step: Step) -> "list[NDArray[Any]]":
         raise CheckpointError(f"{names}: {error} ({step.rule})") from None
 
 
-def _header(layout: list[Move], metadata: Mapping[str, str]) -> bytes:
-    """Length and JSON, padded with spaces (as the format allows) until the data starts where it should."""
-    fields: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
-    end = 0
-    for move in layout:
-        start, end = end, end + _bytes(move)
-        fields[move.target] = {"dtype": move.dtype, "shape": list(move.shape), "data_offsets": [start, end]}
-    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * ((_place_in_page(layout) - 8 - len(text)) % ALIGNMENT)
-    return struct.pack("<Q", len(text)) + text
-
-
-def _place_in_page(layout: list[Move]) -> int:
-    """Where in a page the data starts: where the source's does, if items are aligned there."""
-    first = next((found for move in layout if (found := _first(move))), None)
-    return first.start % ALIGNMENT if first and first.start % ITEM == 0 else 0
-
-
-def _bytes(move: Move) -> int:
-    return math.prod(move.shape) * BITS[move.dtype] // 8
-
-
 def _require_space(directory: Path, needed: int) -> None:
     free = shutil.disk_usage(directory).free
     if free < needed:
@@ -168,6 +123,7 @@ def _refuse_losses(plan: Plan) -> None:
     """Raises CheckpointError with every tensor that its rule lets go only under a condition that does not
     hold."""
     entries = {entry.name: entry for move in plan.moves for entry in move.step.sources}
+    entries |= {unused.source.name: unused.source for unused in plan.unused}
     if faults := [fault for unused in plan.unused for fault in _losses(unused, entries)]:
         raise CheckpointError(listed("what the plan lets go would be missed", faults))
 
@@ -180,8 +136,8 @@ def _losses(unused: Unused, entries: Mapping[str, TensorEntry]) -> Iterator[str]
             yield f"{entry.name} should be {other} under a second name, which the checkpoint lacks"
         elif not _same(entries[other], entry):
             yield (
-                f"{entry.name} should be {other} under a second name, and their bytes differ: this family "
-                "ties them, so choose one that keeps both"
+                f"{entry.name} should be {other} under a second name, and their bytes differ: fetch "
+                "it again, or choose a family that keeps both"
             )
     elif isinstance(op, Drop) and op.unless and array(entry).any():
         yield f"{entry.name} is not zero, so the model would compute something else: {unused.rule.reason}"

@@ -21,10 +21,14 @@ WORST: tuple[Effect, ...] = ("exact", "approximate", "no")
 
 @dataclass(frozen=True)
 class Target:
-    """What the model expects under a name; None: whatever the rules make."""
+    """What the model expects under a name; None: whatever the rules make.
+
+    origin: what makes the shape so, for the sentence that tells of another.
+    """
 
     shape: Shape | None = None
     dtype: str | None = None  # in safetensors' spelling
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,19 +150,22 @@ def plan(
     *,
     seed: int = 0,
     deviation: float = 0.0,
+    given: Mapping[str, Target] | None = None,
 ) -> Plan:
     """Explain every tensor of the checkpoint and of the model, or raise PlanError with every fault at once.
 
     seed, deviation: of tensors that are initialised (normal, mean 0).
+    given: what tensors of the checkpoint should be, as far as that is known.
     """
     rules = tuple(rules)
     check(rules)
     uses, unused, faults = _match(entries, rules)
+    faults += _once(_given_faults(entries, given or {}))
     steps = [step for number, use in uses for step in _step(rules[number], use, faults)]
     made = Counter(name for step in steps for name in step.targets)
     fresh, torn = _initialise(rules, targets, set(made), _widest(step.dtype for step in steps))
     faults += [*torn, *_target_faults(steps, fresh, made, targets)]
-    faults += [fault for step in steps for fault in _fit_faults(step, targets)]
+    faults += _once(fault for step in steps for fault in _fit_faults(step, targets))
     faults += _uneven(steps)
     if faults:
         raise PlanError(listed("the checkpoint does not fit the model", faults))
@@ -297,9 +304,24 @@ def _fit_faults(step: Step, targets: Mapping[str, Target]) -> Iterator[str]:
             given = " and ".join(f"{entry.name} is {entry.shape}" for entry in step.sources)
             verb = step.rule.verb(same_name=True)
             turned = f", {shape} {verb}" if verb != "copied" else ""
-            yield f"{given} in the checkpoint{turned}, {name} is {target.shape}"
+            yield f"{given} in the checkpoint{turned}, {target.origin or f'{name} is'} {target.shape}"
         if target.dtype is not None and _kind(step.dtype) != _kind(target.dtype):
             yield f"{first.name} holds {step.dtype}, {name} needs {_kind(target.dtype)} numbers"
+
+
+def _given_faults(entries: Mapping[str, TensorEntry], given: Mapping[str, Target]) -> Iterator[str]:
+    for name, target in given.items():
+        if target.shape is not None and entries[name].shape != target.shape:
+            yield f"{name} is {entries[name].shape} in the checkpoint, {target.origin} {target.shape}"
+
+
+def _once(faults: Iterable[str]) -> Iterator[str]:
+    """What layers have alike is told of the first."""
+    alike: dict[str, list[str]] = {}
+    for fault in faults:
+        alike.setdefault(NUMBER.sub("", fault), []).append(fault)
+    for first, *rest in alike.values():
+        yield first + f" (and {len(rest)} more in other layers)" * bool(rest)
 
 
 def _uneven(steps: Sequence[Step]) -> Iterator[str]:

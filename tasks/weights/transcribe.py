@@ -4,19 +4,20 @@ Nothing here imports torch; `proof.loads` does, where it is asked.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tasks import files
 from tasks.errors import CheckpointError, InputError
-from tasks.weights import content, partial, place
-from tasks.weights.families import find_blocks
-from tasks.weights.families.naming import Naming
+from tasks.weights import content, partial, place, roundtrip, width
+from tasks.weights.families import AXES, find_blocks
+from tasks.weights.families.naming import WRAPPERS, Naming
 from tasks.weights.formats import Checkpoint
 from tasks.weights.inert import inert
 from tasks.weights.plan import Plan, Target, plan
+from tasks.weights.rules import Rule
 
 Config = Mapping[str, Any]
 FLOATS = Target(dtype="F32")  # floating-point numbers, in whatever shape the table makes
@@ -29,7 +30,7 @@ class Transcription:
     """What will be written: the plan and the model's description on the other side.
 
     theirs: the model as transformers' config, architecture: its class.
-    whole: the same with every layer, where only some are taken.
+    whole: the same with every layer and of the source's width, where this one has others.
     """
 
     plan: Plan
@@ -42,17 +43,27 @@ class Transcription:
 
 
 def planned(
-    source: Checkpoint, naming: Naming, *, reverse: bool = False, layers: Sequence[int] | None = None
+    source: Checkpoint,
+    naming: Naming,
+    *,
+    reverse: bool = False,
+    layers: Sequence[int] | None = None,
+    wanted: width.Wanted | None = None,
 ) -> Transcription:
     """The plan from `source` to transformers, or from transformers' names to the other project's.
 
     layers: those to take, in this order; one that stands again right after itself is an inserted block that
     adds nothing. None: all.
-    Raises PlanError with every tensor that has no explanation, CheckpointError where the source does not
-    say what model it is, InputError for layers that it has not or that cannot be inserted.
+    wanted: the width, "double" or a smaller one; None: the source's.
+    Raises PlanError with every tensor that has no explanation or not the shape that the config makes,
+    CheckpointError where the source does not say what model it is, InputError for layers that it has not or
+    that cannot be inserted, and for a width that it cannot have.
     """
+    if reverse and wanted is not None:
+        raise InputError("a width is changed on the way to transformers: convert so first, then --reverse")
     try:
-        return _planned(source, naming, reverse=reverse, layers=layers)
+        made = _planned(source, naming, reverse=reverse, layers=layers)
+        return made if wanted is None else _resized(source, naming, made, wanted)
     except UNREADABLE as error:
         missing = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else ""
         told = missing or str(error) or "a field is missing"
@@ -68,10 +79,33 @@ def _planned(
     given = {**source.config, "tensors": frozenset(source.entries)}
     theirs = naming.theirs.checked(source.config) if reverse else naming.config(given)
     _demand_tensors(source, naming.numbers(theirs))
-    expected = dict.fromkeys(naming.expected(theirs, reverse=reverse), FLOATS)
-    made = plan(source.entries, naming.table(theirs, reverse=reverse), expected)
+    expected, held = naming.expected(theirs, reverse=reverse), {}
+    if reverse:
+        held = {name: _shaped(_own(name, naming), naming, theirs) for name in source.entries}
+    targets = {name: FLOATS if reverse else _shaped(name, naming, theirs) for name in expected}
+    made = plan(source.entries, _table(source, naming, theirs, reverse=reverse), targets, given=held)
     whole = _told(made, naming, theirs, reverse=reverse)
     return whole if layers is None else _part(source, naming, theirs, whole, layers)
+
+
+def _table(source: Checkpoint, naming: Naming, theirs: Config, *, reverse: bool) -> tuple[Rule, ...]:
+    if source.parts == 1 or reverse:
+        return naming.table(theirs, reverse=reverse)
+    shapes = {name: entry.shape for name, entry in source.entries.items()}
+    return naming.joining(theirs, shapes, source.parts)
+
+
+def _shaped(name: str, naming: Naming, theirs: Config) -> Target:
+    """A tensor under transformers' name, with the shape that transformers' config makes."""
+    axes = AXES[naming.architecture]
+    return replace(FLOATS, shape=axes.shape(name, theirs), origin=axes.origin(name, theirs))
+
+
+def _own(name: str, naming: Naming) -> str:
+    """transformers' name of what may have a wrapper's prefix, or lack the base's."""
+    bare = name.removeprefix(max((one for one in WRAPPERS if name.startswith(one)), key=len))
+    known = AXES[naming.architecture].layout(bare) or bare.startswith(naming.base)
+    return bare if known else f"{naming.base}{bare}"
 
 
 def _demand_tensors(source: Checkpoint, numbers: Mapping[str, Iterable[int]]) -> None:
@@ -97,6 +131,15 @@ def _part(
     return replace(_told(made, naming, fewer, reverse=whole.reverse), whole=whole)
 
 
+def _resized(source: Checkpoint, naming: Naming, made: Transcription, wanted: width.Wanted) -> Transcription:
+    """`made` of the width `wanted`."""
+    axes = AXES[naming.architecture]
+    change = width.change(made.theirs, naming.architecture, axes, wanted)
+    rules = width.table(made.plan, axes, change)
+    wider = plan(source.entries, rules, width.targets(made.plan, axes, change))
+    return replace(_told(wider, naming, change.config, reverse=False), whole=made.whole or made)
+
+
 def _told(made: Plan, naming: Naming, theirs: Config, *, reverse: bool) -> Transcription:
     about = {"architectures": [naming.architecture], "dtype": DTYPES.get(made.dtype)}
     described = naming.back(theirs) if reverse else {**inert(theirs), **about}
@@ -104,22 +147,31 @@ def _told(made: Plan, naming: Naming, theirs: Config, *, reverse: bool) -> Trans
 
 
 def transcribe(
-    transcription: Transcription, target: Path, *, prove: Callable[[Path], Mapping[str, str]] | None = None
+    transcription: Transcription,
+    target: Path,
+    *,
+    prove: Callable[[Path], Mapping[str, str]] | None = None,
+    shard_size: int | None = None,
+    levels: Collection[str] = (),
 ) -> dict[str, str]:
     """Write config.json, model.safetensors and plan.json into the new directory `target`.
 
-    Returns level -> what the proofs of structure and content found, and those of `prove`, which gets the
-    directory before it takes its place. Raises InputError where `target` exists; a failed proof leaves
-    nothing behind.
+    shard_size: bytes of a file; where one does not suffice there are several, and their index. None: one.
+    levels: what else is proven of the bytes: inverse, digests.
+    Returns level -> what the proofs of structure, content and `levels` found, and those of `prove`, which
+    gets the directory before it takes its place. Raises InputError where `target` exists; a failed proof
+    leaves nothing behind.
     """
     if os.path.lexists(target):
         raise InputError(f"{target} exists: name a directory that does not, nothing is overwritten")
     made, name = transcription.plan, f"{transcription.naming}{' reversed' * transcription.reverse}"
     with files.replace_directory(target) as draft:
         metadata = {"family": name, "plan": made.digest()}
-        path = place.write(made, draft, transcription.config, metadata=metadata)
+        path = place.write(made, draft, transcription.config, metadata=metadata, shard_size=shard_size)
         found = {"structure": content.structure(made, path), "content": content.content(made, path)}
-        described = {"family": name, "preserves": made.preserves, "parameters": made.parameters()}
-        found |= prove(draft) if prove else {}
+        more, digests = roundtrip.prove(made, draft, levels)
+        found |= more | dict(prove(draft) if prove else {})
+        described: dict[str, Any] = {"family": name, "preserves": made.preserves, "proofs": found}
+        described |= {"parameters": made.parameters()} | ({"digests": digests} if digests else {})
         files.write_text(draft / "plan.json", files.canonical_json({**described, "rows": made.rows()}))
     return found

@@ -1,6 +1,9 @@
 """`regraft convert` and `plan-weights` as a person types them."""
 
 import json
+import signal
+import subprocess
+import sys
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -10,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import T5Config, T5ForConditionalGeneration
 from typer.testing import CliRunner
 
-from flows import cli
+from flows import cli, conversion
 from tasks.errors import RegraftError
 from tasks.weights.formats import open_checkpoint
 
@@ -107,6 +110,69 @@ def test_what_is_not_explained_fails_with_its_name_and_leaves_nothing(trained, t
     assert not [path for path in tmp_path.iterdir() if path != trained]
 
 
+def test_a_failed_conversion_leaves_none_of_the_directories_that_it_made(trained, tmp_path):
+    held = torch.load(trained, weights_only=True)
+    held["model"]["_orig_mod.lm_head.weight"] = torch.zeros(37, 24)
+    torch.save(held, trained)
+    regraft("convert", trained, tmp_path / "some" / "where" / "there", "--family", "nanogpt", code=1)
+    assert list(tmp_path.iterdir()) == [trained]
+
+
+def test_several_files_are_written_proven_and_become_themselves_again(trained, tmp_path):
+    there, back = tmp_path / "there", tmp_path / "back"
+    told = regraft("convert", trained, there, "--family", "nanogpt", "--shard-size", "0.02 MB")
+    assert "load: GPT2LMHeadModel: no tensor missing, unexpected or of another shape" in told
+    shards = sorted(there.glob("*.safetensors"))
+    assert len(shards) > 2
+    assert all(path.stat().st_size <= 20_000 for path in shards)
+    regraft("convert", there, back, "--family", "nanogpt", "--reverse", "--shard-size", "20kb")
+    state, held = torch.load(trained, weights_only=True)["model"], open_checkpoint(back).entries
+    for name, tensor in state.items():
+        entry = held[name.removeprefix("_orig_mod.")]
+        assert entry.file.read_bytes()[entry.start : entry.stop] == tensor.numpy().tobytes()
+    assert "files" in regraft("inspect", there)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [("5GB", 5 * 10**9), ("500 mb", 5 * 10**8), ("1.5KB", 1500), ("0.1TB", 10**11), ("7", 7), ("12B", 12)],
+)
+def test_a_size_is_read_in_decimal_units(size, expected):
+    assert conversion.size(size) == expected
+
+
+@pytest.mark.parametrize("size", ["", "0", "-5GB", "5GiB", "GB", "5 G", "1e9", "0.0001KB", "٣GB", "9" * 400])
+def test_a_size_that_cannot_be_is_refused_before_anything_is_read(tmp_path, size):
+    told = regraft("convert", "nowhere", tmp_path / "x", "--family", "gpt2", f"--shard-size={size}", code=1)
+    assert "write how large a file may be, such as 5GB or 500MB" in told
+
+
+def test_metas_files_are_one_checkpoint(tmp_path):
+    params = {"dim": 8, "n_layers": 1, "n_heads": 2, "vocab_size": 12, "multiple_of": 4, "norm_eps": 1e-5}
+    shapes = {"attention.wq": (4, 8), "attention.wk": (4, 8), "attention.wv": (4, 8), "attention.wo": (8, 4)}
+    shapes |= {"feed_forward.w1": (12, 8), "feed_forward.w2": (8, 12), "feed_forward.w3": (12, 8)}
+    names = {f"layers.0.{name}.weight": shape for name, shape in shapes.items()}
+    names |= {"tok_embeddings.weight": (12, 4), "output.weight": (6, 8)}
+    norms = ("norm.weight", "layers.0.attention_norm.weight", "layers.0.ffn_norm.weight")
+    source = tmp_path / "theirs"
+    source.mkdir()
+    (source / "params.json").write_text(json.dumps(params))
+    for number in range(2):
+        own = {name: torch.randn(shape) for name, shape in names.items()} | dict.fromkeys(
+            norms, torch.ones(8)
+        )
+        torch.save(own, source / f"consolidated.{number:02}.pth")
+    assert "2 files" in regraft("inspect", source)
+    told = regraft("plan-weights", source, "--family", "llama-original")
+    assert "{e*}:layers.{n}.attention.wo.weight" in told
+    assert "every part holds a copy" in told
+    told = regraft("convert", source, tmp_path / "ours", "--family", "llama-original")
+    assert "load: LlamaForCausalLM: no tensor missing, unexpected or of another shape" in told
+    (source / "consolidated.00.pth").unlink()
+    told = regraft("inspect", source, code=1)
+    assert "holds consolidated.01.pth and lacks consolidated.00.pth" in told
+
+
 def test_nothing_is_overwritten(trained, tmp_path):
     for target in (tmp_path, trained):
         told = regraft("convert", trained, target, "--family", "nanogpt", code=1)
@@ -133,14 +199,39 @@ def test_sizes_that_only_the_config_gets_wrong_fail_both_ways(trained, tmp_path)
     held = torch.load(trained, weights_only=True)
     held["model_args"]["block_size"] = 64
     torch.save(held, trained)
-    told = regraft("convert", trained, tmp_path / "there", "--family", "nanogpt", code=1)
-    assert "transformer.wpe.weight" in told
+    wrong = "the config's n_positions 64 and n_embd 24 make (64, 24)"
+    told = regraft("plan-weights", trained, "--family", "nanogpt", code=1)
+    assert f"_orig_mod.transformer.wpe.weight is (19, 24) in the checkpoint, {wrong}" in told
+    held["model_args"]["block_size"] = 19
+    torch.save(held, trained)
     regraft("convert", trained, tmp_path / "there", "--family", "nanogpt", "--no-load")
+    path = tmp_path / "there" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"n_positions": 64}))
     told = regraft(
         "convert", tmp_path / "there", tmp_path / "back", "--family", "nanogpt", "--reverse", code=1
     )
-    assert "transformer.wpe.weight is (19, 24), not (64, 24)" in told
+    assert f"transformer.wpe.weight is (19, 24) in the checkpoint, {wrong}" in told
     assert not (tmp_path / "back").exists()
+
+
+def test_a_doubled_model_is_proven_to_compute_the_same(trained, tmp_path):
+    told = regraft("convert", trained, tmp_path / "there", "--family", "nanogpt", "--width", "double")
+    assert "of logits on 3 sequences of 18 tokens" in told
+    assert json.loads((tmp_path / "there" / "config.json").read_text())["n_embd"] == 48
+    assert json.loads((tmp_path / "there" / "plan.json").read_text())["preserves"] == "exact"
+
+
+def test_a_smaller_width_claims_no_parity(trained, tmp_path):
+    told = regraft("convert", trained, tmp_path / "there", "--family", "nanogpt", "--width", "8")
+    assert "parity" not in told
+    assert json.loads((tmp_path / "there" / "config.json").read_text())["n_embd"] == 8
+    assert json.loads((tmp_path / "there" / "plan.json").read_text())["preserves"] == "approximate"
+
+
+@pytest.mark.parametrize("width", ["half", "-6", "1e3", "²"])
+def test_a_width_that_is_no_number_is_told_what_to_write(trained, width):
+    told = regraft("plan-weights", trained, "--family", "nanogpt", f"--width={width}", code=1)
+    assert f"--width {width}: write double, or a number such as 384" in told
 
 
 def test_nothing_of_a_config_reaches_out(trained, tmp_path):
@@ -162,6 +253,23 @@ def test_a_deeper_model_is_proven_to_compute_the_same(trained, tmp_path):
     assert "parity: max |difference| 0 of logits on 3 sequences of 18 tokens" in told
     assert json.loads((tmp_path / "there" / "config.json").read_text())["n_layer"] == 4
     assert json.loads((tmp_path / "there" / "plan.json").read_text())["preserves"] == "exact"
+    assert {path.name for path in tmp_path.iterdir()} == {"there", trained.name}
+
+
+def test_what_a_killed_proof_leaves_is_gone_after_the_next_run(trained, tmp_path):
+    """The whole model that a deeper one is compared with stands inside the draft."""
+    killed = """
+import os, signal, sys
+from tasks.weights import proof
+proof.logits_agree = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+from flows import cli
+cli.app(sys.argv[1:])
+"""
+    words = ["convert", trained, tmp_path / "there", "--family", "nanogpt", "--layers", "0,0,1"]
+    done = subprocess.run([sys.executable, "-c", killed, *map(str, words)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert {path.name for path in tmp_path.iterdir()} == {".there.draft", trained.name}
+    regraft(*words)
     assert {path.name for path in tmp_path.iterdir()} == {"there", trained.name}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from html import unescape
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ from transformers import (
 
 from tasks import files, params
 from tasks.artifacts import ConvertedCheckpoint, Vocabulary
-from tasks.errors import ArtifactError, CheckpointError, DataError, PlanError, ProofError
+from tasks.errors import ArtifactError, CheckpointError, DataError, InputError, PlanError, ProofError
 from tasks.stages import conversion, sources
 from tasks.stages import vocabulary as vocabulary_stage
 from tasks.text.tokens.vocabulary import ALIGNMENT
@@ -103,7 +104,10 @@ def test_a_checkpoint_becomes_a_classifier_that_transformers_loads(root):
     assert (record.family, record.architecture) == ("bert", "BertForSequenceClassification")
     assert record.labels == tuple(LABELS)
     assert record.fresh == ("classifier.weight", "classifier.bias")
-    assert list(record.proofs) == sorted(["structure", "content", "load", "parity"])
+    assert list(record.proofs) == sorted(["structure", "content", "load", "parity", "similarity"])
+    assert record.proofs["similarity"] == "not judged: no tokenizer beside the checkpoint"
+    plan = json.loads((record.path / "plan.json").read_text())
+    assert plan["proofs"] == dict(record.proofs)
     assert record.parameters["initialised"] == 3 * 24 + 3
     model = AutoModelForSequenceClassification.from_pretrained(record.path / "model")
     assert model.config.label2id == {"negative": 0, "neutral": 1, "positive": 2}
@@ -364,6 +368,45 @@ def test_a_failed_proof_leaves_nothing_and_a_former_output_as_it_was(root, monke
     with pytest.raises(ProofError):
         run(root, PARAMS.replace("conversion: {}", "conversion: {seed: 18}"))
     assert ConvertedCheckpoint.load(root) == former
+
+
+def with_levels(levels):
+    return PARAMS.replace("conversion: {}", f"conversion: {{verify: [{levels}]}}")
+
+
+def test_the_levels_are_those_of_the_params_and_structure_always(root):
+    see(root)
+    record, _ = run(root, with_levels("content, inverse, digests"))
+    assert set(record.proofs) == {"structure", "content", "inverse", "digests"}
+    plan = json.loads((record.path / "plan.json").read_text())
+    assert plan["digests"].keys() == load_file(record.path / "model" / "model.safetensors").keys()
+    page = unescape((root / "reports" / "conversion.html").read_text())
+    assert all(sentence in page for sentence in record.proofs.values())
+    assert set(run(root, with_levels(""))[0].proofs) == {"structure"}
+
+
+def test_the_page_does_not_tick_what_was_not_judged(root):
+    see(root)
+    run(root)
+    page = (root / "reports" / "conversion.html").read_text()
+    assert '<span aria-label="not judged">–</span> similarity' in page
+    assert page.count('aria-label="passed"') == 4
+
+
+def test_a_level_for_language_models_is_refused_before_anything_is_written(root):
+    see(root)
+    with pytest.raises(
+        InputError, match=r"BertForSequenceClassification .* loss is for causal language models"
+    ):
+        run(root, with_levels("loss"))
+    assert not ConvertedCheckpoint.folder(root).exists()
+
+
+def test_sentences_are_not_judged_by_a_source_that_knows_no_english(spoken):
+    record, *_ = spoken_with("tokenizer: checkpoint", spoken)
+    assert record.proofs["similarity"].startswith("not judged: the source does not tell English sentences")
+    record, *_ = spoken_with(ADDED, spoken)
+    assert record.proofs["similarity"] == "not judged: the vocabulary is not the source's"
 
 
 def test_an_unexplained_tensor_stops_the_stage(root):

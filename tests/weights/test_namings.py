@@ -219,6 +219,10 @@ def test_transformers_names_without_the_base_prefix_are_accepted(name):
         ),
         ("llama2c", PARAMS, "lacks hidden_dim, seq_len"),
         ("t5", {}, "lacks num_layers"),
+        ("nanogpt", {"model_args": SIZES | {"bias": "false"}}, "bias is 'false', not true or false"),
+        ("gpt-textbook", SIZES | {"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no', not true or"),
+        ("gpt-textbook", SIZES | {"bias": 0}, "bias is 0, not true or false"),
+        ("llama-original", META | {"use_scaled_rope": "false"}, "use_scaled_rope is 'false', not true or"),
     ],
 )
 def test_a_description_that_does_not_suffice_is_refused(name, config, message):
@@ -249,6 +253,15 @@ def test_a_model_that_the_other_project_cannot_compute_is_refused(name, fields, 
     with pytest.raises(CheckpointError) as caught:
         naming.back(tiny(naming, **fields))
     assert all(message in str(caught.value) for message in messages)
+
+
+@every_naming
+@pytest.mark.parametrize("field", ["tie_word_embeddings", "bias", "attention_bias", "mlp_bias"])
+def test_a_text_is_not_taken_for_true_or_false(naming, field):
+    config = tiny(naming, **{field: "false"})
+    for asked in (naming.theirs.checked, naming.table, naming.expected):
+        with pytest.raises(CheckpointError, match=f"{field} is 'false', not true or false"):
+            asked(config)
 
 
 @given(st.integers(1, 400), st.integers(1, 3), st.integers(1, 3000))

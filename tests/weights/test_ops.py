@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tasks.weights import values
 from tasks.weights.arithmetic import Add, Biased, Cast, Embed, Mean, Replicate, Scale, Unbiased
+from tasks.weights.groups import Order, Parts
 from tasks.weights.ops import (
     Chain,
     Concatenate,
@@ -41,6 +42,10 @@ LAWFUL = [  # an op and shapes that it takes, no two sizes equal
     (Concatenate((2, 3), axis=1), [(7, 2), (7, 3)]),
     (Stack(3), [(2, 5)] * 3),
     (Unstack(3), [(3, 2, 5)]),
+    (Order((2, 0, 1)), [(2, 7), (3, 7), (5, 7)]),
+    (Parts((Rotary(3), Op()), (1, 2)), [(12, 5), (3, 5), (7,)]),
+    (Parts((Op(), Reshape((6, 5), (2, 15))), (1, 1)), [(3, 5), (6, 5)]),
+    (Chain((Order((0, 2, 1, 3)), Stack(4), Reshape((4, 2, 5), (2, 4, 5)))), [(2, 5)] * 4),
     (Take((4, 0, 1, 2)), [(5, 3)]),
     (Take((4, 0), axis=1), [(3, 5)]),
     (Pad(5, 2), [(5, 3)]),

@@ -16,7 +16,7 @@ from transformers import BertConfig, GPT2Config, LlamaConfig
 
 from tasks.errors import CheckpointError, InputError, ProofError
 from tasks.weights import content, families, proof
-from tasks.weights.families import BLOCKS, NAMINGS, find_blocks, find_naming
+from tasks.weights.families import AXES, BLOCKS, NAMINGS, find_blocks, find_naming
 from tasks.weights.formats import Checkpoint, TensorEntry, open_checkpoint
 from tasks.weights.rules import DROP, Fill, expand, matches, overlap
 from tasks.weights.transcribe import planned, transcribe
@@ -204,7 +204,7 @@ def without_biases(source: Checkpoint, directory: Path) -> Checkpoint:
 
 def named(naming, config):
     """A checkpoint of names and shapes, without a file."""
-    shapes = {name: (len(name.split(".")), 2) for name in naming.expected(config)}
+    shapes = {name: AXES[naming.architecture].shape(name, config) for name in naming.expected(config)}
     entries = {name: TensorEntry(name, "F32", shape, Path("x"), 0, 0) for name, shape in shapes.items()}
     return Checkpoint(Path("x"), entries, dict(config))
 

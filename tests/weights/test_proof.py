@@ -146,3 +146,17 @@ def test_the_sequences_fit_any_model_and_are_always_the_same(positions):
     assert first["input_ids"].max() < 37
     assert 1 <= first["input_ids"].shape[1] <= min(positions, 32)
     assert set(first["token_type_ids"].unique().tolist()) <= {0, 1}
+
+
+def test_only_the_levels_that_are_asked_for_run(save, convert, tmp_path):
+    plan, source = convert(save(tmp_path / "source", "bert"), tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    damage(path, "bert.pooler.dense.weight", lambda tensor: tensor.T.contiguous())
+    for levels in ([], ["load"]):
+        assert set(proof.verify(plan, source, path.parent, tolerance=0.0, levels=levels)) == {
+            "structure",
+            *levels,
+        }
+    for level in ("content", "parity"):
+        with pytest.raises(ProofError):
+            proof.verify(plan, source, path.parent, tolerance=0.0, levels=[level])

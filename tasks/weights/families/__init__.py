@@ -3,23 +3,37 @@
 from collections.abc import Mapping
 
 from tasks.errors import CheckpointError, did_you_mean
+from tasks.weights.families.axes import Axes as Axes
 from tasks.weights.families.bert import BERT
 from tasks.weights.families.distilbert import DISTILBERT
-from tasks.weights.families.encoders import BERT_ENCODER, DISTILBERT_ENCODER, ROBERTA_ENCODER
+from tasks.weights.families.encoders import (
+    BERT_AXES,
+    BERT_ENCODER,
+    DISTILBERT_AXES,
+    DISTILBERT_ENCODER,
+    ROBERTA_AXES,
+    ROBERTA_ENCODER,
+)
 from tasks.weights.families.family import Family as Family
 from tasks.weights.families.gguf import GGUF_LLAMA
+from tasks.weights.families.gpt2 import AXES as GPT2_AXES
 from tasks.weights.families.gpt2 import BLOCKS as GPT2_BLOCKS
 from tasks.weights.families.gpt2 import GPT2
 from tasks.weights.families.gpt_textbook import GPT_TEXTBOOK, GPT_TEXTBOOK_CONV1D, GPT_TEXTBOOK_SPLIT
+from tasks.weights.families.kernels import FLAX_BERT, FLAX_GPT2, TF_BERT
+from tasks.weights.families.llama import AXES as LLAMA_AXES
 from tasks.weights.families.llama import BLOCKS as LLAMA_BLOCKS
-from tasks.weights.families.llama import LLAMA, LLAMA_ORIGINAL
+from tasks.weights.families.llama import LLAMA
 from tasks.weights.families.llama2c import LLAMA2C
+from tasks.weights.families.llama_original import LLAMA_ORIGINAL
 from tasks.weights.families.naming import Blocks as Blocks
 from tasks.weights.families.naming import Naming as Naming
 from tasks.weights.families.nanogpt import NANOGPT
 from tasks.weights.families.roberta import ROBERTA
+from tasks.weights.families.t5 import AXES as T5_AXES
 from tasks.weights.families.t5 import T5
 
+BORROWED = "transformers"  # not a table of ours: whichever transformers ships for the model
 FAMILIES: Mapping[str, Family] = {family.name: family for family in (BERT, DISTILBERT, ROBERTA)}
 NAMINGS: Mapping[str, Naming] = {
     naming.name: naming
@@ -37,6 +51,9 @@ NAMINGS: Mapping[str, Naming] = {
         BERT_ENCODER,
         DISTILBERT_ENCODER,
         ROBERTA_ENCODER,
+        FLAX_BERT,
+        FLAX_GPT2,
+        TF_BERT,
     )
 }
 BLOCKS: Mapping[str, Blocks] = {  # transformers' class -> its layers
@@ -45,6 +62,15 @@ BLOCKS: Mapping[str, Blocks] = {  # transformers' class -> its layers
     "BertModel": Blocks("num_hidden_layers"),
     "RobertaModel": Blocks("num_hidden_layers"),
     "DistilBertModel": Blocks("n_layers"),
+}
+
+AXES: Mapping[str, Axes] = {  # transformers' class -> what the dimensions of its tensors are
+    "GPT2LMHeadModel": GPT2_AXES,
+    "LlamaForCausalLM": LLAMA_AXES,
+    "T5ForConditionalGeneration": T5_AXES,
+    "BertModel": BERT_AXES,
+    "RobertaModel": ROBERTA_AXES,
+    "DistilBertModel": DISTILBERT_AXES,
 }
 
 
@@ -72,7 +98,7 @@ def find_naming(name: str) -> Naming:
     Raises CheckpointError for a name without a table.
     """
     if name not in NAMINGS:
-        raise CheckpointError(f"no naming is called {name!r}; {did_you_mean(name, NAMINGS)}")
+        raise CheckpointError(f"no naming is called {name!r}; {did_you_mean(name, (*NAMINGS, BORROWED))}")
     return NAMINGS[name]
 
 

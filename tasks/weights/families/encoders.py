@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from tasks.weights.families.axes import Axes, Width, completed, embedding, linear, norm, together
 from tasks.weights.families.bert import BERT, ENCODER
 from tasks.weights.families.distilbert import DISTILBERT
 from tasks.weights.families.family import Family, P, same
@@ -15,6 +16,75 @@ from tasks.weights.rules import Rule
 PLACES = ("vocab_size", "max_position_embeddings")
 BERTS = ("hidden_size", "intermediate_size", "num_attention_heads", "type_vocab_size", *PLACES)
 DISTILS = ("dim", "hidden_dim", "n_heads", *PLACES)
+
+BERT_DEFAULTS = {  # what transformers takes for a field that config.json leaves out
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+}
+DISTILBERT_DEFAULTS = {
+    "vocab_size": 30522,
+    "dim": 768,
+    "hidden_dim": 3072,
+    "n_heads": 12,
+    "max_position_embeddings": 512,
+}
+LAYER, BLOCK = "encoder.layer.{n}.", "transformer.layer.{n}."
+BERT_AXES = Axes(
+    layouts=together(
+        (
+            embedding("embeddings.word_embeddings", "vocabulary"),
+            embedding("embeddings.position_embeddings", "positions"),
+            embedding("embeddings.token_type_embeddings", "types"),
+            norm("embeddings.LayerNorm"),
+            norm(f"{LAYER}{{m:attention.output|output}}.LayerNorm"),
+            linear(f"{LAYER}attention.self.{{m:query|key|value}}", "heads", "hidden"),
+            linear(f"{LAYER}attention.output.dense", "hidden", "heads"),
+            linear(f"{LAYER}intermediate.dense", "inner", "hidden"),
+            linear(f"{LAYER}output.dense", "hidden", "inner"),
+            linear("pooler.dense", "hidden", "hidden"),
+        )
+    ),
+    fields={
+        "vocabulary": ("vocab_size",),
+        "positions": ("max_position_embeddings",),
+        "types": ("type_vocab_size",),
+        "hidden": ("hidden_size",),
+        "heads": ("hidden_size",),
+        "inner": ("intermediate_size",),
+    },
+    full=lambda config: completed(config, BERT_DEFAULTS),
+    width=Width("hidden_size", "num_attention_heads", "intermediate_size"),
+)
+ROBERTA_AXES = replace(
+    BERT_AXES, full=lambda config: completed(config, {**BERT_DEFAULTS, "vocab_size": 50265})
+)
+DISTILBERT_AXES = Axes(
+    layouts=together(
+        (
+            embedding("embeddings.word_embeddings", "vocabulary"),
+            embedding("embeddings.position_embeddings", "positions"),
+            norm("embeddings.LayerNorm"),
+            norm(f"{BLOCK}{{m:sa|output}}_layer_norm"),
+            linear(f"{BLOCK}attention.{{m:q|k|v}}_lin", "heads", "hidden"),
+            linear(f"{BLOCK}attention.out_lin", "hidden", "heads"),
+            linear(f"{BLOCK}ffn.lin1", "inner", "hidden"),
+            linear(f"{BLOCK}ffn.lin2", "hidden", "inner"),
+        )
+    ),
+    fields={
+        "vocabulary": ("vocab_size",),
+        "positions": ("max_position_embeddings",),
+        "hidden": ("dim",),
+        "heads": ("dim",),
+        "inner": ("hidden_dim",),
+    },
+    full=lambda config: completed(config, DISTILBERT_DEFAULTS),
+    width=Width("dim", "n_heads", "hidden_dim"),
+)
 
 
 def _naming(family: Family, architecture: str, depth: str, sizes: tuple[str, ...]) -> Naming:

@@ -5,6 +5,7 @@ from typing import Any
 
 from tasks.errors import CheckpointError
 from tasks.weights.arithmetic import Biased
+from tasks.weights.families.axes import Axes, Width, completed, conv1d, embedding, linear, norm, together
 from tasks.weights.families.family import P, same
 from tasks.weights.families.naming import Blocks, Config, Description, Naming, buffers, demand, tie
 from tasks.weights.ops import Chain, Op
@@ -13,6 +14,10 @@ from tasks.weights.rules import KEEP, Rule
 BASE, LAYER = "transformer.", "transformer.h.{n}."
 HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
 DEFAULTS: Mapping[str, Any] = {  # what transformers takes for a field that config.json leaves out
+    "vocab_size": 50257,
+    "n_positions": 1024,
+    "n_embd": 768,
+    "n_head": 12,
     "activation_function": "gelu_new",
     "layer_norm_epsilon": 1e-5,
     "n_inner": None,
@@ -39,6 +44,37 @@ SIZES = {  # the name in minGPT, nanoGPT and their kin -> transformers'
 INNER = "n_inner"  # of the feed-forward layer; None is four times n_embd
 THEIRS = Description("gpt2", needed=("n_layer",), optional=(*SIZES.values(), INNER))
 SIZED = Description("gpt2", needed=tuple(SIZES.values()), optional=(INNER,))  # others have no defaults
+
+
+def _full(config: Config) -> dict[str, Any]:
+    full = completed(config, DEFAULTS)
+    return {**full, INNER: full[INNER] or 4 * full["n_embd"]}
+
+
+AXES = Axes(
+    layouts=together(
+        (
+            embedding("transformer.wte", "vocabulary"),
+            embedding("transformer.wpe", "positions"),
+            norm("transformer.ln_f"),
+            norm(f"{LAYER}{{m:ln_1|ln_2}}"),
+            conv1d(f"{LAYER}attn.c_attn", "hidden", "heads+heads+heads"),
+            conv1d(f"{LAYER}attn.c_proj", "heads", "hidden"),
+            conv1d(f"{LAYER}mlp.c_fc", "hidden", "inner"),
+            conv1d(f"{LAYER}mlp.c_proj", "inner", "hidden"),
+            linear("lm_head", "vocabulary", "hidden"),
+        )
+    ),
+    fields={
+        "vocabulary": ("vocab_size",),
+        "positions": ("n_positions",),
+        "hidden": ("n_embd",),
+        "heads": ("n_embd",),
+        "inner": (INNER,),
+    },
+    full=_full,
+    width=Width("n_embd", "n_head", INNER, head=HEAD, embedding=EMBEDDING),
+)
 
 
 def layers(config: Config) -> Mapping[str, Iterable[int]]:

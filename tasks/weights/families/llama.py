@@ -1,12 +1,10 @@
-"""Llama (Touvron et al., 2023) under the names of Meta's own checkpoints, and as transformers writes it.
-
-Names and the width of the feed-forward layer: model.py of github.com/meta-llama/llama; fields: params.json.
-"""
+"""Llama (Touvron et al., 2023) as transformers writes it, and the names that others have taken from Meta."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tasks.errors import CheckpointError
+from tasks.weights.families.axes import Axes, Width, completed, embedding, linear, norm, together
 from tasks.weights.families.family import P, same
 from tasks.weights.families.naming import (
     Blocks,
@@ -37,6 +35,10 @@ MODULES = {  # those that are not turned, Meta's name -> transformers'
 CLOSING = (f"{LAYER}self_attn.o_proj.{P}", f"{LAYER}mlp.down_proj.{P}")
 BLOCKS = Blocks("num_hidden_layers", CLOSING)
 DEFAULTS: Mapping[str, Any] = {  # what transformers takes for a field that config.json leaves out
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_attention_heads": 32,
     "hidden_act": "silu",
     "attention_bias": False,
     "mlp_bias": False,
@@ -56,6 +58,40 @@ NEEDED = (*SIZES.values(), "intermediate_size")
 OPTIONAL = ("num_key_value_heads", "head_dim", "max_position_embeddings")
 THEIRS = Description("llama", needed=("num_hidden_layers",), optional=(*NEEDED, *OPTIONAL))
 SIZED = Description("llama", needed=NEEDED, optional=OPTIONAL)  # others have no defaults
+
+
+def _full(config: Config) -> dict[str, Any]:
+    full = completed(config, DEFAULTS)
+    size = full["hidden_size"] // full["num_attention_heads"]
+    return {"head_dim": size, **full, "num_key_value_heads": key_heads(full)}
+
+
+AXES = Axes(
+    layouts=together(
+        (
+            embedding("model.embed_tokens", "vocabulary"),
+            norm("model.norm"),
+            norm(f"{LAYER}{{m:input|post_attention}}_layernorm"),
+            linear(f"{LAYER}self_attn.q_proj", "heads", "hidden"),
+            linear(f"{LAYER}self_attn.{{m:k|v}}_proj", "keys", "hidden"),
+            linear(f"{LAYER}self_attn.o_proj", "hidden", "heads"),
+            linear(f"{LAYER}mlp.{{m:gate|up}}_proj", "inner", "hidden"),
+            linear(f"{LAYER}mlp.down_proj", "hidden", "inner"),
+            linear("lm_head", "vocabulary", "hidden"),
+        )
+    ),
+    fields={
+        "vocabulary": ("vocab_size",),
+        "hidden": ("hidden_size",),
+        "heads": ("num_attention_heads", "head_dim"),
+        "keys": ("num_key_value_heads", "head_dim"),
+        "inner": ("intermediate_size",),
+    },
+    full=_full,
+    width=Width(
+        "hidden_size", "num_attention_heads", "intermediate_size", "num_key_value_heads", HEAD, EMBEDDING
+    ),
+)
 
 
 def layers(config: Config) -> Mapping[str, Iterable[int]]:
@@ -148,58 +184,6 @@ def rotary(base: float) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": base}
 
 
-def _config(given: Config) -> dict[str, Any]:
-    """Of params.json, which does not hold the longest text: `max_seq_len`, 2048 where nobody adds it."""
-    if given.get("vocab_size") == -1:  # in Llama's and Llama 2's params.json: the tokenizer knows
-        raise CheckpointError("vocab_size is -1: set it to the number of rows of tok_embeddings.weight")
-    demand(
-        given,
-        "llama-original",
-        *(*SIZES, "multiple_of", "norm_eps"),
-        sizes=(*SIZES, "n_kv_heads", "multiple_of", "max_seq_len"),
-        numbers=("norm_eps", "rope_theta", "ffn_dim_multiplier"),
-    )
-    if given.get("use_scaled_rope"):
-        raise CheckpointError("use_scaled_rope: its factors are not in params.json, so they are not guessed")
-    return described(
-        given,
-        intermediate_size=_intermediate(given),
-        rms_norm_eps=given["norm_eps"],
-        max_position_embeddings=given.get("max_seq_len") or DEFAULTS["max_position_embeddings"],
-        rope_parameters=rotary(given.get("rope_theta") or THETA),
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-
-
-def _intermediate(given: Config) -> int:
-    """Two thirds of four times the width, times a factor, up to a multiple."""
-    hidden, step = 2 * 4 * given["dim"] // 3, given["multiple_of"]
-    hidden = int((given.get("ffn_dim_multiplier") or 1) * hidden)
-    return int(-(-hidden // step) * step)
-
-
-def _back(config: Config) -> dict[str, Any]:
-    """With the width itself for the multiple, and a factor where two thirds would be more than it.
-
-    The factor aims half a unit above the width, which `int` takes away again whatever was rounded.
-    """
-    full = plain(config, "llama-original")
-    inner = full["intermediate_size"]
-    return {
-        **sizes(full),
-        "multiple_of": inner,
-        "ffn_dim_multiplier": min(1.0, (inner + 0.5) / (2 * 4 * full["hidden_size"] // 3)),
-        "norm_eps": full["rms_norm_eps"],
-        "rope_theta": full["rope_theta"],
-        "max_seq_len": full["max_position_embeddings"],
-    }
-
-
-def _drops(config: Config) -> tuple[Rule, ...]:
-    return buffers("rope.freqs")
-
-
 def _own_rules(config: Config) -> tuple[Rule, ...]:
     attention, mlp = (P if config.get(f"{part}_bias") else "weight" for part in ("attention", "mlp"))
     head = () if config.get("tie_word_embeddings") else (HEAD,)
@@ -226,17 +210,5 @@ LLAMA = Naming(
     drops=extras,
     accepts=extras,
     prefix=BASE,
-    base=BASE,
-)
-LLAMA_ORIGINAL = Naming(
-    name="llama-original",
-    architecture="LlamaForCausalLM",
-    theirs=SIZED,
-    rules=rules,
-    numbers=layers,
-    config=_config,
-    back=_back,
-    drops=_drops,
-    accepts=extras,
     base=BASE,
 )

@@ -8,12 +8,20 @@ from typing import Any
 from tasks.errors import CheckpointError
 from tasks.weights.arithmetic import Replicate
 from tasks.weights.families.family import BUFFER
-from tasks.weights.ops import Chain
+from tasks.weights.ops import Chain, Shape
 from tasks.weights.rules import DROP, KEEP, Rule, Tie, expand, inverse
 
 Config = Mapping[str, Any]
 
 LARGEST = 2**31  # of a size: more rows, columns or layers than any model has
+FLAGS = (  # fields that are true or false wherever they are there; any text would count as true
+    "bias",
+    "attention_bias",
+    "mlp_bias",
+    "tie_word_embeddings",
+    "use_scaled_rope",
+    "scale_attn_by_inverse_layer_idx",
+)
 WRAPPERS = ("", "module.", "_orig_mod.")  # DistributedDataParallel and torch.compile prefix what they wrap
 
 
@@ -77,6 +85,8 @@ class Naming:
     accepts: what transformers' checkpoints may also hold, or name otherwise.
     twins: name -> name of the tensor that its checkpoints hold twice; not needed, and checked where it is
     there; written again on the way back.
+    joins: of transformers' config, the shapes of tensors that are in parts, and the number of these: what
+    `rules` and `drops` are then; None where its checkpoints never are.
     prefix, base: what its names and transformers' begin with, or do not where only a part was saved.
     numbers: what each placeholder runs through; a tensor of a number beyond it has no place in the model.
     config, back: its description of the model, and under "tensors" the names of its tensors, as
@@ -93,6 +103,7 @@ class Naming:
     drops: Callable[[Config], tuple[Rule, ...]] = _nothing
     accepts: Callable[[Config], tuple[Rule, ...]] = _nothing
     twins: Callable[[Config], Mapping[str, str]] = _no_twins
+    joins: Callable[[Config, Mapping[str, Shape], int], tuple[Rule, ...]] | None = None
     prefix: str = ""
     base: str = ""
 
@@ -108,6 +119,19 @@ class Naming:
             return tuple(_prefixed([*twice, *self.accepts(config)], self.base))
         ties = (tie(second, first) for second, first in twins.items())
         return tuple(_prefixed([*rules, *ties, *self.drops(config)], self.prefix))
+
+    def joining(self, config: Config, shapes: Mapping[str, Shape], parts: int) -> tuple[Rule, ...]:
+        """The rules to transformers from tensors in `parts` parts: `0:name`, `1:name`, …, of these `shapes`.
+
+        Raises CheckpointError for a family without such rules, and for parts that do not make up the model
+        of `config`.
+        """
+        if not self.joins:
+            raise CheckpointError(
+                f"every tensor is in {parts} parts, and {self.name} has no rules that join them: name a "
+                "family that has, such as llama-original"
+            )
+        return self.joins(self.theirs.checked(config), shapes, parts)
 
     def expected(self, config: Config, *, reverse: bool = False) -> tuple[str, ...]:
         """Every name that the result must have, each once.
@@ -148,6 +172,7 @@ def demand(
     faults = [f"this one lacks {', '.join(lacking)}"] if lacking else []
     faults += _wrong(config, sizes, _is_size, "a whole number from 1 to 2**31")
     faults += _wrong(config, numbers, _is_number, "a number above 0")
+    faults += _wrong(config, FLAGS, _is_flag, "true or false")
     if faults:
         needs = f" needs {', '.join(fields)}" if fields else ""
         raise CheckpointError(
@@ -163,6 +188,10 @@ def _wrong(config: Config, fields: Iterable[str], fits: Callable[[Any], bool], m
 
 def _is_size(value: Any) -> bool:
     return type(value) is int and 1 <= value <= LARGEST
+
+
+def _is_flag(value: Any) -> bool:
+    return type(value) is bool
 
 
 def _is_number(value: Any) -> bool:

@@ -17,6 +17,7 @@ from tasks.weights.formats.entries import json_object
 from tasks.weights.formats.header import read_header
 from tasks.weights.formats.impostors import inside, read_text
 from tasks.weights.formats.index import read_shards
+from tasks.weights.formats.parts import find_parts, read_parts
 from tasks.weights.formats.recognise import read_file
 
 SINGLE = "model.safetensors"
@@ -26,13 +27,15 @@ TORCH_INDEX = "pytorch_model.bin.index.json"
 CONFIG = "config.json"
 PARAMS = "params.json"  # what Meta writes beside Llama's weights
 LARGEST_CONFIG = 16 * 2**20  # bytes
-READABLE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".gguf", ".npz")
+READABLE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".gguf", ".npz", ".msgpack", ".h5")
 
 
 def open_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
-    """The checkpoint at `path`: a directory with config.json and weights, or one file of weights.
+    """The checkpoint at `path`: a directory with config.json or params.json and weights, or one file of
+    weights.
 
-    Of a directory: model.safetensors or its sharded index, else pytorch_model.bin or its index. Of a file:
+    Of a directory: model.safetensors or its sharded index, else pytorch_model.bin or its index, else
+    consolidated.00.pth and those that follow, else the only .pt or .pth beside a params.json. Of a file:
     what it tells of itself, else the config.json beside it, else the params.json, else nothing.
     key: of the dict of tensors in a PyTorch file that holds several.
     Raises CheckpointError naming what stands there instead: nothing, a pickle, a git-LFS pointer, a web
@@ -78,6 +81,10 @@ def _weights(directory: Path, key: str | None) -> Checkpoint:
         return Checkpoint(
             directory, read_shards(inside(directory, TORCH_INDEX), suffix=".bin", read=read), {}, "torch"
         )
+    if parts := find_parts(directory):
+        return read_parts(directory, parts, partial(_shard, key=key))
+    if alone := _alone(directory):
+        return read_file(inside(directory, alone), key)
     raise CheckpointError(_nothing_readable(directory))
 
 
@@ -87,6 +94,12 @@ def _one_of(directory: Path, single: str, index: str) -> bool:
     if len(found) > 1:
         raise CheckpointError(f"{directory} holds both {single} and {index}: remove the one that is stale")
     return bool(found)
+
+
+def _alone(directory: Path) -> str | None:
+    """The only file of PyTorch's weights beside a params.json, which tells what model they are of."""
+    names = [path.name for path in directory.iterdir() if path.suffix in (".pt", ".pth")]
+    return names[0] if len(names) == 1 and (directory / PARAMS).exists() else None
 
 
 def _shard(path: Path, key: str | None) -> Mapping[str, TensorEntry]:
@@ -105,11 +118,11 @@ def _nothing_readable(directory: Path) -> str:
 
 
 def _declared(directory: Path) -> Mapping[str, Any]:
-    if not (directory / CONFIG).exists():
+    if not any((directory / name).exists() for name in (CONFIG, PARAMS)):
         raise CheckpointError(
             f"{directory / CONFIG} is missing: without it nobody knows what model the tensors make up"
         )
-    return _config(directory, CONFIG)
+    return _beside(directory)
 
 
 def _beside(directory: Path) -> Mapping[str, Any]:

@@ -57,12 +57,14 @@ class Checkpoint:
     """Tensors by name and what their directory or file says of them; no tensor is in memory.
 
     config: of config.json; else what the file itself tells, which may be nothing.
+    parts: in how many every tensor is, each named by its number and a colon: `0:norm.weight`.
     """
 
     directory: Path
     entries: Mapping[str, TensorEntry]
     config: Mapping[str, Any]
-    format: str = "safetensors"  # or "torch", "gguf", "numpy", "llama2.c"
+    format: str = "safetensors"  # or "torch", "gguf", "numpy", "llama2.c", "flax", "keras"
+    parts: int = 1
 
 
 def json_object(data: bytes, name: str) -> Mapping[str, Any]:

@@ -42,15 +42,20 @@ def _read_zip(path: Path, key: str | None) -> Checkpoint:
 
 
 def _read_other(path: Path, opening: bytes) -> Checkpoint:
-    from tasks.weights.formats import gguf_file, llama2c
+    from tasks.weights.formats import flax_file, gguf_file, keras_file, llama2c
 
     if opening.startswith(gguf_file.MAGIC):
         return gguf_file.read(path)
+    if opening.startswith(keras_file.MAGIC):
+        return keras_file.read(path)
     if path.suffix == ".bin" and llama2c.is_llama2c(opening):
         return llama2c.read(path)
+    if path.suffix == flax_file.SUFFIX:
+        return flax_file.read(path)
     if path.suffix == ".safetensors":
         return Checkpoint(path.parent, read_header(path), {}, "safetensors")
+    keras_file.refuse_tensorflow(path)
     raise CheckpointError(
         f"{path} is no checkpoint that can be read: it begins with {opening[:8]!r}; known are safetensors, "
-        "PyTorch's zip, GGUF, .npz and llama2.c's .bin"
+        "PyTorch's zip, GGUF, .npz, llama2.c's .bin, Flax's .msgpack and Keras' .h5"
     )

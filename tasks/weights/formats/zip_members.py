@@ -8,7 +8,7 @@ see differently is refused. Format: APPNOTE.TXT 6.3.9 of PKWARE.
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -134,22 +134,24 @@ def _changed(archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo], members: li
     """Members that differ from their CRC: stored ones several at a time, packed ones as they unpack."""
     from concurrent.futures import ThreadPoolExecutor  # late: slow to import, and for zips alone
 
+    from isal.isal_zlib import crc32  # three times as fast as zlib's
+
     stored = [(info, member) for info, member in zip(infos, members, strict=True) if member.stored]
     path = Path(str(archive.filename))
     with ThreadPoolExecutor() as pool:  # reading and adding up leave the interpreter to others
-        found = list(pool.map(lambda pair: _crc(path, pair[1]), stored))
+        found = list(pool.map(lambda pair: _crc(path, pair[1], crc32), stored))
     for (info, _), crc in zip(stored, found, strict=True):
         if crc != info.CRC:
             yield f"member {info.orig_filename!r} was changed or torn (Bad CRC-32): fetch it again"
     yield from _badly_packed(archive, [info for info, m in zip(infos, members, strict=True) if not m.stored])
 
 
-def _crc(path: Path, member: Member) -> int:
+def _crc(path: Path, member: Member, crc32: Callable[[bytes, int], int]) -> int:
     crc = 0
     with path.open("rb", buffering=0) as stream:
         stream.seek(member.start)
         for start in range(member.start, member.stop, CHUNK):
-            crc = zlib.crc32(stream.read(min(CHUNK, member.stop - start)), crc)
+            crc = crc32(stream.read(min(CHUNK, member.stop - start)), crc)
     return crc
 
 

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -121,6 +122,27 @@ def gguf_bytes() -> bytes:
     return header + bytes(-len(header) % 32) + bytes(32) + bytes(18)
 
 
+def flax_bytes() -> bytes:
+    def array(shape: bytes, dtype: bytes, data: bytes) -> bytes:
+        inner = b"\x93" + bytes([0x90 | len(shape)]) + shape + bytes([0xA0 | len(dtype)]) + dtype
+        inner += b"\xc4" + bytes([len(data)]) + data
+        return b"\xc7" + bytes([len(inner)]) + b"\x01" + inner
+
+    parts = b"\x83\xb9__msgpack_chunked_array__\xc3\xa5shape\x81\xa10\x03\xa6chunks\x82"
+    parts += b"\xa10" + array(b"\x02", b"int16", bytes(4)) + b"\xa11" + array(b"\x01", b"int16", bytes(2))
+    dense = b"\x82\xa6kernel" + array(b"\x02\x03", b"float32", bytes(24)) + b"\xa4bias" + parts
+    return b"\x82\xa5dense" + dense + b"\xa5scale" + array(b"", b"bfloat16", bytes(2))
+
+
+def keras_bytes() -> bytes:
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file["bert/dense/kernel:0"] = np.arange(6.0).reshape(2, 3)
+        file["bert/dense/bias:0"] = np.ones(3, "f2")
+        file["step"] = 3
+    return buffer.getvalue()
+
+
 WHOLE = {
     "model.safetensors": safetensors_bytes(),
     "model.pt": torch_bytes(),
@@ -128,6 +150,8 @@ WHOLE = {
     "packed.npz": numpy_bytes(np.savez_compressed),
     "model.bin": llama2c_bytes(),
     "model.gguf": gguf_bytes(),
+    "model.msgpack": flax_bytes(),
+    "model.h5": keras_bytes(),
 }
 
 

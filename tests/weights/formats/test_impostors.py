@@ -32,7 +32,7 @@ def test_what_is_no_weights_is_named_for_what_it_is(tmp_path, name, content, mes
 
 
 @pytest.mark.parametrize(
-    "content", [b"\x93NUMPY\x01\x00" + bytes(100), bytes(100), b"\x89HDF\r\n\x1a\n" + bytes(9)]
+    "content", [b"\x93NUMPY\x01\x00" + bytes(100), bytes(100), b"\x89PNG\r\n\x1a\n" + bytes(9)]
 )
 def test_any_other_file_says_how_it_begins_and_what_is_known(tmp_path, content):
     (tmp_path / "model.pt").write_bytes(content)
@@ -100,7 +100,7 @@ def test_a_config_that_is_a_link_out_of_the_directory_is_not_followed(outside, n
     (directory / name).symlink_to("../secret.json")
     with pytest.raises(CheckpointError, match=f"'{name}' is a link to .*, outside the checkpoint's"):
         open_checkpoint(directory / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"'config.json' is a link to|config.json is missing"):
+    with pytest.raises(CheckpointError, match=f"'{name}' is a link to .*, outside the checkpoint's"):
         open_checkpoint(directory)
 
 
