@@ -1,13 +1,46 @@
 """Ragged rows of token ids as padded tensors, with as little padding as the order allows."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+Tokens = Sequence[Sequence[int]]
 
-def pad_rows(rows: Sequence[Sequence[int]], *, pad: int) -> tuple[Tensor, Tensor]:
+
+@dataclass(frozen=True)
+class Rows:
+    """Ragged token ids and, for pairs, which text each token belongs to; `pad` stands behind a row's end."""
+
+    input_ids: Tokens
+    token_types: Tokens | None
+    pad: int
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(row) for row in self.input_ids]
+
+    def batch(self, places: Sequence[int], device: torch.device) -> dict[str, Tensor]:
+        """What a transformers model takes: input_ids, attention_mask and, for pairs, token_type_ids; each
+        (batch, longest) int64 on `device`."""
+        ids, mask = pad_rows([self.input_ids[place] for place in places], pad=self.pad)
+        given = {"input_ids": ids, "attention_mask": mask}
+        if self.token_types is not None:
+            given["token_type_ids"], _ = pad_rows([self.token_types[place] for place in places], pad=0)
+        return {name: value.to(device) for name, value in given.items()}
+
+    def longest_first(self, size: int) -> list[list[int]]:
+        """Places in batches of `size`: padding is least, and memory trouble shows at once."""
+        order = sorted(range(len(self)), key=lambda place: (-len(self.input_ids[place]), place))
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def pad_rows(rows: Tokens, *, pad: int) -> tuple[Tensor, Tensor]:
     """Token ids and attention mask, both (batch, longest) int64."""
     longest = max(len(row) for row in rows)
     ids = torch.full((len(rows), longest), pad, dtype=torch.int64)
@@ -19,14 +52,12 @@ def pad_rows(rows: Sequence[Sequence[int]], *, pad: int) -> tuple[Tensor, Tensor
 
 
 def sorted_batches(
-    input_ids: Sequence[Sequence[int]], *, batch_size: int, pad: int
+    input_ids: Tokens, *, batch_size: int, pad: int
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """For prediction: longest rows first, so that padding is least and memory trouble shows at once.
+    """For prediction: longest rows first.
 
     Yields (places of the rows in `input_ids`, ids (batch, tokens), mask (batch, tokens)).
     """
-    order = sorted(range(len(input_ids)), key=lambda place: (-len(input_ids[place]), place))
-    for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
+    for places in Rows(input_ids, None, pad).longest_first(batch_size):
         ids, mask = pad_rows([input_ids[place] for place in places], pad=pad)
         yield places, ids, mask

@@ -5,7 +5,7 @@ that stands between the last hidden state of the first token and the logits: for
 the classifier, as RoBERTa's classification head holds its own dense layer.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from tasks.errors import CheckpointError, TrainingError, did_you_mean
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Where one model type keeps its floors, and how its head reads the first token.
+    """Where one model type keeps its floors, dropout included, and how its head reads the first token.
 
     `logits(model, first)`: first (batch, width) -> (batch, classes), the stock class's own arithmetic.
     """
@@ -74,8 +74,7 @@ def floors(model: PreTrainedModel) -> tuple[Floor, ...]:
     Raises TrainingError for a model type without a row in ANATOMIES.
     """
     anatomy = anatomy_of(model)
-    layers = model.get_submodule(anatomy.layers)
-    names = [f"{anatomy.layers}.{number}" for number, _ in enumerate(layers.children())]
+    names = [f"{anatomy.layers}.{number}" for number, _ in enumerate(layers_of(model))]
     stack = [("embeddings", [anatomy.embeddings]), *((f"layer {i}", [n]) for i, n in enumerate(names))]
     result = tuple(_floor(model, name, paths) for name, paths in [*stack, ("head", list(anatomy.head))])
     placed = [name for floor in result for name in floor.parameters]
@@ -91,18 +90,44 @@ def word_table(model: PreTrainedModel) -> tuple[str, nn.Parameter]:
     return next((name, value) for name, value in model.named_parameters() if value is table)
 
 
-def learning(stack: Sequence[Floor], depth: int | str) -> tuple[Floor, ...]:
-    """The floors that learn at `depth` (layers below the head; `half`, `all` with the embeddings).
+def learning(stack: Sequence[Floor], depth: int | str, parts: Sequence[str] = ()) -> tuple[Floor, ...]:
+    """The floors that learn at `depth` (layers below the head; `half`, `all` with the embeddings), and of the
+    floors below these only the `parts` of PARTS, in eval mode.
 
     Raises TrainingError if the model has fewer layers.
     """
     layers = len(stack) - 2
-    if depth == "all":
-        return tuple(stack)
-    count = layers // 2 if depth == "half" else int(depth)
-    if count > layers:
+    count = layers // 2 if depth == "half" else len(stack) - 1 if depth == "all" else int(depth)
+    if count > layers and depth != "all":
         raise TrainingError(f"depth {count}: the model has {layers} layers below its head; use `all`")
-    return tuple(stack[len(stack) - 1 - count :])
+    border = len(stack) - 1 - count
+    below = [Floor(floor.name, _parts(floor, parts), ()) for floor in stack[:border]]
+    return (*(floor for floor in below if floor.parameters), *stack[border:])
+
+
+def _parts(floor: Floor, parts: Sequence[str]) -> dict[str, nn.Parameter]:
+    chosen = {id(value) for part in parts for value in PARTS[part](floor)}
+    return {name: value for name, value in floor.parameters.items() if id(value) in chosen}
+
+
+def _embeddings(floor: Floor) -> Iterator[nn.Parameter]:
+    yield from floor.parameters.values() if floor.name == "embeddings" else ()
+
+
+def _norms(floor: Floor) -> Iterator[nn.Parameter]:
+    inner = (one for module in floor.modules for one in module.modules())
+    yield from (value for one in inner if "Norm" in type(one).__name__ for value in one.parameters())
+
+
+def _biases(floor: Floor) -> Iterator[nn.Parameter]:
+    yield from (value for name, value in floor.parameters.items() if name.endswith("bias"))
+
+
+PARTS: Mapping[str, Callable[[Floor], Iterator[nn.Parameter]]] = {
+    "embeddings": _embeddings,
+    "norms": _norms,
+    "biases": _biases,  # alone: BitFit (Ben Zaken et al., 2022)
+}
 
 
 def anatomy_of(model: PreTrainedModel) -> Anatomy:
@@ -112,16 +137,11 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
     return ANATOMIES[kind]
 
 
-def last_hidden(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
-    """The body alone: ids, mask (batch, tokens) -> (batch, tokens, width)."""
-    base = getattr(model, model.base_model_prefix)
-    hidden: Tensor = base(input_ids=ids, attention_mask=mask).last_hidden_state
-    return hidden
-
-
-def first_token(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
-    """What the head reads: ids, mask (batch, tokens) -> (batch, width)."""
-    return last_hidden(model, ids, mask)[:, 0]
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    """The layers between embeddings and head, bottom to top."""
+    layers = model.get_submodule(anatomy_of(model).layers)
+    assert isinstance(layers, nn.ModuleList)
+    return layers
 
 
 def head_logits(model: PreTrainedModel, first: Tensor) -> Tensor:
@@ -155,9 +175,12 @@ def _roberta(model: Any, first: Tensor) -> Tensor:
 
 
 ANATOMIES: Mapping[str, Anatomy] = {
-    "bert": Anatomy("bert.embeddings", "bert.encoder.layer", ("bert.pooler", "classifier"), _bert),
+    "bert": Anatomy("bert.embeddings", "bert.encoder.layer", ("bert.pooler", "dropout", "classifier"), _bert),
     "distilbert": Anatomy(
-        "distilbert.embeddings", "distilbert.transformer.layer", ("pre_classifier", "classifier"), _distilbert
+        "distilbert.embeddings",
+        "distilbert.transformer.layer",
+        ("pre_classifier", "dropout", "classifier"),
+        _distilbert,
     ),
     "roberta": Anatomy("roberta.embeddings", "roberta.encoder.layer", ("classifier",), _roberta),
 }

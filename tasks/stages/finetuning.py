@@ -2,8 +2,9 @@
 
 import csv
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -14,83 +15,121 @@ import pyarrow.parquet as parquet
 import torch
 from filelock import FileLock
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from tasks import environment, files
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, TrainedModel, Vocabulary
 from tasks.errors import DataError
-from tasks.evaluation import predict
-from tasks.model import batches, floors
+from tasks.model import floors, frozen, tail
+from tasks.model.batches import Rows
+from tasks.model.boundary import Cache
+from tasks.model.frozen import MEAN, Forward, Frozen
 from tasks.params import FinetuningParams, Params, Phase
-from tasks.progress import track as progress
 from tasks.stages import Track
-from tasks.training import device, loop, order, phases, resume
-from tasks.training.loop import Step
+from tasks.training import device, objectives, order, phases, resume
+from tasks.training.events import Change, Event, Finished, Measure
+from tasks.training.loop import Batches, Pace, Step, Work
+from tasks.training.objectives import Objective
+from tasks.training.reuse import Reach, fitting, worth_keeping
 from tasks.training.table import NewRows
 
+JUDGED = ("label",)  # kinds of row whose model the evaluation can judge
 HEAD, FROZEN = "head.safetensors", "frozen.npy"
 FINISHED = "finished"  # marks a resume point whose training has ended well
-PREDICTION_ROWS = 64  # rows per forward pass where nothing is learned
 
 
 @dataclass(frozen=True)
-class Rows:
-    """One split in memory: ragged token ids, labels (rows,) int64 on the device."""
+class Split:
+    """One split in memory: targets (rows, …) on the device; `digest` of what is in it; names of the rows."""
 
-    input_ids: Sequence[Sequence[int]]
-    labels: Tensor
-    pad: int
+    rows: Rows
+    targets: Tensor
+    names: Sequence[str]
+    digest: str
 
 
 @dataclass(frozen=True)
 class Job:
     model: PreTrainedModel
     stack: Sequence[floors.Floor]
-    train: Rows
-    validation: Rows
+    train: Split
+    validation: Split
+    objective: Objective
+    losses: objectives.Settings
+    settings: FinetuningParams
+    frozen: Frozen
     kept: Path  # folder of what the head alone, on an untouched body, leaves for evaluation
-    alone: frozenset[str]  # the phases in which that is so
     new: NewRows | None  # of tokens that the checkpoint did not have: they learn in every phase
+
+    @property
+    def alone(self) -> frozenset[str]:
+        """The phases at the schedule's beginning before anything below the head learns."""
+        if self.new:  # rows that learn are not an untouched body
+            return frozenset()
+        heads = takewhile(lambda phase: phase.depth == 0 and not phase.floors, self.settings.phases)
+        return frozenset(phase.name for phase in heads)
 
 
 def run(params: Params, root: Path, track: Track) -> TrainedModel:
     converted, encoded = ConvertedCheckpoint.load(root), EncodedDataset.load(root)
-    vocabulary = Vocabulary.load(root)
     _agree(converted, encoded)
-    settings, where = params.finetuning, device.choose(params.finetuning.device)
-    model = floors.load(converted.path / "model", device=where)
-    point = _point(root, vocabulary, converted, encoded, settings)
-    train, validation = (_rows(encoded, split, model) for split in ("train", "validation"))
-    new, kept = _new_rows(vocabulary, model), point.parent / "kept"
-    alone = frozenset() if new else _alone(settings)  # rows that learn are not an untouched body
-    job = Job(model, floors.floors(model), train, validation, kept, alone, new)
+    point = _point(root, Vocabulary.load(root), converted, encoded, params.finetuning)
+    job = _job(root, point.parent / "kept", converted, encoded, params.finetuning)
     with FileLock(_prepared(point.parent).with_suffix(".lock")):  # two at once would share one resume point
-        steps, records = _fine_tune(job, settings, point, track)
-        _write(root, job, converted, encoded, steps, records)
+        told = _fine_tune(job, point, track)
+        _write(root, job, converted, encoded, told)
     (point.parent / FINISHED).touch()
-    track.file(TrainedModel.folder(root) / "steps.csv")
+    for name in TABLES:
+        track.file(TrainedModel.folder(root) / name)
     return TrainedModel.load(root)
 
 
-def _write(
+def _job(
     root: Path,
-    job: Job,
+    kept: Path,
     converted: ConvertedCheckpoint,
     encoded: EncodedDataset,
-    steps: Sequence[Step],
-    records: Sequence[Mapping[str, Any]],
+    settings: FinetuningParams,
+) -> Job:
+    model = floors.load(converted.path / "model", device=device.choose(settings.device))
+    device.demand_one(model)
+    train, validation = (_split(encoded, name, model) for name in ("train", "validation"))
+    tail.check(model, train.rows.batch(range(min(2, len(train.rows))), model.device))
+    home = environment.home(root) / ".regraft" / "states"
+    return Job(
+        model=model,
+        stack=floors.floors(model),
+        train=train,
+        validation=validation,
+        objective=objectives.find(encoded.kind),
+        losses=_losses(settings, train.targets, len(encoded.labels)),
+        settings=settings,
+        frozen=Frozen(model, Cache(home, settings.cache.dtype, settings.cache.maximum_bytes)),
+        kept=kept,
+        new=_new_rows(Vocabulary.load(root), model),
+    )
+
+
+def _losses(settings: FinetuningParams, targets: Tensor, classes: int) -> objectives.Settings:
+    balanced = settings.class_weights == "balanced"
+    weights = objectives.balanced(targets, classes) if balanced else None
+    return objectives.Settings(weights, settings.label_smoothing, settings.focal_gamma)
+
+
+def _write(
+    root: Path, job: Job, converted: ConvertedCheckpoint, encoded: EncodedDataset, told: Sequence[Event]
 ) -> None:
     with files.replace_directory(TrainedModel.folder(root)) as draft:
         weights = _save(job, Vocabulary.load(root), draft)
-        _write_steps(draft / "steps.csv", steps)
+        for name, table in TABLES.items():
+            _write_table(draft / name, table(told))
         TrainedModel.save(
             draft,
             base=converted.digest,
             data=encoded.digest,
             labels=converted.labels,
             weights=weights,
-            phases=records,
+            phases=[asdict(event) for event in told if isinstance(event, Finished)],
         )
 
 
@@ -107,10 +146,10 @@ def _prepared(folder: Path) -> Path:
 
 
 def _agree(converted: ConvertedCheckpoint, encoded: EncodedDataset) -> None:
-    if encoded.kind != "label":
+    if encoded.kind not in JUDGED:
         raise DataError(
-            f"rows of kind {encoded.kind!r} can be prepared and encoded, but not trained on yet: only texts "
-            "with one label each (sources.text.kind: label)"
+            f"rows of kind {encoded.kind!r} can be prepared and encoded, but not trained on yet; kinds that "
+            f"can: {', '.join(JUDGED)} (sources.text.kind)"
         )
     if converted.labels != encoded.labels:
         raise DataError(
@@ -130,11 +169,23 @@ def _point(root: Path, *depends: Any) -> Path:
     return environment.home(root) / ".regraft" / "resume" / key / "point.safetensors"
 
 
-def _rows(encoded: EncodedDataset, split: str, model: PreTrainedModel) -> Rows:
-    table = parquet.read_table(encoded.path / f"{split}.parquet")
-    labels = torch.as_tensor(table["label"].to_numpy().astype(np.int64), device=model.device)
+def _split(encoded: EncodedDataset, name: str, model: PreTrainedModel) -> Split:
+    """Raises DataError where there are no rows, and where a token is beyond the model's table."""
+    path = encoded.path / f"{name}.parquet"
+    table = parquet.read_table(path)
+    if not len(table):
+        raise DataError(f"{path} holds no rows: look at preparation.subset and preparation.fractions")
+    highest, size = compute.max(compute.list_flatten(table["input_ids"])).as_py(), model.config.vocab_size
+    if highest >= size:
+        raise DataError(
+            f"{path} holds token {highest}, and the model's table has {size:,} rows: tokenizer and "
+            "checkpoint do not belong together; run `dvc repro conversion encoding`"
+        )
+    targets = torch.as_tensor(table["label"].to_numpy().astype(np.int64), device=model.device)
+    types = table["token_type_ids"].to_pylist() if "token_type_ids" in table.column_names else None
     pad = model.config.pad_token_id or 0  # masked, so that any id would do
-    return Rows(table["input_ids"].to_pylist(), labels, pad)
+    rows = Rows(table["input_ids"].to_pylist(), types, pad)
+    return Split(rows, targets, table["id"].to_pylist(), files.digest_file(path))
 
 
 def _new_rows(vocabulary: Vocabulary, model: PreTrainedModel) -> NewRows | None:
@@ -145,108 +196,130 @@ def _new_rows(vocabulary: Vocabulary, model: PreTrainedModel) -> NewRows | None:
     return NewRows(*floors.word_table(model), torch.as_tensor(np.sort(ids), device=model.device))
 
 
-def _fine_tune(
-    job: Job, settings: FinetuningParams, point: Path, track: Track
-) -> tuple[list[Step], list[Mapping[str, Any]]]:
-    planned = [_plan(job, settings, number, phase) for number, phase in enumerate(settings.phases)]
-    steps: list[Step] = []
-    records: list[Mapping[str, Any]] = []
-    told = phases.Settings(
-        settings.seed, settings.weight_decay, settings.maximum_gradient_norm, settings.save_every
-    )
-    events = phases.fine_tune(
-        job.model, job.train.labels, planned, told, point=point, finished=lambda phase: _finished(job, phase)
-    )
-    for event in events:
-        if isinstance(event, Step):
-            steps.append(event)
-            _tell_step(track, event, len(steps))
-        else:
-            records.append(event)
-            track.metrics({f"validation.{k}": event[k] for k in ("accuracy", "loss")}, step=len(steps))
-    return steps, records
+def _fine_tune(job: Job, point: Path, track: Track) -> list[Event]:
+    settings = job.settings
+    planned = [_plan(job, number) for number in range(len(settings.phases))]
+    told: list[Event] = []
+    for event in phases.fine_tune(
+        job.model,
+        _stack(job.stack),
+        planned,
+        phases.Settings(
+            settings.seed, settings.optimizer, settings.weight_decay, settings.save_every, settings.select
+        ),
+        point=point,
+    ):
+        told.append(event)
+        _keep_head(job, event)
+        _tell(track, event, sum(isinstance(one, Step) for one in told))
+    return told
 
 
-def _plan(job: Job, settings: FinetuningParams, number: int, phase: Phase) -> phases.Planned:
-    learning = floors.learning(job.stack, phase.depth)
+def _stack(stack: Sequence[floors.Floor]) -> phases.Stack:
+    return [(floor.name, floor.parameters, floor.modules) for floor in stack]
+
+
+def _plan(job: Job, number: int) -> phases.Planned:
+    phase = job.settings.phases[number]
+    learning = floors.learning(job.stack, phase.depth, phase.floors)
     new = job.new if job.new and not any(job.new.name in floor.parameters for floor in learning) else None
-    lengths = [len(row) for row in job.train.input_ids]
-    epochs = (
-        order.epoch_order(lengths, batch_size=settings.batch_size, seed=(settings.seed, number, epoch))
-        for epoch in range(phase.epochs)
-    )
+    validate = cache(lambda: _forward(job, number, job.validation, "validation"))
+
+    def measure() -> Mapping[str, float]:
+        job.model.eval()
+        logits = frozen.answers(validate(), job.validation.rows, description="validation")
+        return job.objective.figures(logits, job.validation.targets)
+
     return phases.Planned(
         name=phase.name,
-        stack=[(floor.name, floor.parameters, floor.modules) for floor in learning],
-        forward=_head_only(job, phase.name) if len(learning) == 1 and not new else _whole(job),
-        batches=[batch for epoch in epochs for batch in epoch],
+        stack=_stack(learning),
+        work=lambda: _work(job, _forward(job, number, job.train, "frozen layers")),
+        measure=measure,
+        epochs=_epochs(job, number, phase),
         learning_rate=phase.learning_rate,
         layer_decay=phase.layer_decay,
-        warmup=phase.warmup,
+        pace=Pace(phase.schedule, phase.warmup, job.settings.maximum_gradient_norm),
+        early_stopping=phase.early_stopping,
         rows=new,
     )
 
 
-def _alone(settings: FinetuningParams) -> frozenset[str]:
-    """The phases at the schedule's beginning before anything below the head learns."""
-    return frozenset(phase.name for phase in takewhile(lambda phase: phase.depth == 0, settings.phases))
+def _epochs(job: Job, number: int, phase: Phase) -> list[Batches]:
+    """The batches of each epoch; the last epoch is cut where `steps` end."""
+    lengths, size, seed = job.train.rows.lengths, job.settings.batch_size, job.settings.seed
+    epochs: list[Batches] = []
+    steps = 0
+    while len(epochs) < phase.epochs if phase.steps is None else steps < phase.steps:
+        batches = order.epoch_order(
+            lengths, batch_size=size, seed=(seed, number, len(epochs)), batch_tokens=phase.batch_tokens
+        )
+        epochs.append(batches if phase.steps is None else batches[: phase.steps - steps])
+        steps += len(epochs[-1])
+    return epochs
 
 
-def _head_only(job: Job, phase: str) -> Callable[[], loop.Forward]:
-    """Everything below the head is frozen: its output is computed once, not once an epoch."""
-
-    def begin() -> loop.Forward:
-        first, mean = _features(job.model, job.train, "frozen features")  # (rows, width) each
-        if phase in job.alone:
-            with files.replace_file(job.kept / FROZEN) as draft, draft.open("wb") as stream:
-                np.save(stream, mean.cpu().numpy())
-        return lambda rows: floors.head_logits(job.model, first[list(rows)])
-
-    return begin
+def _work(job: Job, forward: Forward) -> Work:
+    split = job.train
+    return Work(forward, split.targets, job.objective, job.losses, split.names, job.settings.accumulation)
 
 
-def _whole(job: Job) -> Callable[[], loop.Forward]:
-    def forward(rows: Sequence[int]) -> Tensor:
-        ids, mask = batches.pad_rows([job.train.input_ids[row] for row in rows], pad=job.train.pad)
-        where = job.model.device
-        return floors.head_logits(job.model, floors.first_token(job.model, ids.to(where), mask.to(where)))
-
-    return lambda: forward
-
-
-def _features(model: PreTrainedModel, rows: Rows, description: str) -> tuple[Tensor, Tensor]:
-    """What the body makes of every row, without dropout or gradient: the last hidden state of the first token
-    and the mean over all tokens, (rows, width) each."""
-    parts: dict[int, tuple[Tensor, Tensor]] = {}
-    cut = batches.sorted_batches(rows.input_ids, batch_size=PREDICTION_ROWS, pad=rows.pad)
-    total = -(-len(rows.input_ids) // PREDICTION_ROWS)
-    with torch.no_grad():
-        for places, ids, mask in progress(cut, total=total, description=description):
-            ids, mask = ids.to(model.device), mask.to(model.device)
-            hidden = floors.last_hidden(model, ids, mask)
-            pairs = zip(predict.first(hidden, mask), predict.mean(hidden, mask), strict=True)
-            parts |= dict(zip(places, pairs, strict=True))
-    firsts, means = zip(*(parts[place] for place in range(len(parts))), strict=True)
-    return torch.stack(firsts), torch.stack(means)
+def _forward(job: Job, number: int, split: Split, about: str) -> Forward:
+    """Logits of places in `split`: what stands still in phase `number` is computed once, where that pays."""
+    starts = _starts(job, number)
+    if not starts:
+        return job.frozen.whole(split.rows)
+    alone = split is job.train and job.settings.phases[number].name in job.alone
+    names = [*map(job.frozen.name, starts), *([MEAN] if alone else [])]
+    kept = job.frozen.gather(split.rows, split.digest, names, about=about)
+    if alone:
+        with files.replace_file(job.kept / FROZEN) as draft, draft.open("wb") as stream:
+            np.save(stream, frozen.pooled(kept[MEAN]))
+    return job.frozen.above(kept[names[0]], starts[0])
 
 
-def _finished(job: Job, phase: phases.Planned) -> dict[str, float]:
-    """Validation figures; a head that learned alone is put aside, to be judged on its own."""
-    job.model.eval()
-    if phase.name in job.alone:
-        head = {name: value.detach().cpu() for name, value in phase.parameters.items()}
+def _starts(job: Job, number: int) -> list[int]:
+    """The layers whose incoming states are computed once when phase `number` begins, its own first; empty
+    where computing them every epoch costs no more, or they would not fit."""
+    layers = len(job.stack) - 2
+    reaches = [_reach(job, phase) for phase in job.settings.phases[number:]]
+    own = reaches[0].start
+    kept = worth_keeping(reaches, layers)
+    if job.settings.cache.dtype == "none":
+        kept = [start for start in kept if start == layers]
+    splits = (job.train.rows, job.validation.rows)
+    sizes = {start: sum(job.frozen.size(rows, start) for rows in splits) for start in kept}
+    kept = fitting(sizes, own, job.settings.cache.maximum_bytes)
+    return kept if own in kept else []
+
+
+def _reach(job: Job, phase: Phase) -> Reach:
+    start = len(job.stack) - 1 - len(floors.learning(job.stack, phase.depth))
+    bottom = start <= 0 or phase.floors or job.new
+    return Reach(None if bottom else start, phase.epochs if phase.steps is None else 2)
+
+
+def _keep_head(job: Job, event: Event) -> None:
+    """A head that learned alone is put aside, to be judged on its own."""
+    last = [phase.name for phase in job.settings.phases if phase.name in job.alone][-1:]
+    ended = isinstance(event, Finished) and [event.name] == last
+    if ended and not (job.kept / HEAD).exists():  # told again later, when the model is further on
+        head = {name: value.detach().cpu() for name, value in job.stack[-1].parameters.items()}
         with files.replace_file(job.kept / HEAD) as draft:
             resume.write_tensors(draft, head, {"format": "pt"})
-    with torch.no_grad():
-        first, _ = _features(job.model, job.validation, "validation")
-        logits = floors.head_logits(job.model, first)
-    accuracy = (logits.argmax(dim=-1) == job.validation.labels).float().mean().item()
-    return {"accuracy": accuracy, "loss": functional.cross_entropy(logits, job.validation.labels).item()}
 
 
-def _tell_step(track: Track, step: Step, number: int) -> None:
-    values = {"loss": step.loss, "learning_rate": step.learning_rate, "gradient_norm": step.gradient_norm}
-    track.metrics({f"train.{name}": value for name, value in values.items()}, step=number)
+def _tell(track: Track, event: Event, step: int) -> None:
+    if isinstance(event, Step):
+        values = {
+            "loss": event.loss,
+            "learning_rate": event.learning_rate,
+            "gradient_norm": event.gradient_norm,
+        }
+        track.metrics({f"train.{name}": value for name, value in values.items()}, step=step)
+    elif isinstance(event, Measure):
+        track.metrics({f"validation.{name}": value for name, value in event.figures.items()}, step=step)
+    elif isinstance(event, Change):
+        track.metrics({f"change.{floor}": value for floor, value in event.floors.items()}, step=step)
 
 
 def _save(job: Job, vocabulary: Vocabulary, draft: Path) -> str:
@@ -261,8 +334,26 @@ def _save(job: Job, vocabulary: Vocabulary, draft: Path) -> str:
     return files.digest_file(target / "model.safetensors")
 
 
-def _write_steps(target: Path, steps: Sequence[Step]) -> None:
+def _steps(told: Sequence[Event]) -> list[dict[str, Any]]:
+    steps = [event for event in told if isinstance(event, Step)]
+    return [{"step": place, **asdict(step)} for place, step in enumerate(steps, start=1)]
+
+
+def _measures(told: Sequence[Event]) -> list[dict[str, Any]]:
+    found = [event for event in told if isinstance(event, Measure)]
+    return [{"phase": one.phase, "step": one.step, **one.figures} for one in found]
+
+
+def _changes(told: Sequence[Event]) -> list[dict[str, Any]]:
+    found = [event for event in told if isinstance(event, Change)]
+    return [{"phase": one.phase, "step": one.step, **one.floors} for one in found]
+
+
+def _write_table(target: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     with target.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, ["step", *asdict(steps[0])], lineterminator="\n")
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows({"step": place, **asdict(step)} for place, step in enumerate(steps, start=1))
+        writer.writerows(rows)
+
+
+TABLES = {"steps.csv": _steps, "validation.csv": _measures, "changes.csv": _changes}

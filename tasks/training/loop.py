@@ -1,16 +1,20 @@
 """The training loop as a generator: it decides and computes; whoever iterates logs and saves."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tasks.errors import TrainingError
-from tasks.training import updates
+from tasks.training import order, randomness, updates
+from tasks.training.objectives import Objective, Settings
+from tasks.training.schedule import rate_share
 
+log = logging.getLogger(__name__)
 Forward = Callable[[Sequence[int]], Tensor]  # row places -> logits (batch, classes)
+Batches = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,31 @@ class Step:
     learning_rate: float
     gradient_norm: float
     rows: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a phase computes from rows, and how.
+
+    targets: (rows, …) on the device of the logits; names: of the rows, for whoever has to find them.
+    accumulation: parts of a batch whose gradients are added up; the update is the same for any number.
+    """
+
+    forward: Forward
+    targets: Tensor
+    objective: Objective
+    settings: Settings
+    names: Sequence[str]
+    accumulation: int = 1
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How the rate moves and how long a gradient may be."""
+
+    schedule: str
+    warmup: float
+    maximum_norm: float
 
 
 def freeze(model: nn.Module, parameters: Iterable[nn.Parameter], modules: Iterable[nn.Module]) -> None:
@@ -38,29 +67,76 @@ def freeze(model: nn.Module, parameters: Iterable[nn.Parameter], modules: Iterab
 
 def run_phase(
     phase: str,
-    forward: Forward,
-    labels: Tensor,
-    batches: Sequence[Sequence[int]],
-    adam: torch.optim.Optimizer,
+    work: Work,
+    batches: Batches,
+    optimizer: torch.optim.Optimizer,
+    pace: Pace,
     *,
-    warmup: float,
-    maximum_norm: float,
-    start: int = 0,
+    start: int,
+    stop: int,
 ) -> Iterator[Step]:
-    """Yield one Step per batch, from batch `start` on; after each, weights and optimizer are consistent.
+    """Yield one Step for each batch from `start` up to `stop`; after each, weights and optimizer are
+    consistent. The rate follows all `batches`.
 
-    labels (rows,) int64 on the device of the logits; `batches` hold places in it.
-    Raises TrainingError when a loss is not finite, naming the rows of the batch.
+    A batch that does not fit the memory is computed in twice as many parts, which is told, and gives the same
+    update. Raises TrainingError when a loss is not finite, naming the rows of the batch, and when a single
+    row does not fit.
     """
-    parameters = [value for group in adam.param_groups for value in group["params"]]
-    for number in range(start, len(batches)):
-        rate = updates.set_rate(adam, updates.rate_share(number, len(batches), warmup))
+    parameters = [value for group in optimizer.param_groups for value in group["params"]]
+    for number in range(start, stop):
+        share = rate_share(number, len(batches), schedule=pace.schedule, warmup=pace.warmup)
+        rate = updates.set_rate(optimizer, share)
         rows = list(batches[number])
-        loss = functional.cross_entropy(forward(rows), labels[rows])
+        loss, work = _gradients(phase, number + 1, work, rows, optimizer)
+        norm = nn.utils.clip_grad_norm_(parameters, pace.maximum_norm)
+        optimizer.step()
+        yield Step(phase, number + 1, loss, rate, norm.item(), len(rows))
+
+
+def _gradients(
+    phase: str, number: int, work: Work, rows: list[int], optimizer: torch.optim.Optimizer
+) -> tuple[float, Work]:
+    """The batch's mean loss, its gradients in place, and the work as it has to be cut up from now on."""
+    drawn = randomness.state()
+    while True:
+        optimizer.zero_grad(set_to_none=True)
+        try:
+            return _accumulated(phase, number, work, rows), work
+        except RuntimeError as error:
+            if not _memory(error):
+                raise
+            work = _finer(phase, number, work, rows)
+            randomness.restore(drawn)
+
+
+def _accumulated(phase: str, number: int, work: Work, rows: list[int]) -> float:
+    weight = work.objective.weight(work.targets[rows], work.settings).to(work.targets.device)
+    total = 0.0
+    for part in order.parts(rows, work.accumulation):
+        loss = work.objective.loss(work.forward(part), work.targets[part], work.settings) / weight
         if not torch.isfinite(loss):
-            raise TrainingError(f"phase {phase}, step {number + 1}: the loss is {loss.item()} on rows {rows}")
-        adam.zero_grad(set_to_none=True)
+            named = ", ".join(work.names[row] for row in part[:8]) + (", …" if len(part) > 8 else "")
+            raise TrainingError(
+                f"phase {phase}, step {number}: the loss is {loss.item()} on rows {named}: lower the "
+                "learning rate, or look at these rows"
+            )
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(parameters, maximum_norm)
-        adam.step()
-        yield Step(phase, number + 1, loss.item(), rate, norm.item(), len(rows))
+        total += loss.item()
+    return total
+
+
+def _memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _finer(phase: str, number: int, work: Work, rows: list[int]) -> Work:
+    if work.accumulation >= len(rows):
+        raise TrainingError(
+            f"phase {phase}, step {number}: a single row does not fit the memory: shorten rows "
+            "(encoding.max_length) or let fewer layers learn"
+        )
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    count = min(2 * work.accumulation, len(rows))
+    log.warning("phase %s, step %d: out of memory; batches are computed in %d parts", phase, number, count)
+    return replace(work, accumulation=count)

@@ -6,36 +6,44 @@ Only this module knows that training can be interrupted; the loop does not.
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tasks.errors import TrainingError
 from tasks.progress import track
-from tasks.training import loop, resume, table, updates
-from tasks.training.loop import Step
+from tasks.training import loop, randomness, resume, table, updates
+from tasks.training.events import Change, Event, Finished, Measure
+from tasks.training.loop import Batches, Pace, Work
 from tasks.training.table import NewRows
 
 log = logging.getLogger(__name__)
 NEW = "new rows"  # among a record's floors
 Stack = Sequence[tuple[str, Mapping[str, nn.Parameter], Sequence[nn.Module]]]
+HIGHER = {"loss": False}  # every other figure is better where it is higher
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A phase with everything decided: what learns, from which logits, in which order, how fast.
+    """A phase with everything decided: what learns, from which work, in which order, how fast.
 
+    work: called when the phase begins: frozen work is done then, once. measure: validation figures, asked
+    after every epoch. epochs: the batches of each.
+    early_stopping: epochs without a better one after which the phase ends; None: never.
     rows: of a table on a floor that does not learn, which learn nevertheless, at the top floor's rate.
     """
 
     name: str
     stack: Stack  # the floors that learn, bottom to top
-    forward: Callable[[], loop.Forward]  # called when the phase begins: frozen work is done then, once
-    batches: Sequence[Sequence[int]]
+    work: Callable[[], Work]
+    measure: Callable[[], Mapping[str, float]]
+    epochs: Sequence[Batches]
     learning_rate: float
     layer_decay: float
-    warmup: float
+    pace: Pace
+    early_stopping: int | None = None
     rows: NewRows | None = None
 
     @property
@@ -44,109 +52,214 @@ class Planned:
         whole = {name: value for _, parameters, _ in self.stack for name, value in parameters.items()}
         return whole | ({self.rows.name: self.rows.table} if self.rows else {})
 
-
-@dataclass
-class Progress:
-    """Where the training stands; everything in it is in the resume point."""
-
-    phase: int = 0
-    done: int = 0
-    steps: list[Step] = field(default_factory=list)
-    records: list[Mapping[str, Any]] = field(default_factory=list)
+    @property
+    def ends(self) -> list[int]:
+        """Steps of the phase after which its epochs end."""
+        return list(accumulate(len(epoch) for epoch in self.epochs))
 
 
 @dataclass(frozen=True)
 class Settings:
+    """select: the validation figure by which the best epoch of a phase is chosen.
+    save_every: optimizer steps between resume points; told: changes of weights told in a phase."""
+
     seed: int
+    optimizer: str
     weight_decay: float
-    maximum_norm: float
-    save_every: int  # optimizer steps between resume points
+    save_every: int
+    select: str
+    told: int = 20
+
+
+@dataclass
+class Training:
+    """Where it stands; everything that changes is in the resume point."""
+
+    model: nn.Module
+    phases: Sequence[Planned]
+    settings: Settings
+    point: Path
+    start: Mapping[str, Tensor]  # the converted weights, by name
+    floors: Stack  # all, bottom to top
+    number: int = 0
+    done: int = 0
+    told: list[Event] = field(default_factory=list)
+    moments: updates.Moments = field(default_factory=dict)
+
+    @property
+    def phase(self) -> Planned:
+        return self.phases[self.number]
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """All that have learned so far, in this phase or one before."""
+        return {k: v for phase in self.phases[: self.number + 1] for k, v in phase.parameters.items()}
+
+    @property
+    def measures(self) -> list[Measure]:
+        """Of this phase."""
+        return [event for event in self.told if isinstance(event, Measure) and event.phase == self.phase.name]
+
+    @property
+    def best(self) -> Measure | None:
+        """The first of the best epochs of this phase so far."""
+        sign = 1 if HIGHER.get(self.settings.select, True) else -1
+        return max(self.measures, key=lambda m: sign * m.figures[self.settings.select], default=None)
+
+    @property
+    def over(self) -> bool:
+        """Whether the phase has had its epochs, or no better one for too long."""
+        patience, best = self.phase.early_stopping, self.best
+        worse = [measure for measure in self.measures if best and measure.step > best.step]
+        return self.done >= self.phase.ends[-1] or (patience is not None and len(worse) >= patience)
+
+    def tell(self, event: Event) -> Event:
+        self.told.append(event)
+        return event
+
+    def save(self, target: Path, optimizer: torch.optim.Optimizer) -> None:
+        resume.save(
+            target,
+            phase=self.number,
+            done=self.done,
+            told=self.told,
+            parameters=self.trained,
+            optimizer=optimizer,
+        )
 
 
 def fine_tune(
     model: nn.Module,
-    labels: Tensor,
+    floors: Stack,
     phases: Sequence[Planned],
     settings: Settings,
     *,
     point: Path,
-    finished: Callable[[Planned], Mapping[str, float]],
-) -> Iterator[Step | Mapping[str, Any]]:
-    """Carry out `phases` on `model` in place, yielding every Step and, after each phase, its record.
+) -> Iterator[Event]:
+    """Carry out `phases` on `model` in place, yielding what happens.
 
-    labels (rows,) int64. `finished(phase)` measures the model after a phase. With a resume point on disk the
-    steps up to it are yielded again and training goes on behind it, bit for bit as if never interrupted.
+    floors: all of the model's. The epoch with the best validation figure is what the next phase begins with.
+    With a resume point on disk all that was told is told
+    again and training goes on behind it, bit for bit as if never interrupted.
+    Raises TrainingError for a loss that is not finite and for a frozen tensor that has changed.
     """
+    start = {name: value.detach().clone() for name, value in model.named_parameters()}
+    training = Training(model, phases, settings, point, start, floors)
     stood = resume.load(point)
-    progress = Progress()
     if stood:
         log.info("going on from phase %s, step %d", phases[stood.phase].name, stood.done)
-        resume.restore_weights(stood, model)
-        progress = Progress(stood.phase, stood.done, list(stood.steps), list(stood.records))
-    yield from progress.steps
-    yield from progress.records
-    for number in range(progress.phase, len(phases)):
-        going_on = stood if stood and stood.phase == number else None
-        trained = {k: v for phase in phases[: number + 1] for k, v in phase.parameters.items()}
-        keep = _Keep(point, number, progress, trained, settings.save_every)
-        yield from _run(model, labels, phases[number], settings, number, going_on, keep)
-        record = _record(phases[number]) | dict(finished(phases[number]))
-        progress.records.append(record)
-        yield record
+        stood.place_weights(model)
+        training.number, training.done = stood.phase, stood.done
+        training.told, training.moments = list(stood.told), stood.moments
+    yield from list(training.told)
+    while training.number < len(phases):
+        yield from _phase(training, stood.random if stood else None)
+        training.number, training.done, stood = training.number + 1, 0, None
 
 
-@dataclass
-class _Keep:
-    """Writes resume points of one phase."""
-
-    point: Path
-    number: int
-    progress: Progress
-    trained: Mapping[str, nn.Parameter]
-    every: int
-
-    def step(self, step: Step, adam: torch.optim.Optimizer, *, last: bool) -> None:
-        self.progress.steps.append(step)
-        if last or step.number % self.every == 0:
-            resume.save(
-                self.point,
-                phase=self.number,
-                done=step.number,
-                steps=self.progress.steps,
-                records=self.progress.records,
-                parameters=self.trained,
-                adam=adam,
-            )
+def _phase(training: Training, random: Mapping[str, Tensor] | None) -> Iterator[Event]:
+    phase = training.phase
+    if not training.over:
+        optimizer, work = _begin(training, random)
+        for stop in phase.ends:
+            if stop > training.done and not training.over:
+                yield from _epoch(training, optimizer, work, stop)
+                measured = training.tell(Measure(phase.name, stop, dict(phase.measure())))
+                _keep(training, optimizer)
+                _learn(training.model, phase)
+                yield measured
+        training.moments = updates.moments(optimizer)
+    _restore_best(training)
+    _demand_untouched(training)
+    yield training.tell(_finished(training))
 
 
-def _run(
-    model: nn.Module,
-    labels: Tensor,
-    phase: Planned,
-    settings: Settings,
-    number: int,
-    stood: resume.Point | None,
-    keep: _Keep,
-) -> Iterator[Step]:
+def _begin(training: Training, random: Mapping[str, Tensor] | None) -> tuple[torch.optim.Optimizer, Work]:
+    """The optimizer, with the moments of what has learned before and goes on, and the work, begun."""
+    phase, model, settings = training.phase, training.model, training.settings
     model.eval()  # frozen work is done without dropout
-    forward = phase.forward()
+    work = phase.work()
+    _learn(model, phase)
+    optimizer = updates.optimizer(_groups(phase, settings.weight_decay), kind=settings.optimizer)
+    updates.assert_same(optimizer, model)
+    updates.remember(optimizer, training.moments)
+    torch.manual_seed(settings.seed * 1000 + training.number)
+    if random is not None:
+        randomness.restore(random)
+    return optimizer, work
+
+
+def _learn(model: nn.Module, phase: Planned) -> None:
     loop.freeze(model, phase.parameters.values(), [m for _, _, modules in phase.stack for m in modules])
-    adam = updates.optimizer(_groups(phase, settings.weight_decay))
-    updates.assert_same(adam, model)
-    torch.manual_seed(settings.seed * 1000 + number)
-    if stood:
-        resume.restore_optimizer(stood, adam)
-        resume.restore_random(stood)
-    start, total = (stood.done if stood else 0), len(phase.batches)
-    steps = loop.run_phase(
-        phase.name, forward, labels, phase.batches, adam,
-        warmup=phase.warmup, maximum_norm=settings.maximum_norm, start=start,
-    )  # fmt: skip
+
+
+def _epoch(training: Training, optimizer: torch.optim.Optimizer, work: Work, stop: int) -> Iterator[Event]:
+    phase, start = training.phase, training.done
+    batches = [batch for epoch in phase.epochs for batch in epoch]
+    steps = loop.run_phase(phase.name, work, batches, optimizer, phase.pace, start=start, stop=stop)
+    every = max(1, len(batches) // training.settings.told)
     with table.only(phase.rows):
-        for step in track(steps, total=total - start, description=f"fine-tuning: {phase.name}"):
+        for step in track(steps, total=stop - start, description=f"fine-tuning: {phase.name}"):
             table.refuse_cached(phase.rows, phase.name)
-            keep.step(step, adam, last=step.number == total)
-            yield step
+            training.done = step.number
+            yield training.tell(step)
+            if step.number % every == 0 or step.number == stop:
+                yield training.tell(Change(phase.name, step.number, _changes(training)))
+            if step.number % training.settings.save_every == 0 and step.number != stop:
+                training.save(training.point, optimizer)
+
+
+def _keep(training: Training, optimizer: torch.optim.Optimizer) -> None:
+    """At the end of an epoch: the best one first, so that a point never speaks of one that is not there."""
+    best = training.best
+    if best and best.step == training.done:
+        training.save(_best(training.point), optimizer)
+    training.save(training.point, optimizer)
+
+
+def _best(point: Path) -> Path:
+    return point.with_name(f"best-{point.name}")
+
+
+def _restore_best(training: Training) -> None:
+    """Where a later epoch was worse, weights and moments of the best one come back."""
+    best = training.best
+    if best is None or best.step == training.done:
+        return
+    kept = resume.load(_best(training.point))
+    if kept is None or (kept.phase, kept.done) != (training.number, best.step):
+        raise TrainingError(
+            f"{_best(training.point)} does not hold step {best.step} of phase {training.phase.name}, its "
+            f"best: remove {training.point.parent} and train again"
+        )
+    kept.place_weights(training.model)
+    training.moments = kept.moments
+
+
+def _demand_untouched(training: Training) -> None:
+    trained = training.trained
+    changed = [
+        name
+        for name, value in training.model.named_parameters()
+        if name not in trained and not torch.equal(value, training.start[name])
+    ]
+    if changed:
+        raise TrainingError(
+            f"phase {training.phase.name}: tensors that no phase has unfrozen have changed: "
+            f"{', '.join(changed)}"
+        )
+
+
+def _changes(training: Training) -> dict[str, float]:
+    return {name: _change(parameters, training.start) for name, parameters, _ in training.floors}
+
+
+def _change(parameters: Mapping[str, nn.Parameter], start: Mapping[str, Tensor]) -> float:
+    """||w - w0|| / ||w0|| over all tensors together."""
+    with torch.no_grad():
+        moved = sum(float((value - start[name]).square().sum()) for name, value in parameters.items())
+        whole = sum(float(start[name].square().sum()) for name in parameters)
+    return (moved / whole) ** 0.5 if whole else 0.0
 
 
 def _groups(phase: Planned, weight_decay: float) -> list[updates.Group]:
@@ -161,11 +274,14 @@ def _groups(phase: Planned, weight_decay: float) -> list[updates.Group]:
     return parts
 
 
-def _record(phase: Planned) -> dict[str, Any]:
+def _finished(training: Training) -> Finished:
+    phase, best = training.phase, training.best
     whole = sum(value.numel() for _, parameters, _ in phase.stack for value in parameters.values())
-    return {
-        "name": phase.name,
-        "floors": [*([NEW] if phase.rows else []), *(name for name, _, _ in phase.stack)],
-        "steps": len(phase.batches),
-        "parameters": whole + (phase.rows.size if phase.rows else 0),
-    }
+    return Finished(
+        name=phase.name,
+        floors=(*([NEW] if phase.rows else []), *(name for name, _, _ in phase.stack)),
+        parameters=whole + (phase.rows.size if phase.rows else 0),
+        steps=training.done,
+        best=best.step if best else training.done,
+        figures=dict(best.figures) if best else {},
+    )

@@ -1,16 +1,16 @@
 """A resume point: one safetensors file that holds all that the rest of the training depends on.
 
-Tensors: every parameter trained so far, the optimizer's moments, the state of the random generator; in the
-header: where the training stands and the steps so far. One file, renamed into place, is whole or absent.
+Tensors: every parameter trained so far, what the optimizer remembers of them, the state of the random
+generator; in the header: where the training stands and what it has told so far. One file, renamed into place,
+is whole or absent. The best epoch of a phase is kept the same way, beside it.
 """
 
 import errno
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,7 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tasks import files
-from tasks.training.loop import Step
+from tasks.errors import TrainingError
+from tasks.training import events, randomness, updates
+from tasks.training.events import Event
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,29 @@ class Point:
 
     phase: int
     done: int
-    steps: tuple[Step, ...]
-    records: tuple[Mapping[str, Any], ...]  # of the phases that are complete
+    told: tuple[Event, ...]
     tensors: Mapping[str, Tensor]
+
+    @property
+    def moments(self) -> updates.Moments:
+        found: dict[str, dict[str, Tensor]] = {}
+        for name, value in self._below("moment/").items():
+            parameter, _, key = name.rpartition("/")
+            found.setdefault(parameter, {})[key] = value
+        return found
+
+    @property
+    def random(self) -> Mapping[str, Tensor]:
+        return self._below("random/")
+
+    def place_weights(self, model: nn.Module) -> None:
+        own = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, value in self._below("weight/").items():
+                own[name].copy_(value)
+
+    def _below(self, prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
 
 
 def save(
@@ -37,22 +59,26 @@ def save(
     *,
     phase: int,
     done: int,
-    steps: Sequence[Step],
-    records: Sequence[Mapping[str, Any]],
+    told: Sequence[Event],
     parameters: Mapping[str, nn.Parameter],
-    adam: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
 ) -> None:
+    """Raises TrainingError where the disk is full: what was kept before stays."""
     tensors = {f"weight/{name}": value.detach() for name, value in parameters.items()}
-    tensors |= {f"moment/{place}/{key}": value for place, key, value in _moments(adam)}
-    tensors |= {f"random/{name}": value for name, value in random_state().items()}
-    header = {
-        "phase": str(phase),
-        "done": str(done),
-        "steps": json.dumps([asdict(step) for step in steps]),
-        "records": json.dumps(list(records)),
-    }
-    with files.replace_file(target) as draft:
-        write_tensors(draft, {name: value.cpu().contiguous() for name, value in tensors.items()}, header)
+    remembered = updates.moments(optimizer).items()
+    tensors |= {f"moment/{name}/{key}": v for name, kept in remembered for key, v in kept.items()}
+    tensors |= {f"random/{name}": value for name, value in randomness.state().items()}
+    header = {"phase": str(phase), "done": str(done), "told": json.dumps([events.plain(e) for e in told])}
+    try:
+        with files.replace_file(target) as draft:
+            write_tensors(draft, {name: value.cpu().contiguous() for name, value in tensors.items()}, header)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise TrainingError(
+            f"{target}: no room left for a resume point: make room and run again; the training goes on "
+            "from the point before"
+        ) from None
 
 
 def write_tensors(target: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
@@ -65,51 +91,11 @@ def write_tensors(target: Path, tensors: Mapping[str, Tensor], header: Mapping[s
 
 
 def load(target: Path) -> Point | None:
-    """The resume point at `target`, or None where there is none."""
+    """The resume point at `target`, on the CPU wherever it was saved, or None where there is none."""
     if not target.exists():
         return None
     with safe_open(target, framework="pt") as point:
         header = point.metadata()
         tensors = {name: point.get_tensor(name) for name in point.keys()}  # noqa: SIM118 - not a mapping
-    steps = tuple(Step(**step) for step in json.loads(header["steps"]))
-    records = tuple(json.loads(header["records"]))
-    return Point(int(header["phase"]), int(header["done"]), steps, records, tensors)
-
-
-def restore_weights(point: Point, model: nn.Module) -> None:
-    own = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in _below(point, "weight/").items():
-            own[name].copy_(value)
-
-
-def restore_optimizer(point: Point, adam: torch.optim.Optimizer) -> None:
-    """Put the moments back; `adam` must have been built for the phase in which the point was saved."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in _below(point, "moment/").items():
-        place, _, key = name.partition("/")
-        state.setdefault(int(place), {})[key] = value
-    adam.load_state_dict({"state": state, "param_groups": adam.state_dict()["param_groups"]})
-
-
-def random_state() -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def restore_random(point: Point) -> None:
-    state = _below(point, "random/")
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-
-
-def _moments(adam: torch.optim.Optimizer) -> list[tuple[int, str, Tensor]]:
-    state = adam.state_dict()["state"]
-    return [(place, key, value) for place, held in state.items() for key, value in held.items()]
-
-
-def _below(point: Point, prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in point.tensors.items() if k.startswith(prefix)}
+    told = tuple(events.read(values) for values in json.loads(header["told"]))
+    return Point(int(header["phase"]), int(header["done"]), told, tensors)

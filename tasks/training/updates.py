@@ -1,12 +1,15 @@
-"""The optimizer of one phase: which parameters, at which rate, at which step."""
+"""The optimizer of one phase: which parameters, at which rate, with which moments."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tasks.errors import TrainingError
+
+Moments = Mapping[str, Mapping[str, Tensor]]  # parameter -> what its optimizer remembers of it
 
 
 @dataclass(frozen=True)
@@ -42,26 +45,26 @@ def groups(
     return result
 
 
-def optimizer(parts: Sequence[Group]) -> torch.optim.AdamW:
-    """AdamW over exactly `parts`, built anew for each phase: one that was built before a layer was unfrozen
-    never updates it."""
-    return torch.optim.AdamW(
+def optimizer(parts: Sequence[Group], *, kind: str = "adamw") -> torch.optim.Optimizer:
+    """One of OPTIMIZERS over exactly `parts`, built anew for each phase: one that was built before a layer
+    was unfrozen never updates it."""
+    return OPTIMIZERS[kind](
         [
             {
                 "params": list(part.parameters.values()),
+                "names": list(part.parameters),
                 "lr": part.learning_rate,
                 "peak": part.learning_rate,
                 "weight_decay": part.weight_decay,
             }
             for part in parts
-        ],
-        fused=True,
+        ]
     )
 
 
-def assert_same(adam: torch.optim.Optimizer, model: nn.Module) -> None:
+def assert_same(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     """Raise TrainingError unless the optimizer updates exactly the parameters that require gradients."""
-    held = {id(value) for group in adam.param_groups for value in group["params"]}
+    held = {id(value) for group in optimizer.param_groups for value in group["params"]}
     wanted = {id(value): name for name, value in model.named_parameters() if value.requires_grad}
     if held != wanted.keys():
         missed = sorted(name for key, name in wanted.items() if key not in held)
@@ -70,16 +73,53 @@ def assert_same(adam: torch.optim.Optimizer, model: nn.Module) -> None:
         )
 
 
-def set_rate(adam: torch.optim.Optimizer, share: float) -> float:
+def moments(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """What it remembers of each parameter, by name; tensors that go on changing."""
+    return {
+        name: {key: kept for key, kept in optimizer.state[value].items() if isinstance(kept, Tensor)}
+        for name, value in _held(optimizer)
+        if value in optimizer.state
+    }
+
+
+def remember(optimizer: torch.optim.Optimizer, found: Moments) -> None:
+    """Give the moments of `found` to the parameters that it holds; the others begin anew."""
+    for name, value in _held(optimizer):
+        if name in found:
+            optimizer.state[value] = {key: _placed(kept, value) for key, kept in found[name].items()}
+
+
+def _placed(kept: Tensor, value: nn.Parameter) -> Tensor:
+    """Counts stay where they are made; the fused optimizer wants them beside the parameter."""
+    return kept.clone().to(value.device)
+
+
+def _held(optimizer: torch.optim.Optimizer) -> Iterable[tuple[str, nn.Parameter]]:
+    for group in optimizer.param_groups:
+        yield from zip(group["names"], group["params"], strict=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, share: float) -> float:
     """Scale every group's peak rate by `share`; returns the highest rate now in force."""
-    for group in adam.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = group["peak"] * share
-    return float(max(group["lr"] for group in adam.param_groups))
+    return float(max(group["lr"] for group in optimizer.param_groups))
 
 
-def rate_share(step: int, steps: int, warmup: float) -> float:
-    """Share of the peak rate at `step` (from 0) of `steps`: linear rise over `warmup`, linear fall to 0."""
-    rise = round(steps * warmup)
-    if step < rise:
-        return (step + 1) / (rise + 1)
-    return (steps - step) / max(1, steps - rise)
+def _adamw(groups: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, fused=True)
+
+
+def _adam(groups: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, fused=True)
+
+
+def _sgd(groups: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, momentum=0.9, fused=True)
+
+
+OPTIMIZERS: Mapping[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "adam": _adam,
+    "sgd": _sgd,
+}

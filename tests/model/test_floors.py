@@ -39,7 +39,9 @@ def test_the_head_on_the_first_token_is_the_stock_classifier(kind):
     ids, mask = torch.randint(5, 61, (4, 7)), torch.ones(4, 7, dtype=torch.int64)
     mask[1, 5:] = 0
     stock = model(input_ids=ids, attention_mask=mask).logits
-    ours = floors.head_logits(model, floors.first_token(model, ids, mask))
+    ours = floors.head_logits(
+        model, model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state[:, 0]
+    )
     assert torch.equal(ours, stock)
 
 

@@ -1,6 +1,7 @@
 """The schedule on a tiny real BERT: what learns, what stays, and what an interruption changes (nothing)."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tasks.errors import TrainingError
 from tasks.model import floors
-from tasks.training import loop, phases
-from tasks.training.loop import Step
+from tasks.training import loop, objectives, phases, resume
+from tasks.training.events import Change, Finished, Measure
+from tasks.training.loop import Pace, Step, Work
 from tasks.training.order import epoch_order
 from tasks.training.table import NewRows
 
@@ -23,35 +25,55 @@ def data():
     return ids, ids.sum(dim=1) % 3
 
 
-def _planned(model, ids, name, depth, *, rate=1e-2, epochs=2, new=None, whole_forward=False):
-    stack = floors.learning(floors.floors(model), depth)
-    mask = torch.ones_like(ids)
-
-    def whole():
-        return lambda rows: floors.head_logits(model, floors.first_token(model, ids[rows], mask[rows]))
-
-    def cached():
-        with torch.no_grad():
-            first = floors.first_token(model, ids, mask)
-        return lambda rows: floors.head_logits(model, first[list(rows)])
-
-    order = [
-        b for e in range(epochs) for b in epoch_order([TOKENS] * ROWS, batch_size=8, seed=(len(name), e))
-    ]
-    return phases.Planned(
-        name, [(f.name, f.parameters, f.modules) for f in stack], cached if depth == 0 and not whole_forward else whole,
-        order, rate, 0.9, 0.1, new,
-    )  # fmt: skip
+def _logits(model, ids):
+    hidden = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    return floors.head_logits(model, hidden[:, 0])
 
 
-SETTINGS = phases.Settings(seed=1, weight_decay=0.01, maximum_norm=1.0, save_every=3)
-
-
-def _train(model, data, tmp_path, *, stop_after=None, schedule=(("head", 0), ("upper", 2), ("whole", "all"))):
+def _planned(model, data, name, depth, *, rate=1e-2, epochs=2, new=None, whole_forward=False, **more):
     ids, labels = data
-    planned = [_planned(model, ids, name, depth) for name, depth in schedule]
+    objective = objectives.find("label")
+
+    def work():
+        if depth != 0 or whole_forward:
+            return lambda rows: _logits(model, ids[rows])
+        with torch.no_grad():
+            hidden = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        return lambda rows: floors.head_logits(model, hidden[rows, 0])
+
+    def measure():
+        model.eval()
+        with torch.no_grad():
+            return objective.figures(_logits(model, ids), labels)
+
+    orders = [epoch_order([TOKENS] * ROWS, batch_size=8, seed=(len(name), e)) for e in range(epochs)]
+    names = [f"row {number}" for number in range(ROWS)]
+    return phases.Planned(
+        name=name,
+        stack=_stack(floors.learning(floors.floors(model), depth)),
+        work=lambda: Work(work(), labels, objective, objectives.Settings(), names),
+        measure=more.pop("measure", measure),
+        epochs=orders,
+        learning_rate=rate,
+        layer_decay=0.9,
+        pace=Pace("linear", 0.1, 1.0),
+        rows=new,
+        **more,
+    )
+
+
+def _stack(stack):
+    return [(floor.name, floor.parameters, floor.modules) for floor in stack]
+
+
+SETTINGS = phases.Settings(seed=1, optimizer="adamw", weight_decay=0.01, save_every=3, select="loss")
+SCHEDULE = (("head", 0), ("upper", 2), ("whole", "all"))
+
+
+def _train(model, data, tmp_path, *, stop_after=None, schedule=SCHEDULE, settings=SETTINGS, planned=None):
+    planned = planned or [_planned(model, data, name, depth) for name, depth in schedule]
     events = phases.fine_tune(
-        model, labels, planned, SETTINGS, point=tmp_path / "point", finished=lambda phase: {"loss": 0.0}
+        model, _stack(floors.floors(model)), planned, settings, point=tmp_path / "point"
     )
     seen = []
     for event in events:
@@ -98,31 +120,6 @@ def test_frozen_layers_are_without_dropout_and_learning_ones_with(tiny_bert):
     assert not model.bert.embeddings.dropout.training
 
 
-def test_cached_features_train_the_head_exactly_as_recomputed_ones(tiny_bert, data, tmp_path):
-    """Frozen layers computed once, not once an epoch: equal to rounding (the frozen batches differ in size)."""
-    ids, labels = data
-    results = []
-    for way in ("cached", "recomputed"):
-        model = tiny_bert()
-        plan = _planned(model, ids, "head", 0)
-        if way == "recomputed":
-            mask = torch.ones_like(ids)
-
-            def again(model=model, mask=mask):
-                def forward(rows):
-                    with torch.no_grad():
-                        first = floors.first_token(model, ids[rows], mask[rows])
-                    return floors.head_logits(model, first)
-
-                return forward
-
-            plan = phases.Planned(plan.name, plan.stack, again, plan.batches, plan.learning_rate, 0.9, 0.1)
-        finish = {"point": tmp_path / way, "finished": lambda phase: {}}
-        list(phases.fine_tune(model, labels, [plan], SETTINGS, **finish))
-        results.append(_weights(model))
-    assert all(torch.allclose(results[0][n], results[1][n], atol=1e-6) for n in results[0])
-
-
 @pytest.fixture(scope="module")
 def whole(tiny_bert, data, tmp_path_factory):
     """What a training tells that nothing interrupts, and its weights."""
@@ -130,7 +127,7 @@ def whole(tiny_bert, data, tmp_path_factory):
     return _train(model, data, tmp_path_factory.mktemp("whole")), _weights(model)
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 8, 10, 11, 19, 20, 27])
+@pytest.mark.parametrize("stop_after", [1, 3, 5, 8, 10, 11, 19, 20, 27, 30])
 def test_an_interrupted_training_ends_with_the_same_weights(tiny_bert, data, tmp_path, whole, stop_after):
     undisturbed, weights = whole
     broken, resumed = tiny_bert(), tiny_bert()
@@ -144,27 +141,159 @@ def test_an_interrupted_training_ends_with_the_same_weights(tiny_bert, data, tmp
     assert 30 - stop_after <= len(taken) <= 30 - stop_after + SETTINGS.save_every
     for name, value in _weights(resumed).items():
         assert torch.equal(value, weights[name]), name
-    key = lambda e: (e.phase, e.number) if isinstance(e, Step) else (e["name"], 10**6)  # noqa: E731
-    order = ["head", "upper", "whole"]
-    assert sorted(map(key, undisturbed), key=lambda k: (order.index(k[0]), k[1])) == sorted(
-        map(key, again), key=lambda k: (order.index(k[0]), k[1])
+    assert again == undisturbed
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_every_optimizer_goes_on_to_the_bit(tiny_bert, data, tmp_path, optimizer):
+    settings = replace(SETTINGS, optimizer=optimizer)
+    undisturbed, broken, resumed = tiny_bert(), tiny_bert(), tiny_bert()
+    _train(undisturbed, data, tmp_path / "a", settings=settings)
+    _train(broken, data, tmp_path / "b", stop_after=17, settings=settings)
+    _train(resumed, data, tmp_path / "b", settings=settings)
+    expected = _weights(undisturbed)
+    assert all(torch.equal(value, expected[name]) for name, value in _weights(resumed).items())
+
+
+def test_what_goes_on_learning_keeps_its_moments_and_what_begins_has_none(tiny_bert, data, tmp_path):
+    model = tiny_bert()
+    counts = []
+    names = {id(value): name for name, value in model.named_parameters()}
+
+    def note(optimizer, *_):
+        steps = {names[id(value)]: int(kept["step"]) for value, kept in optimizer.state.items()}
+        counts.append((steps["classifier.weight"], steps.get("bert.encoder.layer.3.output.dense.weight")))
+
+    hook = register_optimizer_step_post_hook(note)
+    _train(model, data, tmp_path, schedule=(("head", 0), ("upper", 2)))
+    hook.remove()
+    assert counts[9:12] == [(10, None), (11, 1), (12, 2)]
+
+
+def _with_figures(model, data, name, depth, losses, **more):
+    """A phase that is told these validation losses, epoch after epoch."""
+    told = iter(losses)
+    return _planned(
+        model, data, name, depth, epochs=len(losses), measure=lambda: {"loss": next(told)}, **more
     )
 
 
-def _with_rows(model, ids, name, depth, *, whole_forward=True):
+def _after(tiny_bert, data, tmp_path, epochs, depth=2):
+    model = tiny_bert()
+    plan = _with_figures(model, data, "upper", depth, [1.0 - n for n in range(5)])
+    taken = 0
+    for event in phases.fine_tune(
+        model, _stack(floors.floors(model)), [plan], SETTINGS, point=tmp_path / f"after {epochs}"
+    ):
+        taken += isinstance(event, Measure)
+        if taken == epochs:
+            return _weights(model)
+    return None
+
+
+def test_the_next_phase_begins_with_the_best_epoch_of_the_one_before(tiny_bert, data, tmp_path):
+    best = _after(tiny_bert, data, tmp_path, 2)
+    model = tiny_bert()
+    plan = _with_figures(model, data, "upper", 2, [0.5, 0.3, 0.4, 0.6, 0.7])
+    told = _train(model, data, tmp_path / "whole", planned=[plan])
+    assert all(torch.equal(value, best[name]) for name, value in _weights(model).items())
+    assert told[-1].best == 10
+    assert told[-1].figures == {"loss": 0.3}
+
+
+@pytest.mark.parametrize("stop_after", [7, 11, 14, 16, 24])
+def test_the_best_epoch_survives_an_interruption_with_its_moments(tiny_bert, data, tmp_path, stop_after):
+    losses = [0.5, 0.3, 0.4]
+
+    def plan(model, done=0):
+        upper = _with_figures(model, data, "upper", 2, losses[done:])
+        first = replace(upper, epochs=_with_figures(model, data, "upper", 2, losses).epochs)
+        return [first, _planned(model, data, "whole", "all")]
+
+    undisturbed, broken, resumed = tiny_bert(), tiny_bert(), tiny_bert()
+    expected_events = _train(undisturbed, data, tmp_path / "a", planned=plan(undisturbed))
+    _train(broken, data, tmp_path / "b", stop_after=stop_after, planned=plan(broken))
+    done = min(3, (stop_after - (1 if stop_after % 5 else 0)) // 5)
+    again = _train(resumed, data, tmp_path / "b", planned=plan(resumed, done))
+    assert again == expected_events
+    expected = _weights(undisturbed)
+    for name, value in _weights(resumed).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_a_phase_ends_when_it_has_not_become_better_for_long_enough(tiny_bert, data, tmp_path):
+    model = tiny_bert()
+    plan = _with_figures(model, data, "upper", 2, [0.5, 0.4, 0.45, 0.41, 0.3], early_stopping=2)
+    told = _train(model, data, tmp_path, planned=[plan])
+    assert [event.step for event in told if isinstance(event, Measure)] == [5, 10, 15, 20]
+    assert (told[-1].steps, told[-1].best) == (20, 10)
+
+
+def test_how_far_each_floor_has_moved_is_told_and_frozen_ones_have_not(tiny_bert, data, tmp_path):
+    model = tiny_bert()
+    before = _weights(model)
+    told = _train(model, data, tmp_path, schedule=(("upper", 1),))
+    last = [event for event in told if isinstance(event, Change)][-1]
+    assert {name: value == 0 for name, value in last.floors.items()} == {
+        "embeddings": True, "layer 0": True, "layer 1": True, "layer 2": True, "layer 3": False, "head": False,
+    }  # fmt: skip
+    head = [name for name in before if name.startswith(("bert.pooler", "classifier"))]
+    after = _weights(model)
+    moved = torch.cat([(after[name] - before[name]).flatten() for name in head]).norm()
+    whole = torch.cat([before[name].flatten() for name in head]).norm()
+    assert last.floors["head"] == pytest.approx(float(moved / whole), rel=1e-5)
+
+
+def test_a_frozen_tensor_that_changes_is_noticed(tiny_bert, data, tmp_path):
+    model = tiny_bert()
+    plan = _planned(model, data, "head", 0)
+
+    def spoil():
+        with torch.no_grad():
+            model.bert.encoder.layer[0].output.dense.bias += 1
+        return plan.work()
+
+    with pytest.raises(
+        TrainingError, match=r"no phase has unfrozen have changed: bert\.encoder\.layer\.0\.out"
+    ):
+        _train(model, data, tmp_path, planned=[replace(plan, work=spoil)])
+
+
+def test_a_phase_that_is_complete_is_never_run_again(tiny_bert, data, tmp_path):
+    _train(tiny_bert(), data, tmp_path, stop_after=11)
+    resumed = tiny_bert()
+    planned = [_planned(resumed, data, name, depth) for name, depth in SCHEDULE]
+
+    def refuse():
+        raise AssertionError("the head's phase is complete")
+
+    planned[0] = replace(planned[0], work=refuse)
+    told = _train(resumed, data, tmp_path, planned=planned)
+    assert [event.name for event in told if isinstance(event, Finished)] == ["head", "upper", "whole"]
+
+
+def test_a_full_disk_leaves_the_point_before_and_says_what_to_do(tiny_bert, data, tmp_path, monkeypatch):
+    def full(target, tensors, header):
+        target.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    _train(tiny_bert(), data, tmp_path, stop_after=4)
+    kept = (tmp_path / "point").read_bytes()
+    monkeypatch.setattr(resume, "write_tensors", full)
+    with pytest.raises(TrainingError, match="no room left for a resume point: make room and run again"):
+        _train(tiny_bert(), data, tmp_path)
+    assert (tmp_path / "point").read_bytes() == kept
+    assert not list(tmp_path.glob(".*"))
+
+
+def _with_rows(model, data, name, depth, *, whole_forward=True):
     rows = NewRows(*floors.word_table(model), torch.tensor([7, 11]))
-    return _planned(model, ids, name, depth, new=rows, whole_forward=whole_forward)
+    return _planned(model, data, name, depth, new=rows, whole_forward=whole_forward)
 
 
 def _train_rows(model, data, tmp_path, *, stop_after=None, **options):
-    ids, labels = data
-    planned = [_with_rows(model, ids, "head", 0, **options), _with_rows(model, ids, "upper", 2, **options)]
-    finish = {"point": tmp_path / "point", "finished": lambda phase: {}}
-    events = phases.fine_tune(model, labels, planned, SETTINGS, **finish)
-    for number, _ in enumerate(events, start=1):
-        if number == stop_after:
-            events.close()
-            break
+    planned = [_with_rows(model, data, "head", 0, **options), _with_rows(model, data, "upper", 2, **options)]
+    return _train(model, data, tmp_path, stop_after=stop_after, planned=planned)
 
 
 def test_rows_that_learn_alone_leave_the_table_as_it_is_and_no_hook_behind(tiny_bert, data, tmp_path):
@@ -201,5 +330,5 @@ def test_a_loss_that_is_no_number_names_its_rows(tiny_bert, data, tmp_path):
     model = tiny_bert()
     with torch.no_grad():
         model.classifier.bias[0] = float("nan")
-    with pytest.raises(TrainingError, match=r"phase head, step 1: the loss is nan on rows \["):
+    with pytest.raises(TrainingError, match=r"phase head, step 1: the loss is nan on rows row \d+, row"):
         _train(model, data, tmp_path)

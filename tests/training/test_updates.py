@@ -34,12 +34,6 @@ def test_an_optimizer_that_misses_a_learning_parameter_is_refused():
     updates.assert_same(adam, model)
 
 
-def test_the_rate_rises_falls_and_never_reaches_zero_within_the_phase():
-    shares = [updates.rate_share(step, 10, 0.3) for step in range(10)]
-    assert shares[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert shares[4:] == pytest.approx([6 / 7, 5 / 7, 4 / 7, 3 / 7, 2 / 7, 1 / 7])
-
-
 def test_set_rate_scales_every_group_and_returns_the_highest():
     _, stack = _stack()
     adam = updates.optimizer(updates.groups(stack, learning_rate=0.1, layer_decay=0.5, weight_decay=0.0))

@@ -1,0 +1,145 @@
+"""Frozen work done once: what the lower part of a model makes of rows, and the upper part on that."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tasks import files
+from tasks.model import boundary, floors, tail
+from tasks.model.batches import Rows
+from tasks.model.boundary import Boundary, Cache, Wanted
+from tasks.progress import track
+
+Forward = Callable[[Sequence[int]], Tensor]  # places of rows -> logits (batch, classes)
+FIRST, MEAN = "first token", "mean"  # of the last hidden states, pooled; the other names are `border`'s
+BATCH = 64  # rows per forward pass where nothing is learned
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A model whose lower floors stand still, and where their states are kept."""
+
+    model: PreTrainedModel
+    cache: Cache
+
+    def gather(self, rows: Rows, digest: str, names: Sequence[str], *, about: str) -> dict[str, Boundary]:
+        """The states of `names` for all `rows`, which `digest` tells from others; computed in one pass where
+        they are not kept yet. Dropout must be off."""
+        wanted = {name: self._wanted(rows, name, self._depends(digest, name)) for name in names}
+        found = boundary.gather(
+            self.cache.home, wanted, lambda absent: _states(self.model, rows, absent, description=about)
+        )
+        keep = [one.folder(self.cache.home) for one in wanted.values()]
+        boundary.prune(self.cache.home, maximum=self.cache.maximum, keep=keep)
+        return found
+
+    def _wanted(self, rows: Rows, name: str, depends: Mapping[str, str]) -> Wanted:
+        """Pooled states are small and always float32."""
+        small = name in (FIRST, MEAN)
+        dtype = "float32" if small else self.cache.dtype
+        return Wanted(
+            [1] * len(rows) if small else rows.lengths, self.model.config.hidden_size, dtype, depends
+        )
+
+    def _depends(self, digest: str, name: str) -> dict[str, str]:
+        stack = floors.floors(self.model)[:-1]
+        below = stack if name in (FIRST, MEAN) else stack[: [floor.name for floor in stack].index(name)]
+        code = [files.digest_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
+        return {
+            "states": name,
+            "rows": digest,
+            "weights": boundary.weights_digest(
+                {k: v for floor in below for k, v in floor.parameters.items()}
+            ),
+            "attention": str(self.model.config._attn_implementation),
+            "device": self.model.device.type,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "code": files.digest_json(code),
+        }
+
+    def name(self, start: int) -> str:
+        """Of the states that enter layer `start`; behind the last layer the head reads its first token."""
+        return border(start) if start < len(floors.layers_of(self.model)) else FIRST
+
+    def size(self, rows: Rows, start: int) -> int:
+        """Bytes that these states of `rows` take on disk."""
+        return self._wanted(rows, self.name(start), {}).nbytes
+
+    def above(self, kept: Boundary, start: int) -> Forward:
+        """The model's logits, computed from the states that enter layer `start` on."""
+        if self.name(start) == FIRST:
+            return lambda places: floors.head_logits(self.model, self._placed(kept.batch(places)[0])[:, 0])
+        body = tail.tail(self.model, start, first_token=True)
+
+        def forward(places: Sequence[int]) -> Tensor:
+            hidden, mask = map(self._placed, kept.batch(places))
+            last = body(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
+            return floors.head_logits(self.model, last[:, 0])
+
+        return forward
+
+    def whole(self, rows: Rows) -> Forward:
+        """The model's logits, everything computed."""
+        body = tail.tail(self.model, 0, first_token=True)
+
+        def forward(places: Sequence[int]) -> Tensor:
+            last = body(**rows.batch(places, self.model.device)).last_hidden_state
+            return floors.head_logits(self.model, last[:, 0])
+
+        return forward
+
+    def _placed(self, value: Tensor) -> Tensor:
+        return value.to(self.model.device)
+
+
+def border(layer: int) -> str:
+    """The name of the states that enter layer `layer`: its floor's own."""
+    return f"layer {layer}"
+
+
+def pooled(kept: Boundary) -> NDArray[np.float32]:
+    """(rows, width)."""
+    return np.asarray(kept.states, dtype=np.float32)
+
+
+def answers(forward: Forward, rows: Rows, *, description: str) -> Tensor:
+    """The logits (rows, classes) of all rows in their order, without gradient."""
+    found: dict[int, Tensor] = {}
+    batches = rows.longest_first(BATCH)
+    with torch.no_grad():
+        for places in track(batches, total=len(batches), description=description):
+            found |= dict(zip(places, forward(places), strict=True))
+    return torch.stack([found[place] for place in range(len(rows))])
+
+
+def _states(
+    model: PreTrainedModel, rows: Rows, names: Sequence[str], *, description: str
+) -> Iterator[tuple[list[int], Mapping[str, Tensor]]]:
+    """Batches of places in `rows`, longest rows first, each with the states (batch, tokens, width) of
+    `names`; of pooled ones tokens is 1. Nothing gets a gradient."""
+    starts = [layer for layer in range(len(floors.layers_of(model))) if border(layer) in names]
+    body = tail.tail(model, 0, first_token=MEAN not in names)
+    batches = rows.longest_first(BATCH)
+    with torch.no_grad(), tail.watched(model, starts) as seen:
+        for places in track(batches, total=len(batches), description=description):
+            given = rows.batch(places, model.device)
+            hidden = body(**given).last_hidden_state
+            yield places, {border(start): seen[start] for start in starts} | _pooled(hidden, given, names)
+
+
+def _pooled(hidden: Tensor, given: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    found = {}
+    if FIRST in names:
+        found[FIRST] = hidden[:, :1]
+    if MEAN in names:
+        weights = given["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+        found[MEAN] = (hidden * weights).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True)
+    return found

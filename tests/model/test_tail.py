@@ -1,0 +1,121 @@
+"""A tail is the model's own upper part: the same numbers, the same parameters."""
+
+import pytest
+import torch
+from transformers import (
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from tasks.errors import TrainingError
+from tasks.model import floors, tail
+
+
+def _roberta():
+    return RobertaForSequenceClassification(
+        RobertaConfig(
+            vocab_size=61, hidden_size=24, num_hidden_layers=4, num_attention_heads=3, intermediate_size=40,
+            max_position_embeddings=35, num_labels=3, pad_token_id=1,
+        )
+    ).eval()  # fmt: skip
+
+
+def _distilbert():
+    return DistilBertForSequenceClassification(
+        DistilBertConfig(
+            vocab_size=61, dim=24, n_layers=4, n_heads=3, hidden_dim=40, max_position_embeddings=33,
+            num_labels=3, pad_token_id=0,
+        )
+    ).eval()  # fmt: skip
+
+
+@pytest.fixture(params=["bert", "roberta", "distilbert"])
+def model(request, tiny_bert):
+    torch.manual_seed(0)
+    return {"bert": tiny_bert, "roberta": _roberta, "distilbert": _distilbert}[request.param]()
+
+
+@pytest.fixture
+def given(model):
+    ids = torch.randint(5, 61, (5, 9), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    for row, length in enumerate((9, 7, 4, 9, 2)):
+        ids[row, length:], mask[row, length:] = model.config.pad_token_id, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _entering(model, given, start):
+    with torch.no_grad(), tail.watched(model, [start]) as seen:
+        model.base_model(**given)
+    return seen[start]
+
+
+@pytest.mark.parametrize("start", [1, 3])
+def test_a_tail_on_what_enters_it_computes_what_the_whole_does(model, given, start):
+    with torch.no_grad():
+        expected = model(**given).logits
+        body = tail.tail(model, start, first_token=False)
+        hidden = body(
+            inputs_embeds=_entering(model, given, start), attention_mask=given["attention_mask"]
+        ).last_hidden_state
+        assert torch.equal(floors.head_logits(model, hidden[:, 0]), expected)
+
+
+def test_padding_that_was_kept_as_zeros_changes_nothing(model, given):
+    states = _entering(model, given, 2) * given["attention_mask"][..., None]
+    with torch.no_grad():
+        body = tail.tail(model, 2, first_token=False)
+        hidden = body(inputs_embeds=states, attention_mask=given["attention_mask"]).last_hidden_state
+        assert torch.equal(floors.head_logits(model, hidden[:, 0]), model(**given).logits)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_last_layer_for_the_first_token_alone_is_the_stock_one(model, given, masked):
+    if not masked:
+        given = {"input_ids": given["input_ids"]}
+    with torch.no_grad():
+        hidden = tail.tail(model, 0, first_token=True)(**given).last_hidden_state
+        assert hidden.shape[1] == 1
+        logits = floors.head_logits(model, hidden[:, 0])
+        torch.testing.assert_close(logits, model(**given).logits, rtol=0, atol=1e-6)
+    tail.check(model, given)
+
+
+def test_gradients_through_a_tail_are_those_of_the_whole(model, given):
+    model(**given).logits.square().sum().backward()
+    expected = {
+        name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None
+    }
+    model.zero_grad()
+    body = tail.tail(model, 2, first_token=True)
+    hidden = body(inputs_embeds=_entering(model, given, 2), attention_mask=given["attention_mask"])
+    floors.head_logits(model, hidden.last_hidden_state[:, 0]).square().sum().backward()
+    learned = {name for floor in floors.floors(model)[3:] for name in floor.parameters}
+    for name, value in model.named_parameters():
+        assert (value.grad is not None) == (name in learned), name
+        if name in learned:
+            torch.testing.assert_close(value.grad, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_model_itself_is_left_as_it_was(model, given):
+    before = model(**given).logits
+    tail.tail(model, 2, first_token=True)
+    with tail.watched(model, [2]):
+        pass
+    assert torch.equal(model(**given).logits, before)
+    assert len(floors.layers_of(model)) == 4
+    assert not floors.layers_of(model)[2]._forward_pre_hooks
+
+
+def test_a_shortened_layer_that_computes_something_else_is_refused(model, given, monkeypatch):
+    kind = model.config.model_type
+    monkeypatch.setitem(tail.FIRST_TOKEN, kind, lambda layer, hidden, mask: hidden[:, :1] + 1)
+    with pytest.raises(TrainingError, match="computed for its first token alone differs by"):
+        tail.check(model, given)
+
+
+def test_another_attention_than_the_known_one_gets_the_stock_layer(model, given):
+    model.set_attn_implementation("eager")
+    assert tail.tail(model, 0, first_token=True)(**given).last_hidden_state.shape[1] == 9
