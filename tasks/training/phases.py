@@ -6,6 +6,7 @@ Only this module knows that training can be interrupted; the loop does not.
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from tasks.errors import TrainingError
 from tasks.progress import track
-from tasks.training import loop, randomness, resume, table, updates
+from tasks.training import interrupt, loop, randomness, resume, table, updates
 from tasks.training.events import Change, Event, Finished, Measure
 from tasks.training.loop import Batches, Pace, Work
 from tasks.training.table import NewRows
@@ -152,21 +153,26 @@ def fine_tune(
         training.number, training.done = stood.phase, stood.done
         training.told, training.moments = list(stood.told), stood.moments
     yield from list(training.told)
-    while training.number < len(phases):
-        yield from _phase(training, stood.random if stood else None)
-        training.number, training.done, stood = training.number + 1, 0, None
+    with interrupt.postponed() as obey:
+        while training.number < len(phases):
+            yield from _phase(training, stood.random if stood else None, obey)
+            training.number, training.done, stood = training.number + 1, 0, None
 
 
-def _phase(training: Training, random: Mapping[str, Tensor] | None) -> Iterator[Event]:
+Obey = Callable[[Callable[[], None]], None]
+
+
+def _phase(training: Training, random: Mapping[str, Tensor] | None, obey: Obey) -> Iterator[Event]:
     phase = training.phase
     if not training.over:
         optimizer, work = _begin(training, random)
         for stop in phase.ends:
             if stop > training.done and not training.over:
-                yield from _epoch(training, optimizer, work, stop)
+                yield from _epoch(training, optimizer, work, stop, obey)
                 measured = training.tell(Measure(phase.name, stop, dict(phase.measure())))
                 _keep(training, optimizer)
                 _learn(training.model, phase)
+                obey(lambda: None)  # saved already
                 yield measured
         training.moments = updates.moments(optimizer)
     _restore_best(training)
@@ -193,11 +199,14 @@ def _learn(model: nn.Module, phase: Planned) -> None:
     loop.freeze(model, phase.parameters.values(), [m for _, _, modules in phase.stack for m in modules])
 
 
-def _epoch(training: Training, optimizer: torch.optim.Optimizer, work: Work, stop: int) -> Iterator[Event]:
+def _epoch(
+    training: Training, optimizer: torch.optim.Optimizer, work: Work, stop: int, obey: Obey
+) -> Iterator[Event]:
     phase, start = training.phase, training.done
     batches = [batch for epoch in phase.epochs for batch in epoch]
     steps = loop.run_phase(phase.name, work, batches, optimizer, phase.pace, start=start, stop=stop)
     every = max(1, len(batches) // training.settings.told)
+    save = partial(training.save, training.point, optimizer)
     with table.only(phase.rows):
         for step in track(steps, total=stop - start, description=f"fine-tuning: {phase.name}"):
             table.refuse_cached(phase.rows, phase.name)
@@ -205,8 +214,10 @@ def _epoch(training: Training, optimizer: torch.optim.Optimizer, work: Work, sto
             yield training.tell(step)
             if step.number % every == 0 or step.number == stop:
                 yield training.tell(Change(phase.name, step.number, _changes(training)))
-            if step.number % training.settings.save_every == 0 and step.number != stop:
-                training.save(training.point, optimizer)
+            if step.number != stop:  # the end of an epoch is measured first, then saved
+                obey(save)
+                if step.number % training.settings.save_every == 0:
+                    save()
 
 
 def _keep(training: Training, optimizer: torch.optim.Optimizer) -> None:

@@ -1,6 +1,8 @@
 """The schedule on a tiny real BERT: what learns, what stays, and what an interruption changes (nothing)."""
 
+import signal
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -270,6 +272,53 @@ def test_a_phase_that_is_complete_is_never_run_again(tiny_bert, data, tmp_path):
     planned[0] = replace(planned[0], work=refuse)
     told = _train(resumed, data, tmp_path, planned=planned)
     assert [event.name for event in told if isinstance(event, Finished)] == ["head", "upper", "whole"]
+
+
+@pytest.mark.parametrize("step", [2, 5, 13, 30])
+def test_ctrl_c_waits_for_the_step_to_end_and_saves_it(tiny_bert, data, tmp_path, whole, step, caplog):
+    model, taken = tiny_bert(), []
+
+    def interrupt(*_):
+        taken.append(1)
+        if len(taken) == step:
+            signal.raise_signal(signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    hook = register_optimizer_step_post_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        _train(model, data, tmp_path)
+    hook.remove()
+    assert signal.getsignal(signal.SIGINT) is handler
+    point = resume.load(tmp_path / "point")
+    assert sum(isinstance(event, Step) for event in point.told) == step
+    assert "saved: the same command goes on from here" in caplog.text
+    resumed = tiny_bert()
+    assert _train(resumed, data, tmp_path) == whole[0]
+    assert all(torch.equal(value, whole[1][name]) for name, value in _weights(resumed).items())
+
+
+def test_a_second_ctrl_c_stops_at_once(tiny_bert, data, tmp_path):
+    model = tiny_bert()
+    plan = _planned(model, data, "whole", "all")
+    twice = []
+
+    def measure():
+        signal.raise_signal(signal.SIGINT)
+        twice.append(1)
+        signal.raise_signal(signal.SIGINT)
+        twice.append(2)
+
+    with pytest.raises(KeyboardInterrupt):
+        _train(model, data, tmp_path, planned=[replace(plan, measure=measure)])
+    assert twice == [1]
+
+
+def test_training_in_another_thread_leaves_signals_alone(tiny_bert, data, tmp_path):
+    handler = signal.getsignal(signal.SIGINT)
+    with ThreadPoolExecutor(1) as pool:
+        told = pool.submit(_train, tiny_bert(), data, tmp_path, schedule=(("head", 0),)).result()
+    assert isinstance(told[-1], Finished)
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_full_disk_leaves_the_point_before_and_says_what_to_do(tiny_bert, data, tmp_path, monkeypatch):

@@ -1,0 +1,50 @@
+"""Ctrl-C, or the end of a worker's shift, between two steps: what was learned is saved first."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+log = logging.getLogger(__name__)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def postponed() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Meanwhile the first signal waits until it is asked for; the second acts at once.
+
+    Yields `obey(save)`: where a signal has come, it saves and lets the signal do what it would have done.
+    Signals reach only the main thread: in any other nothing is postponed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda save: None
+        return
+    came: list[int] = []
+    former = {number: handler for number in SIGNALS if (handler := signal.getsignal(number)) is not None}
+
+    def note(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        log.warning("stopping after this step, which is saved; once more stops at once")
+        _restore(former)
+
+    def obey(save: Callable[[], None]) -> None:
+        if came:
+            save()
+            log.warning("saved: the same command goes on from here")
+            os.kill(os.getpid(), came.pop())
+
+    for number in former:
+        signal.signal(number, note)
+    try:
+        yield obey
+    finally:
+        _restore(former)
+
+
+def _restore(former: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in former.items():
+        signal.signal(number, handler)
