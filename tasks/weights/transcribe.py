@@ -157,7 +157,8 @@ def transcribe(
     """Write config.json, model.safetensors and plan.json into the new directory `target`.
 
     shard_size: bytes of a file; where one does not suffice there are several, and their index. None: one.
-    levels: what else is proven of the bytes: inverse, digests.
+    levels: what else is proven of the bytes: inverse, digests. The latter also tells in the result's metadata
+    what the source was, which means reading all of it.
     Returns level -> what the proofs of structure, content and `levels` found, and those of `prove`, which
     gets the directory before it takes its place. Raises InputError where `target` exists; a failed proof
     leaves nothing behind.
@@ -167,6 +168,7 @@ def transcribe(
     made, name = transcription.plan, f"{transcription.naming}{' reversed' * transcription.reverse}"
     with files.replace_directory(target) as draft:
         metadata = {"family": name, "plan": made.digest()}
+        metadata |= {"source": _digest(made)} if "digests" in levels else {}
         path = place.write(made, draft, transcription.config, metadata=metadata, shard_size=shard_size)
         found = {"structure": content.structure(made, path), "content": content.content(made, path)}
         more, digests = roundtrip.prove(made, draft, levels)
@@ -175,3 +177,10 @@ def transcribe(
         described |= {"parameters": made.parameters()} | ({"digests": digests} if digests else {})
         files.write_text(draft / "plan.json", files.canonical_json({**described, "rows": made.rows()}))
     return found
+
+
+def _digest(made: Plan) -> str:
+    """Of the source's files, whatever they are called."""
+    taken = [entry for move in made.moves for entry in move.step.sources]
+    sources = {entry.file for entry in [*taken, *(unused.source for unused in made.unused)]}
+    return files.digest_json(sorted(map(files.digest_file, sources)))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,6 +74,22 @@ def test_every_file_says_where_it_is_from_and_starts_where_its_source_does_in_a_
             assert stream.metadata() == {"format": "pt", "family": "gpt2", "plan": made.plan.digest()}
         first = next(iter(read_header(path).values()))
         assert first.start % 4096 == origin[first.name].start % 4096
+
+
+def test_what_the_source_was_stands_in_the_result_where_digests_are_asked_for(source, tmp_path):
+    told = []
+    for place_, wanted in (("a", source), ("b", tmp_path / "copy"), ("c", tmp_path / "other")):
+        if wanted != source:
+            shutil.copytree(source, wanted)
+        if place_ == "c":
+            path = wanted / "model.safetensors"
+            data = bytearray(path.read_bytes())
+            data[-1] ^= 1
+            path.write_bytes(data)
+        convert(wanted, tmp_path / place_, find_naming("gpt2"), size=None, levels=["digests"])
+        with safe_open(tmp_path / place_ / "model.safetensors", "pt") as stream:
+            told.append(stream.metadata()["source"])
+    assert told[0] == told[1] != told[2]
 
 
 def test_transformers_loads_the_files_and_computes_the_same(source, tmp_path):
