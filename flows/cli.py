@@ -13,6 +13,7 @@ import typer
 
 from tasks import environment
 from tasks.errors import InputError, RegraftError
+from tasks.presets import PRESETS
 
 EXIT_CODES = """Exit codes: 0 done · 1 failed · 2 something you wrote or brought is not usable ·
 3 not promoted · 130 interrupted."""
@@ -75,6 +76,13 @@ Reference = Annotated[
     Path | None,
     typer.Option(help="a directory that transformers reads, for parity, similarity, loss and generation"),
 ]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset", metavar="NAME", help="how to fine-tune: one of those below; goes without a table"
+    ),
+]
+RECIPES = "\n\n".join(["Presets:", *(f"{name}: {preset.summary}" for name, preset in PRESETS.items())])
 HERE = Path()
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # told without the name of a file
 
@@ -104,9 +112,11 @@ def run(override: Override = None, leaf: Leaf = "subprocess", root: Root = HERE)
     show.results(Path(where), root)
 
 
-@app.command()
+@app.command(epilog=RECIPES)
 def init(
-    data: Annotated[Path, typer.Argument(help="CSV or TSV file with a text column and a label column")],
+    data: Annotated[
+        Path | None, typer.Argument(help="CSV or TSV file with a text column and a label column")
+    ] = None,
     checkpoint: Annotated[
         str | None, typer.Option(help="Hub id, directory, or package:…; default: the checkpoint now in use")
     ] = None,
@@ -116,13 +126,18 @@ def init(
     label: Annotated[
         str | None, typer.Option(help="label column; default: the one that repeats most")
     ] = None,
+    preset: Preset = None,
     force: Annotated[bool, typer.Option("--force", help="replace an existing params.yaml")] = False,
     root: Root = HERE,
 ) -> None:
-    """Write params.yaml for my table and my checkpoint."""
+    """Write params.yaml for my table and my checkpoint, or for a named way to fine-tune.
+
+    Only what has to change is changed: comments stay.
+    """
     from flows import begin
 
-    for line in begin.write(root, data, checkpoint=checkpoint, text=text, label=label, force=force):
+    told = begin.write(root, data, checkpoint=checkpoint, text=text, label=label, force=force, preset=preset)
+    for line in told:
         typer.echo(line)
 
 
@@ -139,12 +154,13 @@ def doctor(root: Root = HERE) -> None:
 @app.command()
 def plan(override: Override = None, root: Root = HERE) -> None:
     """Show what would run, what is unchanged, what comes from where, and how large it is. Runs nothing."""
-    from flows import forecast, show
+    from flows import finetuning, forecast, show
     from tasks import params as parameters
 
     params = parameters.load(root / "params.yaml")
     changed = parameters.override(params, override) if override else params
     show.forecast(forecast.stages(root, params, changed), forecast.sources(root, changed))
+    finetuning.show(finetuning.outlook(root, params, changed))
 
 
 @app.command()

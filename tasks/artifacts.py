@@ -136,9 +136,11 @@ class EncodedDataset(Artifact):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel(Artifact):
-    """`model/` (a complete transformers directory with its tokenizer), `steps.csv` (one line per optimizer
-    step) and, if the schedule begins with the head alone, `head.safetensors` as it stood after that and
-    `frozen.npy`, mean-pooled features (rows, width) float32 of the training rows under the untouched body."""
+    """`model/` (a complete transformers directory with its tokenizer), `steps.csv`, `validation.csv` and
+    `changes.csv` (one line per optimizer step, epoch, and look at how far each floor has moved); with an
+    adapter `adapter/`; and, if the schedule begins with the head alone, `head.safetensors` as it stood after
+    that and `frozen.npy`, mean-pooled features (rows, width) float32 of the training rows under the untouched
+    body."""
 
     stage = "finetuning"
     base: str  # digest of the ConvertedCheckpoint

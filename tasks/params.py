@@ -1,5 +1,6 @@
 """params.yaml: one section per stage, every key explained, unknown keys refused. The only owner of yaml."""
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -209,6 +210,43 @@ class CacheParams(Section):
     maximum_bytes: Annotated[Count, Field(description="disk that they may take in all")] = 2**33
 
 
+class AdapterParams(Section):
+    """Small tensors that learn in place of the layers' own, and are merged into them at the end."""
+
+    kind: Literal["lora", "dora", "rslora", "ia3", "houlsby", "pfeiffer"] = "lora"
+    rank: Count = Field(8, description="inner width; ia3 has none")
+    alpha: Annotated[float, Field(gt=0)] = Field(
+        16.0, description="what is added counts alpha / rank times; rslora: alpha / square root of rank"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="of what enters the adapter, while it learns"
+    )
+    targets: Literal["attention", "all-linear"] = Field(
+        "attention", description="query, key, value and output; all-linear: the feed-forward part too"
+    )
+
+    @field_validator("kind")
+    @classmethod
+    def _merges(cls, kind: str) -> str:
+        if kind in ("houlsby", "pfeiffer"):
+            raise ValueError(
+                f"{kind} cannot be merged into a model that evaluation and promotion can read: use lora, "
+                "dora, rslora or ia3 (tasks/model/adapters.py puts it into a model of your own)"
+            )
+        return kind
+
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> Self:
+        idle = [k for k in ("rank", "alpha", "dropout", "targets") if getattr(self, k) != _default(self, k)]
+        if self.kind == "ia3" and idle:
+            raise ValueError(f"ia3 scales fixed places and has no {', '.join(idle)}: leave that out")
+        return self
+
+
+def _default(section: Section, name: str) -> Any:
+    return type(section).model_fields[name].default
+
+
 class FinetuningParams(Section):
     seed: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -232,6 +270,9 @@ class FinetuningParams(Section):
     )
     save_every: Count = Field(50, description="optimizer steps between resume points")
     cache: CacheParams = CacheParams()
+    adapter: AdapterParams | None = Field(
+        None, description="what learns in the layers that a phase unfreezes; null: the layers themselves"
+    )
     phases: tuple[Phase, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -239,6 +280,17 @@ class FinetuningParams(Section):
         names = [phase.name for phase in self.phases]
         if len(set(names)) != len(names):
             raise ValueError(f"phase names must differ: {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_learns_alone(self) -> Self:
+        if self.adapter is None:
+            return self
+        faults = [f"phase {phase.name}: leave out floors" for phase in self.phases if phase.floors]
+        if all(phase.depth == 0 for phase in self.phases):
+            faults.append("no phase has a depth above 0")
+        if faults:
+            raise ValueError(f"an adapter learns instead of the layers' own tensors: {'; '.join(faults)}")
         return self
 
 
@@ -323,6 +375,19 @@ def override(params: Params, assignments: Iterable[str]) -> Params:
 def dump(params: Params) -> str:
     """YAML that `parse` reads back as equal params."""
     return yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def compose(text: str) -> Any:
+    """The nodes of a YAML document, each with where it stands in `text`."""
+    return yaml.compose(text)
+
+
+def inline(value: Any) -> str:
+    """A value on one line, as it may stand inside a list or a mapping too."""
+    text = yaml.safe_dump(
+        [value], default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf
+    )
+    return text.strip()[1:-1]
 
 
 def flatten(params: Params) -> dict[str, Any]:

@@ -19,6 +19,7 @@ OWNERS = {  # library -> the only places that may import it
     "yaml": ("tasks/params.py",),
     "evaluate": ("tasks/evaluation/",),
     "rensa": ("tasks/text/",),
+    "peft": ("tasks/model/adapters.py",),
 }
 ROOMS = ("text", "weights", "model", "training", "evaluation", "tracking")
 SUB_ROOMS = {  # a part of a room -> the only modules of its room that it may import, besides its own
@@ -27,7 +28,18 @@ SUB_ROOMS = {  # a part of a room -> the only modules of its room that it may im
     "tasks/weights/families": ("arithmetic", "ops", "rules"),
     "tasks/weights/formats": (),
 }
-BOTTOM = ("artifacts", "params", "errors", "files", "progress", "environment", "references", "pages")
+BOTTOM = (
+    "artifacts",
+    "params",
+    "presets",
+    "edit",
+    "errors",
+    "files",
+    "progress",
+    "environment",
+    "references",
+    "pages",
+)
 FORBIDDEN_FILES = ("utils", "common", "helpers", "misc")
 SHADOWING = ("evaluate", "datasets", "tokenize", "types", "select", "profile", "copy", "statistics")
 

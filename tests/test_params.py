@@ -49,6 +49,26 @@ def test_the_shipped_file_hides_no_default():
             "learning_rate: 100",
             r"learning_rate: input should be less than or equal to 1",
         ),
+        (
+            "epochs: 10, learning",
+            "epochs: 0, learning",
+            r"phases.0.epochs: input should be greater than or equal to 1, not 0",
+        ),
+        (
+            "epochs: 10, learning",
+            "epochs: 10, steps: 5, learning",
+            r"phases.0: phase head: name epochs or steps, not both",
+        ),
+        (
+            "depth: half,",
+            "depth: half, floors: [norm],",
+            r"phases.1.floors.0: input should be 'embeddings', 'norms' or 'biases', not 'norm'",
+        ),
+        (
+            "depth: half,",
+            "dept: half,",
+            r"unknown key 'finetuning.phases.1.dept'; did you mean 'depth'\?",
+        ),
         ("evaluation:", "evaluatoin:", r"unknown key 'evaluatoin'; did you mean 'evaluation'\?"),
         ("batch_size: 32", "batch_size: many", r"finetuning.batch_size: .*, not 'many'"),
         (

@@ -46,7 +46,7 @@ def test_the_kinds_of_the_readme_are_those_there_are():
 def test_the_families_of_the_readme_are_those_there_are():
     from tasks.weights.families import NAMINGS
 
-    told = README.partition("- **Families**:")[2].partition("## Put it")[0]
+    told = README.partition("- **Families**:")[2].partition("\n## ")[0]
     names = set(re.findall(r"`([a-z0-9-]+)`", told))
     suffixed = {f"gpt-textbook{name}" if name.startswith("-") else name for name in names}
     assert suffixed - {"tok_emb"} == set(NAMINGS)

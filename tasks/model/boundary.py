@@ -6,6 +6,7 @@ states of other weights, tokens, libraries or another dtype are other states; st
 """
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -89,10 +90,9 @@ class Boundary:
 
 
 def weights_digest(tensors: Mapping[str, nn.Parameter]) -> str:
-    """Of names and values."""
-    parts = {
-        name: files.digest_bytes(_plain(value).data.tobytes()) for name, value in sorted(tensors.items())
-    }
+    """Of names and values. BLAKE2 takes half as long as SHA-256 where the processor has no instructions for
+    that."""
+    parts = {name: hashlib.blake2b(_plain(value).data).hexdigest() for name, value in tensors.items()}
     return files.digest_json(parts)
 
 

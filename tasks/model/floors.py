@@ -37,6 +37,16 @@ class Floor:
     parameters: Mapping[str, nn.Parameter]
     modules: tuple[nn.Module, ...]
 
+    @property
+    def adapter(self) -> dict[str, nn.Parameter]:
+        """Those of its parameters that an adapter has put in; none where there is no adapter."""
+        inner = [one for module in self.modules for one in module.modules()]
+        parts = [
+            getattr(one, name, None) for one in inner for name in getattr(one, "adapter_layer_names", ())
+        ]
+        added = {id(value) for part in parts if part is not None for value in part.parameters()}
+        return {name: value for name, value in self.parameters.items() if id(value) in added}
+
 
 def load(directory: Path, *, device: str = "cpu") -> PreTrainedModel:
     """The classifier in `directory`, float32, in eval mode.
@@ -92,7 +102,8 @@ def word_table(model: PreTrainedModel) -> tuple[str, nn.Parameter]:
 
 def learning(stack: Sequence[Floor], depth: int | str, parts: Sequence[str] = ()) -> tuple[Floor, ...]:
     """The floors that learn at `depth` (layers below the head; `half`, `all` with the embeddings), and of the
-    floors below these only the `parts` of PARTS, in eval mode.
+    floors below these only the `parts` of PARTS, in eval mode. Where there is an adapter, it learns instead
+    of the layers' own parameters, and the embeddings do not.
 
     Raises TrainingError if the model has fewer layers.
     """
@@ -102,7 +113,10 @@ def learning(stack: Sequence[Floor], depth: int | str, parts: Sequence[str] = ()
         raise TrainingError(f"depth {count}: the model has {layers} layers below its head; use `all`")
     border = len(stack) - 1 - count
     below = [Floor(floor.name, _parts(floor, parts), ()) for floor in stack[:border]]
-    return (*(floor for floor in below if floor.parameters), *stack[border:])
+    above = stack[border:-1]
+    if any(floor.adapter for floor in stack):
+        above = [Floor(floor.name, floor.adapter, floor.modules) for floor in above]
+    return (*(floor for floor in (*below, *above) if floor.parameters), stack[-1])
 
 
 def _parts(floor: Floor, parts: Sequence[str]) -> dict[str, nn.Parameter]:

@@ -32,7 +32,8 @@ class Frozen:
     def gather(self, rows: Rows, digest: str, names: Sequence[str], *, about: str) -> dict[str, Boundary]:
         """The states of `names` for all `rows`, which `digest` tells from others; computed in one pass where
         they are not kept yet. Dropout must be off."""
-        wanted = {name: self._wanted(rows, name, self._depends(digest, name)) for name in names}
+        weights = self._weights(max(map(self._below, names)))
+        wanted = {name: self._wanted(rows, name, self._depends(digest, name, weights)) for name in names}
         found = boundary.gather(
             self.cache.home, wanted, lambda absent: _states(self.model, rows, absent, description=about)
         )
@@ -48,16 +49,21 @@ class Frozen:
             [1] * len(rows) if small else rows.lengths, self.model.config.hidden_size, dtype, depends
         )
 
-    def _depends(self, digest: str, name: str) -> dict[str, str]:
-        stack = floors.floors(self.model)[:-1]
-        below = stack if name in (FIRST, MEAN) else stack[: [floor.name for floor in stack].index(name)]
+    def _below(self, name: str) -> int:
+        """How many floors the states of `name` depend on."""
+        stack = [floor.name for floor in floors.floors(self.model)[:-1]]
+        return stack.index(name) if name in stack else len(stack)
+
+    def _weights(self, count: int) -> list[str]:
+        """Digests of the lowest `count` floors, each hashed once however many states depend on it."""
+        return [boundary.weights_digest(floor.parameters) for floor in floors.floors(self.model)[:count]]
+
+    def _depends(self, digest: str, name: str, weights: Sequence[str]) -> dict[str, str]:
         code = [files.digest_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
         return {
             "states": name,
             "rows": digest,
-            "weights": boundary.weights_digest(
-                {k: v for floor in below for k, v in floor.parameters.items()}
-            ),
+            "weights": files.digest_json(weights[: self._below(name)]),
             "attention": str(self.model.config._attn_implementation),
             "device": self.model.device.type,
             "torch": torch.__version__,
@@ -124,15 +130,18 @@ def _states(
     model: PreTrainedModel, rows: Rows, names: Sequence[str], *, description: str
 ) -> Iterator[tuple[list[int], Mapping[str, Tensor]]]:
     """Batches of places in `rows`, longest rows first, each with the states (batch, tokens, width) of
-    `names`; of pooled ones tokens is 1. Nothing gets a gradient."""
+    `names`; of pooled ones tokens is 1. Nothing gets a gradient, and no layer above the last state that is
+    wanted is computed."""
     starts = [layer for layer in range(len(floors.layers_of(model))) if border(layer) in names]
-    body = tail.tail(model, 0, first_token=MEAN not in names)
+    stop = None if FIRST in names or MEAN in names else starts.pop()
+    body = tail.tail(model, 0, first_token=MEAN not in names, stop=stop)
     batches = rows.longest_first(BATCH)
-    with torch.no_grad(), tail.watched(model, starts) as seen:
+    with torch.no_grad(), tail.watched(model, starts, body=body) as seen:
         for places in track(batches, total=len(batches), description=description):
             given = rows.batch(places, model.device)
             hidden = body(**given).last_hidden_state
-            yield places, {border(start): seen[start] for start in starts} | _pooled(hidden, given, names)
+            last = _pooled(hidden, given, names) if stop is None else {border(stop): hidden}
+            yield places, {border(start): seen[start] for start in starts} | last
 
 
 def _pooled(hidden: Tensor, given: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:

@@ -44,19 +44,21 @@ class FirstToken(nn.Module):
         return FIRST_TOKEN[self.kind](self.layer, hidden, attention_mask)
 
 
-def tail(model: PreTrainedModel, start: int, *, first_token: bool) -> nn.Module:
-    """`model`'s body from layer `start` on; called with inputs_embeds (batch, tokens, width) that enter that
+def tail(
+    model: PreTrainedModel, start: int, *, first_token: bool = False, stop: int | None = None
+) -> nn.Module:
+    """`model`'s body from layer `start` on, up to the one before `stop`; called with inputs_embeds (batch, tokens, width) that enter that
     layer and attention_mask (batch, tokens). From layer 0 on the embeddings are there and take input_ids.
 
-    first_token: its last_hidden_state is (batch, 1, width), for heads that read no more.
+    first_token: its last_hidden_state is (batch, 1, width), for heads that read no more; not with `stop`.
     The modules are the model's own: what trains one trains the other.
     """
     anatomy = anatomy_of(model)
     body, prefix = model.base_model, f"{model.base_model_prefix}."
     if start:
         body = _replaced(body, anatomy.embeddings.removeprefix(prefix), Given())
-    chosen = list(layers_of(model))[start:]
-    if first_token and chosen and _known(model):
+    chosen = list(layers_of(model))[start:stop]
+    if first_token and stop is None and chosen and _known(model):
         chosen[-1] = FirstToken(chosen[-1], model.config.model_type)
     return _replaced(body, anatomy.layers.removeprefix(prefix), nn.ModuleList(chosen))
 
@@ -81,10 +83,16 @@ def check(model: PreTrainedModel, given: Mapping[str, Tensor]) -> None:
 
 
 @contextmanager
-def watched(model: PreTrainedModel, starts: Sequence[int]) -> Iterator[Mapping[int, Tensor]]:
-    """Meanwhile, after each pass: layer -> the hidden states (batch, tokens, width) that entered it."""
+def watched(
+    model: PreTrainedModel, starts: Sequence[int], *, body: nn.Module | None = None
+) -> Iterator[Mapping[int, Tensor]]:
+    """Meanwhile, after each pass: layer -> the hidden states (batch, tokens, width) that entered it.
+
+    body: what is called, where that is a tail from layer 0 on and not the model's own.
+    """
     seen: dict[int, Tensor] = {}
-    every = list(layers_of(model))
+    path = anatomy_of(model).layers.removeprefix(f"{model.base_model_prefix}.")
+    every = list((body or model.base_model).get_submodule(path).children())
     handles = [
         every[start].register_forward_pre_hook(_keep(seen, start), with_kwargs=True) for start in starts
     ]

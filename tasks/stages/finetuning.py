@@ -1,10 +1,12 @@
 """finetuning: converted checkpoint and encoded rows in, a trained classifier out, phase by phase."""
 
 import csv
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from importlib import metadata
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -20,21 +22,25 @@ from transformers import PreTrainedModel
 from tasks import environment, files
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, TrainedModel, Vocabulary
 from tasks.errors import DataError
-from tasks.model import floors, frozen, tail
+from tasks.model import adapters, floors, frozen, tail
+from tasks.model.adapters import Adapter
 from tasks.model.batches import Rows
 from tasks.model.boundary import Cache
 from tasks.model.frozen import MEAN, Forward, Frozen
 from tasks.params import FinetuningParams, Params, Phase
 from tasks.stages import Track
-from tasks.training import device, objectives, order, phases, resume
+from tasks.training import device, objectives, order, phases, report, resume, reuse
 from tasks.training.events import Change, Event, Finished, Measure
 from tasks.training.loop import Batches, Pace, Step, Work
 from tasks.training.objectives import Objective
-from tasks.training.reuse import Reach, fitting, worth_keeping
+from tasks.training.reuse import Reach
 from tasks.training.table import NewRows
 
+log = logging.getLogger(__name__)
 JUDGED = ("label",)  # kinds of row whose model the evaluation can judge
+TELLING = ("pictures", "report", "forecast", "cautions")  # modules without a say in what is learned
 HEAD, FROZEN = "head.safetensors", "frozen.npy"
+PAGE = "finetuning.html"
 FINISHED = "finished"  # marks a resume point whose training has ended well
 
 
@@ -77,10 +83,12 @@ def run(params: Params, root: Path, track: Track) -> TrainedModel:
     job = _job(root, point.parent / "kept", converted, encoded, params.finetuning)
     with FileLock(_prepared(point.parent).with_suffix(".lock")):  # two at once would share one resume point
         told = _fine_tune(job, point, track)
+        facts = _facts(job, converted, encoded, told)  # before an adapter is merged
         _write(root, job, converted, encoded, told)
+    files.write_text(root / "reports" / PAGE, report.render(facts))
     (point.parent / FINISHED).touch()
-    for name in TABLES:
-        track.file(TrainedModel.folder(root) / name)
+    for path in [root / "reports" / PAGE, *(TrainedModel.folder(root) / name for name in TABLES)]:
+        track.file(path)
     return TrainedModel.load(root)
 
 
@@ -93,6 +101,7 @@ def _job(
 ) -> Job:
     model = floors.load(converted.path / "model", device=device.choose(settings.device))
     device.demand_one(model)
+    _adapt(model, settings)
     train, validation = (_split(encoded, name, model) for name in ("train", "validation"))
     tail.check(model, train.rows.batch(range(min(2, len(train.rows))), model.device))
     home = environment.home(root) / ".regraft" / "states"
@@ -110,6 +119,16 @@ def _job(
     )
 
 
+def _adapt(model: PreTrainedModel, settings: FinetuningParams) -> None:
+    """Put the adapter into the layers of the deepest phase: below them the stock model stands still."""
+    if settings.adapter is None:
+        return
+    stack = floors.floors(model)
+    starts = [len(stack) - 1 - len(floors.learning(stack, phase.depth)) for phase in settings.phases]
+    layers = range(max(0, min(starts)), len(stack) - 2)
+    adapters.inject(model, Adapter(**settings.adapter.model_dump()), layers, seed=settings.seed)
+
+
 def _losses(settings: FinetuningParams, targets: Tensor, classes: int) -> objectives.Settings:
     balanced = settings.class_weights == "balanced"
     weights = objectives.balanced(targets, classes) if balanced else None
@@ -120,6 +139,7 @@ def _write(
     root: Path, job: Job, converted: ConvertedCheckpoint, encoded: EncodedDataset, told: Sequence[Event]
 ) -> None:
     with files.replace_directory(TrainedModel.folder(root)) as draft:
+        _merge(job, converted, draft)
         weights = _save(job, Vocabulary.load(root), draft)
         for name, table in TABLES.items():
             _write_table(draft / name, table(told))
@@ -131,6 +151,57 @@ def _write(
             weights=weights,
             phases=[asdict(event) for event in told if isinstance(event, Finished)],
         )
+
+
+def _merge(job: Job, converted: ConvertedCheckpoint, draft: Path) -> None:
+    """Keep the adapter for itself, then make it part of the model, whose class is stock again."""
+    if job.settings.adapter is None:
+        return
+    adapters.save(
+        job.model,
+        Adapter(**job.settings.adapter.model_dump()),
+        draft / "adapter",
+        base=files.digest_file(converted.path / "model" / "model.safetensors"),
+        whole=[job.new.name] if job.new else [],
+    )
+    rows = job.validation.rows
+    moved = adapters.merge(job.model, rows.batch(range(min(8, len(rows))), job.model.device))
+    log.info("the adapter is merged: logits differ by %.1g of the largest", moved)
+
+
+def _facts(
+    job: Job, converted: ConvertedCheckpoint, encoded: EncodedDataset, told: Sequence[Event]
+) -> report.Facts:
+    settings = job.settings
+    return report.Facts(
+        told=told,
+        floors=[floor.name for floor in job.stack],
+        plans=[_asked(job, number) for number in range(len(settings.phases))],
+        select=settings.select,
+        rows={"train": len(job.train.names), "validation": len(job.validation.names)},
+        settings={
+            "Optimizer": f"{settings.optimizer}, weight decay {settings.weight_decay:g}",
+            "Rows a batch": str(settings.batch_size),
+            "Seed": str(settings.seed),
+        },
+        sources={
+            "Base checkpoint": f"{converted.architecture} ({converted.family}), {converted.digest}",
+            "Digest of its source": converted.source,
+            "Digest of the encoded rows": encoded.digest,
+        },
+        adapter=settings.adapter.kind if settings.adapter else None,
+    )
+
+
+def _asked(job: Job, number: int) -> report.Plan:
+    phase, starts = job.settings.phases[number], _starts(job, number)
+    return report.Plan(
+        whole=[floor.name for floor in floors.learning(job.stack, phase.depth)],
+        parts=phase.floors,
+        learning_rate=phase.learning_rate,
+        layer_decay=phase.layer_decay,
+        reused=starts[0] if starts else None,
+    )
 
 
 def _prepared(folder: Path) -> Path:
@@ -164,7 +235,8 @@ def _point(root: Path, *depends: Any) -> Path:
     parts = [d.digest if hasattr(d, "digest") else d.model_dump(mode="json") for d in depends]
     rooms = Path(__file__).parents[1]
     code = [Path(__file__), *sorted(rooms.glob("training/*.py")), *sorted(rooms.glob("model/*.py"))]
-    parts += [torch.__version__, *map(files.digest_file, code)]
+    code = [path for path in code if path.stem not in TELLING]  # what only tells
+    parts += [torch.__version__, metadata.version("peft"), *map(files.digest_file, code)]
     key = files.digest_json(parts).removeprefix("sha256:")[:16]
     return environment.home(root) / ".regraft" / "resume" / key / "point.safetensors"
 
@@ -280,22 +352,22 @@ def _forward(job: Job, number: int, split: Split, about: str) -> Forward:
 def _starts(job: Job, number: int) -> list[int]:
     """The layers whose incoming states are computed once when phase `number` begins, its own first; empty
     where computing them every epoch costs no more, or they would not fit."""
-    layers = len(job.stack) - 2
-    reaches = [_reach(job, phase) for phase in job.settings.phases[number:]]
-    own = reaches[0].start
-    kept = worth_keeping(reaches, layers)
-    if job.settings.cache.dtype == "none":
-        kept = [start for start in kept if start == layers]
-    splits = (job.train.rows, job.validation.rows)
-    sizes = {start: sum(job.frozen.size(rows, start) for rows in splits) for start in kept}
-    kept = fitting(sizes, own, job.settings.cache.maximum_bytes)
-    return kept if own in kept else []
+    splits, cache = (job.train.rows, job.validation.rows), job.settings.cache
+    return reuse.kept(
+        [_reach(job, phase) for phase in job.settings.phases],
+        len(job.stack) - 2,
+        lambda start: sum(job.frozen.size(rows, start) for rows in splits),
+        dtype=cache.dtype,
+        maximum=cache.maximum_bytes,
+    )[number]
 
 
 def _reach(job: Job, phase: Phase) -> Reach:
     start = len(job.stack) - 1 - len(floors.learning(job.stack, phase.depth))
     bottom = start <= 0 or phase.floors or job.new
-    return Reach(None if bottom else start, phase.epochs if phase.steps is None else 2)
+    rows, size = len(job.train.rows), job.settings.batch_size
+    passes = reuse.passes(phase.epochs, phase.steps, batch_size=size, rows=rows)
+    return Reach(None if bottom else start, passes)
 
 
 def _keep_head(job: Job, event: Event) -> None:

@@ -32,17 +32,22 @@ def groups(
     """Discriminative rates (Howard & Ruder 2018, §3.2): the top floor learns at `learning_rate`, each one
     below at `layer_decay` times the one above. `stack` is (floor, parameters), bottom to top.
 
-    Biases and norms, the one-dimensional parameters, are not decayed (Loshchilov & Hutter 2019 decay
-    matrices; BERT's own training excludes both).
+    Biases, norms and vectors of adapters, all of one dimension, are not decayed (Loshchilov & Hutter 2019
+    decay matrices; BERT's own training excludes both).
     """
     result = []
     for down, (floor, parameters) in enumerate(reversed(stack)):
         rate = learning_rate * layer_decay**down
         for decay, wanted in ((weight_decay, True), (0.0, False)):
-            part = {name: value for name, value in parameters.items() if (value.ndim > 1) == wanted}
+            part = {name: value for name, value in parameters.items() if _is_matrix(value) == wanted}
             if part:
                 result.append(Group(floor, part, rate, decay))
     return result
+
+
+def _is_matrix(value: Tensor) -> bool:
+    """An adapter's vector may be stored as one row."""
+    return sum(size > 1 for size in value.shape) > 1
 
 
 def optimizer(parts: Sequence[Group], *, kind: str = "adamw") -> torch.optim.Optimizer:

@@ -4,7 +4,8 @@ import pytest
 
 from flows import begin
 from tasks import params
-from tasks.errors import ParamsError
+from tasks.errors import InputError, ParamsError
+from tasks.presets import PRESETS
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -35,3 +36,74 @@ def test_init_notes_an_encoding_that_is_not_utf_8(root):
     text = params.load(root / "params.yaml").sources.text
     assert (text.columns, text.encoding) == ({}, "utf-16")
     assert "encoding: utf-16 (by the first bytes)" in told
+
+
+def _begin(root, data=None, **options):
+    defaults = {"checkpoint": None, "text": None, "label": None, "force": False}
+    return list(begin.write(root, data, **{**defaults, **options}))
+
+
+@pytest.fixture
+def shipped(tmp_path):
+    (tmp_path / "params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_goes_without_a_table_and_changes_fine_tuning_alone(shipped, name):
+    former, text = params.load(shipped / "params.yaml"), (shipped / "params.yaml").read_text()
+    told = _begin(shipped, preset=name)
+    found = params.load(shipped / "params.yaml")
+    assert found.model_copy(update={"finetuning": former.finetuning}) == former
+    assert [phase.name for phase in found.finetuning.phases] == [
+        phase["name"] for phase in PRESETS[name].values["phases"]
+    ]
+    written = (shipped / "params.yaml").read_text()
+    assert f"phases:  # preset {name}: {PRESETS[name].source}\n" in written
+    assert written.partition("finetuning:")[0] == text.partition("finetuning:")[0]
+    assert written.partition("\nevaluation:")[2] == text.partition("\nevaluation:")[2]
+    assert len(told) == 2 + len(found.finetuning.phases)
+    assert "`regraft plan`" in told[-1]
+
+
+def test_the_next_preset_leaves_nothing_of_the_former(shipped):
+    text = (shipped / "params.yaml").read_text()
+    _begin(shipped, preset="lora")
+    _begin(shipped, preset="full")
+    after_two = params.load(shipped / "params.yaml")
+    (shipped / "params.yaml").write_text(text)
+    _begin(shipped, preset="full")
+    assert after_two == params.load(shipped / "params.yaml")
+
+
+def test_a_preset_keeps_what_presets_do_not_decide(shipped):
+    text = (shipped / "params.yaml").read_text().replace("batch_size: 32", "batch_size: 7  # mine")
+    (shipped / "params.yaml").write_text(text)
+    _begin(shipped, preset="gradual")
+    assert "  batch_size: 7  # mine\n" in (shipped / "params.yaml").read_text()
+
+
+def test_a_table_and_a_preset_go_together_and_comments_stay(shipped):
+    (shipped / "a.csv").write_text("text,label\nhello there,x\nwell now,y\n")
+    _begin(shipped, Path("a.csv"), preset="freeze-early")
+    found = params.load(shipped / "params.yaml")
+    assert found.sources.text == params.TextSource(path="a.csv")
+    assert [phase.depth for phase in found.finetuning.phases] == [0, "half"]
+    assert "  separator: null  # between the labels" in (shipped / "params.yaml").read_text().replace(
+        "    ", "  "
+    )
+
+
+def test_an_unknown_preset_is_refused_with_the_nearest(shipped):
+    before = (shipped / "params.yaml").read_bytes()
+    with pytest.raises(ParamsError, match=r"no preset 'gradul'; did you mean 'gradual'\?"):
+        _begin(shipped, preset="gradul")
+    with pytest.raises(ParamsError, match="no preset 'xyz'; known: cpu-smoke, feature-extraction"):
+        _begin(shipped, preset="xyz")
+    assert (shipped / "params.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("options", [{}, {"preset": "full", "checkpoint": "mine"}, {"text": "body"}])
+def test_only_a_preset_goes_without_a_table(shipped, options):
+    with pytest.raises(InputError, match="only --preset goes without one"):
+        _begin(shipped, **options)

@@ -7,6 +7,7 @@ import yaml
 from typer.testing import CliRunner
 
 from flows import cli
+from tasks.presets import PRESETS
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -95,7 +96,8 @@ def test_init_infers_the_columns_and_keeps_the_rest(root):
     assert written["sources"]["text"]["path"] == "mail.csv"
     assert written["promotion"]["model"] == "mail"
     assert written["preparation"]["subset"] == {"train": None, "validation": None, "test": None}
-    assert written["finetuning"] == _shipped()["finetuning"]
+    shipped = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    assert written["finetuning"] == shipped["finetuning"]
 
 
 def test_init_replaces_a_table_of_ones_own_only_by_force(root):
@@ -111,7 +113,14 @@ def test_init_names_the_nearest_column(root):
     assert "has no column 'lable'; did you mean 'label'?" in text
 
 
-def _shipped():
-    from tasks import params
+def test_init_help_lists_the_presets():
+    told = CliRunner().invoke(cli.app, ["init", "--help"]).output
+    for name, preset in PRESETS.items():
+        assert f"{name}: {preset.summary}" in " ".join(told.split())
 
-    return params.load(REPOSITORY / "params.yaml").model_dump(mode="json")
+
+def test_a_preset_is_written_without_a_table(root):
+    text = _regraft("init", "--preset", "gradual", "--root", str(root), code=0)
+    assert "whole: depth all, 2 epochs, learning rate 0.0001" in text
+    assert "`regraft plan` shows what would run" in text
+    assert "did you mean 'gradual'?" in _regraft("init", "--preset", "gradul", "--root", str(root), code=2)

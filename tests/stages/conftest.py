@@ -1,16 +1,18 @@
 """What the stages before leave, written directly."""
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
 from tasks import files
-from tasks.artifacts import SPLITS, PreparedText
+from tasks.artifacts import SPLITS, ConvertedCheckpoint, EncodedDataset, PreparedText, Vocabulary
 from tasks.text import kinds
 
 
@@ -44,3 +46,45 @@ def prepared() -> Callable[..., None]:
             )
 
     return write
+
+
+@pytest.fixture
+def encode() -> Callable[..., None]:
+    """Writes the artifact of encoding: random rows whose label follows from their tokens."""
+
+    def write(root: Path, labels: Sequence[str], kind: str = "label") -> None:
+        chance = np.random.default_rng(0)
+        with files.replace_directory(EncodedDataset.folder(root)) as draft:
+            for split, count in (("train", 40), ("validation", 12), ("test", 12)):
+                rows = [
+                    chance.integers(5, 61, size=chance.integers(3, 9)).astype(np.int32) for _ in range(count)
+                ]
+                columns = {
+                    "id": [f"{split}-{n}" for n in range(count)],
+                    "input_ids": pa.array(rows, pa.list_(pa.int32())),
+                    "label": pa.array([int(row.sum()) % 3 for row in rows], pa.int64()),
+                }
+                parquet.write_table(pa.table(columns), draft / f"{split}.parquet")
+            sizes = {name: {} for name in ("rows", "tokens", "truncated", "lost", "unknown")}
+            EncodedDataset.save(draft, kind=kind, labels=labels, max_length=16, **sizes)
+
+    return write
+
+
+@pytest.fixture
+def trainable(tmp_path: Path, tiny_bert: Callable[..., Any], encode: Callable[..., None]) -> Path:
+    """A root with all that finetuning reads: a tiny converted BERT, 40 rows to train on."""
+    tokenizer, model = tmp_path / "tokenizer", tiny_bert()
+    tokenizer.mkdir()
+    (tokenizer / "tokenizer.json").write_text("{}")
+    with files.replace_directory(Vocabulary.folder(tmp_path)) as draft:
+        shutil.move(tokenizer, draft / "tokenizer")
+        Vocabulary.save(draft, size=61, kept=61, fresh=0, special={})
+    with files.replace_directory(ConvertedCheckpoint.folder(tmp_path)) as draft:
+        model.save_pretrained(draft / "model")
+        ConvertedCheckpoint.save(
+            draft, family="bert", architecture="BertForSequenceClassification", labels=["a", "b", "c"],
+            source="", parameters={}, fresh=[], proofs={},
+        )  # fmt: skip
+    encode(tmp_path, ["a", "b", "c"])
+    return tmp_path

@@ -18,9 +18,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from tasks import files
 from tasks import params as parameters
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, TrainedModel, Vocabulary
-from tasks.errors import DataError, TrainingError
+from tasks.errors import DataError, ParamsError, TrainingError
 from tasks.evaluation import predict
-from tasks.model import batches, floors
+from tasks.model import adapters, batches, floors
 from tasks.stages import finetuning
 
 SHIPPED = parameters.load(Path(__file__).parents[2] / "params.yaml")
@@ -44,36 +44,8 @@ def _params(*phases, **changes):
 
 
 @pytest.fixture
-def root(tmp_path, tiny_bert):
-    tokenizer, model = tmp_path / "tokenizer", tiny_bert()
-    tokenizer.mkdir()
-    (tokenizer / "tokenizer.json").write_text("{}")
-    with files.replace_directory(Vocabulary.folder(tmp_path)) as draft:
-        shutil.move(tokenizer, draft / "tokenizer")
-        Vocabulary.save(draft, size=61, kept=61, fresh=0, special={})
-    with files.replace_directory(ConvertedCheckpoint.folder(tmp_path)) as draft:
-        model.save_pretrained(draft / "model")
-        ConvertedCheckpoint.save(
-            draft, family="bert", architecture="BertForSequenceClassification", labels=["a", "b", "c"],
-            source="", parameters={}, fresh=[], proofs={},
-        )  # fmt: skip
-    _encode(tmp_path, ["a", "b", "c"])
-    return tmp_path
-
-
-def _encode(root, labels, kind="label"):
-    chance = np.random.default_rng(0)
-    with files.replace_directory(EncodedDataset.folder(root)) as draft:
-        for split, count in (("train", 40), ("validation", 12), ("test", 12)):
-            rows = [chance.integers(5, 61, size=chance.integers(3, 9)).astype(np.int32) for _ in range(count)]
-            columns = {
-                "id": [f"{split}-{n}" for n in range(count)],
-                "input_ids": pa.array(rows, pa.list_(pa.int32())),
-                "label": pa.array([int(row.sum()) % 3 for row in rows], pa.int64()),
-            }
-            parquet.write_table(pa.table(columns), draft / f"{split}.parquet")
-        sizes = {name: {} for name in ("rows", "tokens", "truncated", "lost", "unknown")}
-        EncodedDataset.save(draft, kind=kind, labels=labels, max_length=16, **sizes)
+def root(trainable):
+    return trainable
 
 
 def test_what_it_leaves_behind(root):
@@ -91,6 +63,19 @@ def test_what_it_leaves_behind(root):
     assert [row["phase"] for row in steps] == ["head"] * 10 + ["whole"] * 5
     assert ("train.loss", 15) in ledger.figures
     assert ("validation.accuracy", 10) in ledger.figures
+
+
+def test_the_page_tells_what_learned_and_what_was_computed_once(root):
+    path = root / "reports" / "finetuning.html"
+    finetuning.run(_params(HEAD, WHOLE), root, Ledger())
+    page = path.read_text(encoding="utf-8")
+    assert "2 phases, 15 optimizer steps on 40 rows" in page
+    assert "what the head reads: computed once, used in 2 epochs" in page
+    assert '<td class="words">everything</td><td class="words">nothing</td>' in page
+    assert "the lowest third of the layers (layer 0) has moved" in page
+    shutil.rmtree(root / ".regraft")
+    finetuning.run(_params(HEAD, WHOLE), root, Ledger())
+    assert path.read_text(encoding="utf-8") == page
 
 
 def test_the_head_and_the_frozen_features_are_kept_as_they_stood_before_the_body_learned(root):
@@ -217,8 +202,117 @@ def test_a_resume_point_is_not_taken_for_that_of_other_new_tokens(root):
     assert finetuning.run(_params(HEAD), root, Ledger()).weights != first
 
 
-def test_another_label_count_than_the_heads_is_refused(root):
-    _encode(root, ["a", "b"])
+LORA = "{kind: lora, rank: 4, dropout: 0.1}"
+TOP = "{name: top, depth: 2, epochs: 2, learning_rate: 1.0e-2}"
+
+
+@pytest.mark.parametrize(
+    ("adapter", "in_a_layer", "changed"),
+    [
+        (LORA, 4 * 4 * 48, "attention"),
+        ("{kind: dora, rank: 4}", 4 * (4 * 48 + 24), "attention"),
+        ("{kind: rslora, rank: 4, targets: all-linear}", 4 * 4 * 48 + 2 * 4 * 64, ""),
+        ("{kind: ia3}", 24 + 24 + 40, ""),
+    ],
+)
+def test_an_adapter_learns_for_its_layers_and_leaves_a_stock_model(root, adapter, in_a_layer, changed):
+    record = finetuning.run(_params(HEAD, TOP, adapter=adapter), root, Ledger())
+    assert floors.load(record.path / "model").bert.encoder.layer[3].attention.self.query.weight.shape == (
+        24,
+        24,
+    )
+    before, after = _weights(root)
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    head = {name for name in before if "encoder" not in name and "embeddings" not in name}
+    assert head < moved
+    assert {name.split(".")[3] for name in moved - head} == {"2", "3"}
+    assert all(changed in name for name in moved - head)
+    whole = (24 * 24 + 24) + (3 * 24 + 3)
+    assert [phase["parameters"] for phase in record.phases] == [whole, whole + 2 * in_a_layer]
+    assert record.phases[1]["floors"] == ("layer 2", "layer 3", "head")
+
+
+def test_the_adapter_beside_the_model_gives_the_models_answers_on_its_base(root):
+    record = finetuning.run(_params(HEAD, TOP, adapter=LORA), root, Ledger())
+    converted = ConvertedCheckpoint.load(root).path / "model"
+    base = floors.load(converted)
+    with pytest.raises(TrainingError, match=f"trained on weights sha256:.*, not on {record.weights}"):
+        adapters.load(base, record.path / "adapter", base=record.weights)
+    adapters.load(base, record.path / "adapter", base=files.digest_file(converted / "model.safetensors"))
+    ids = torch.randint(5, 61, (4, 9))
+    with torch.no_grad():
+        answers = [model(input_ids=ids).logits for model in (base, floors.load(record.path / "model"))]
+    torch.testing.assert_close(*answers, rtol=0, atol=1e-5)
+
+
+def test_with_an_adapter_all_layers_are_adapted_and_the_embeddings_stay(root):
+    record = finetuning.run(_params(HEAD, WHOLE, adapter=LORA), root, Ledger())
+    before, after = _weights(root)
+    assert torch.equal(before[TABLE], after[TABLE])
+    assert record.phases[1]["floors"] == ("layer 0", "layer 1", "layer 2", "layer 3", "head")
+    assert (record.path / "head.safetensors").exists()
+
+
+def test_an_interrupted_training_of_an_adapter_ends_with_the_same_files(root):
+    class Gone(Ledger):
+        def __init__(self, last):
+            self.last = last
+
+        def metrics(self, values, *, step=0):
+            if step > self.last:
+                raise KeyboardInterrupt
+
+    params = _params(HEAD, TOP, adapter=LORA, save_every=3)
+    whole = finetuning.run(params, root, Ledger()).digest
+    for last in (4, 17):  # the head alone, the adapter
+        shutil.rmtree(root / ".regraft" / "resume")
+        with pytest.raises(KeyboardInterrupt):
+            finetuning.run(params, root, Gone(last))
+        taken = []
+        hook = register_optimizer_step_post_hook(lambda *_, taken=taken: taken.append(1))
+        assert finetuning.run(params, root, Ledger()).digest == whole
+        hook.remove()
+        assert 0 < len(taken) < 20
+
+
+def test_an_adapter_over_kept_states_learns_what_it_does_over_computed_ones(root):
+    losses = []
+    for dtype in ("float32", "none"):
+        record = finetuning.run(
+            _params(HEAD, TOP, adapter="{kind: lora, rank: 4}", **{"cache.dtype": dtype}), root, Ledger()
+        )
+        with (record.path / "steps.csv").open() as stream:
+            losses.append([float(row["loss"]) for row in csv.DictReader(stream)])
+    assert len(list((root / ".regraft" / "states").iterdir())) > 0
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_new_rows_that_learn_beside_an_adapter_are_kept_with_it(root):
+    _with_new_tokens(root)
+    record = finetuning.run(_params(HEAD, TOP, adapter=LORA), root, Ledger())
+    converted = ConvertedCheckpoint.load(root).path / "model"
+    base = floors.load(converted)
+    adapters.load(base, record.path / "adapter", base=files.digest_file(converted / "model.safetensors"))
+    assert torch.equal(base.get_parameter(TABLE), _weights(root)[1][TABLE])
+
+
+@pytest.mark.parametrize(
+    ("phases", "adapter", "message"),
+    [
+        ((HEAD,), LORA, "an adapter learns instead of the layers' own tensors: no phase has a depth above 0"),
+        ((TOP.replace("depth", "floors: [norms], depth"),), LORA, "phase top: leave out floors"),
+        ((TOP,), "{kind: houlsby}", r"houlsby cannot be merged .*: use lora, dora, rslora or ia3"),
+        ((TOP,), "{kind: ia3, rank: 4}", "ia3 scales fixed places and has no rank: leave that out"),
+    ],
+)
+def test_an_adapter_that_could_not_be_kept_to_is_refused_before_anything_runs(phases, adapter, message):
+    with pytest.raises(ParamsError, match=message):
+        _params(*phases, adapter=adapter)
+
+
+def test_another_label_count_than_the_heads_is_refused(root, encode):
+    encode(root, ["a", "b"])
     with pytest.raises(DataError, match=r"the head has 3 labels .* the data 2 .*run `dvc repro conversion`"):
         finetuning.run(_params(HEAD), root, Ledger())
 
@@ -236,7 +330,7 @@ def test_a_gpu_trains_and_saves_what_a_cpu_can_load(root):
     assert floors.load(record.path / "model").device.type == "cpu"
 
 
-def test_rows_of_another_kind_are_refused(root):
-    _encode(root, ["a", "b", "c"], kind="pair")
+def test_rows_of_another_kind_are_refused(root, encode):
+    encode(root, ["a", "b", "c"], kind="pair")
     with pytest.raises(DataError, match=r"rows of kind 'pair' .* not trained on yet"):
         finetuning.run(_params(HEAD), root, Ledger())

@@ -1,10 +1,8 @@
 """Which frozen work is worth keeping, as a table of schedules over a model of six layers."""
 
-import logging
-
 import pytest
 
-from tasks.training.reuse import Reach, fitting, worth_keeping
+from tasks.training.reuse import Reach, kept, passes, shared, worth_keeping
 
 
 @pytest.mark.parametrize(
@@ -25,8 +23,44 @@ def test_states_are_kept_where_several_passes_use_them(schedule, kept):
     assert sorted(worth_keeping([Reach(*one) for one in schedule], 6), reverse=True) == kept
 
 
-def test_the_own_border_comes_first_and_what_does_not_fit_is_told(caplog):
-    caplog.set_level(logging.WARNING)
-    assert fitting({5: 60, 3: 50, 4: 40}, 3, 100) == [3, 4]
-    assert "states that enter layer 5 would take 0 MB" in caplog.text
-    assert fitting({5: 200}, 5, 100) == []
+@pytest.mark.parametrize(
+    ("schedule", "kept"),
+    [
+        (
+            [(6, 10), (3, 1), (None, 1)],
+            [[6, 3], [3], []],
+        ),  # the head's pass serves the next phase's one epoch
+        ([(6, 1), (2, 1), (4, 1)], [[6, 2], [2], []]),  # layers 2 and 3 have learned: 4's states are no more
+        ([(6, 1), (4, 1), (2, 1), (4, 1)], [[6, 4, 2], [4], [2], []]),
+        ([(None, 1), (6, 2), (6, 2)], [[], [6], [6]]),
+        ([(4, 1), (3, 1)], [[], []]),
+    ],
+)
+def test_what_an_earlier_pass_has_left_is_used(schedule, kept):
+    found = shared([Reach(*one) for one in schedule], 6)
+    assert [one[:1] + sorted(one[1:], reverse=True) for one in found] == kept
+
+
+GRADUAL = [Reach(6, 5), Reach(4, 3), Reach(2, 2), Reach(None, 1)]
+SIZES = {6: 1, 4: 100, 2: 100}
+
+
+@pytest.mark.parametrize(
+    ("maximum", "dtype", "expected"),
+    [
+        (201, "float16", [[6, 4, 2], [4, 2], [2], []]),
+        (101, "float16", [[6, 4], [4], [2], []]),  # a phase's own first
+        (99, "float16", [[6], [], [], []]),
+        (0, "float16", [[], [], [], []]),
+        (201, "none", [[6], [], [], []]),  # the head's features are small
+    ],
+)
+def test_what_does_not_fit_is_not_kept(maximum, dtype, expected):
+    assert kept(GRADUAL, 6, SIZES.__getitem__, dtype=dtype, maximum=maximum) == expected
+
+
+def test_a_few_steps_are_no_pass():
+    assert passes(1, 5, batch_size=32, rows=4_800) == 0
+    assert passes(1, 300, batch_size=32, rows=4_800) == 2
+    assert passes(7, None, batch_size=32, rows=4_800) == 7
+    assert worth_keeping([Reach(6, 0), Reach(3, 0)], 6) == []

@@ -1,0 +1,175 @@
+"""The fine-tuning part of `regraft plan`: what each phase takes, from headers and manifests alone."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.compute as compute
+import pyarrow.parquet as parquet
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from flows import figures
+from tasks import environment, references
+from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, Vocabulary
+from tasks.errors import ArtifactError, InputError
+from tasks.params import Params
+from tasks.training.cautions import cautions
+from tasks.training.forecast import Lengths, Outline, PhaseForecast, Schedule, Tensor, forecast
+from tasks.weights import anatomy, words
+from tasks.weights.formats import Checkpoint, open_checkpoint
+from tasks.weights.formats.entries import FLOATING
+
+SIZES = {  # keys of config.json, BERT's and DistilBERT's
+    "width": ("hidden_size", "dim"),
+    "inner": ("intermediate_size", "hidden_dim"),
+    "heads": ("num_attention_heads", "n_heads"),
+}
+UNKNOWN = "unknown until {} has run"
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """notes: what the figures rest on, and what is not known yet. outline: None where no model is here."""
+
+    outline: Outline | None
+    phases: Sequence[PhaseForecast]
+    cautions: Sequence[str]
+    notes: Sequence[str]
+
+
+def outlook(root: Path, now: Params, wanted: Params) -> Outlook:
+    """What fine-tuning would take if the params became `wanted`, as far as it can be known without a run."""
+    outline, about = _outline(root, now, wanted)
+    lengths, rows = _lengths(root)
+    if outline is None:
+        return Outlook(None, (), (), (about,))
+    schedule = Schedule(outline, lengths, wanted.finetuning, fresh=_fresh(root))
+    place = environment.home(root) / ".regraft" / "states"
+    free = shutil.disk_usage(next(path for path in (place, *place.parents) if path.exists())).free
+    return Outlook(outline, forecast(schedule), cautions(schedule, free=free), (about, rows))
+
+
+def _outline(root: Path, now: Params, wanted: Params) -> tuple[Outline | None, str]:
+    """That of the converted checkpoint, else of the checkpoint as it came, whose head is yet to be made."""
+    converted = ConvertedCheckpoint.folder(root) / "model"
+    reference = wanted.sources.checkpoint
+    try:
+        if converted.exists() and now.sources.checkpoint == reference:
+            return outlined(open_checkpoint(converted), head=True), "model: data/conversion as it is now"
+        if references.is_remote(reference.path, root=root):
+            return None, UNKNOWN.format("conversion") + f": {reference.path} is not on this disk yet"
+        found = outlined(open_checkpoint(references.locate(reference.path, root=root)), head=False)
+        return found, f"model: {reference.path}; its new head is " + UNKNOWN.format("conversion")
+    except InputError as error:
+        return None, UNKNOWN.format("conversion") + f": {error}"
+
+
+def outlined(checkpoint: Checkpoint, *, head: bool) -> Outline:
+    """The floors by the tensors' names. head: whether what stands above the layers will be used.
+
+    Raises InputError where the config does not tell the sizes.
+    """
+    found: dict[str, dict[str, Tensor]] = {"embeddings": {}}
+    for place in anatomy.places(checkpoint.entries):
+        floor = {words.EMBEDDINGS: "embeddings", words.LAYER: f"layer {place.number}"}.get(
+            place.floor, "head"
+        )
+        if place.entry.dtype in FLOATING:
+            found.setdefault(floor, {})[place.entry.name] = Tensor(place.entry.shape, place.part)
+    above = found.pop("head", {})
+    sizes = {name: _first(checkpoint.config, keys) for name, keys in SIZES.items()}
+    return Outline({**found, "head": above if head else {}}, **sizes)
+
+
+def _first(config: Mapping[str, object], keys: Sequence[str]) -> int:
+    for key in keys:
+        if isinstance(value := config.get(key), int):
+            return value
+    raise InputError(f"config.json tells none of {', '.join(keys)}")
+
+
+def _lengths(root: Path) -> tuple[Lengths | None, str]:
+    try:
+        encoded = EncodedDataset.load(root)
+    except ArtifactError:
+        return None, "rows: " + UNKNOWN.format("encoding")
+    train, validation = (
+        compute.list_value_length(
+            parquet.read_table(encoded.path / f"{split}.parquet", columns=["input_ids"])["input_ids"]
+        ).to_pylist()
+        for split in ("train", "validation")
+    )
+    rows = f"{len(train):,} rows of train, {len(validation):,} of validation"
+    return Lengths(train, validation), f"rows: data/encoding as it is now, {rows}"
+
+
+def _fresh(root: Path) -> int:
+    try:
+        return Vocabulary.load(root).fresh
+    except ArtifactError:
+        return 0
+
+
+def show(found: Outlook) -> None:
+    """A column for each phase, then what the figures rest on, then what is hardly meant."""
+    console = Console()
+    if found.outline is not None:
+        table = Table(title="fine-tuning", box=SIMPLE_HEAD)
+        table.add_column("")
+        for phase in found.phases:
+            table.add_column(phase.name, justify="right")
+        for name, cells in _rows(found.outline, found.phases):
+            table.add_row(name, *cells)
+        console.print(table)
+    for note in found.notes:
+        console.print(
+            f"  {note}" if found.outline else f"fine-tuning: {note}", highlight=False, soft_wrap=True
+        )
+    for sentence in found.cautions:
+        console.print(f"[yellow]caution[/yellow]: {sentence}", highlight=False, soft_wrap=True)
+
+
+def _rows(outline: Outline, phases: Sequence[PhaseForecast]) -> list[tuple[str, list[str]]]:
+    memory = [phase.memory or {} for phase in phases]
+    kinds = dict.fromkeys(kind for one in memory for kind in one)
+    return [
+        ("what learns", [_floors(phase.floors) for phase in phases]),
+        ("trainable", [_trainable(outline, phase.parameters) for phase in phases]),
+        ("of all", [_share(outline, phase.parameters) for phase in phases]),
+        ("steps, at most", ["?" if phase.steps is None else f"{phase.steps:,}" for phase in phases]),
+        ("rates", [_rates(phase.rates) for phase in phases]),
+        ("computed once", [_once(phase.start, outline.layers) for phase in phases]),
+        ("kept on disk", [_size(phase.states) for phase in phases]),
+        ("memory, about", [_size(sum(one.values()) if one else None) for one in memory]),
+        *((f"  {kind}", [_size(one.get(kind)) for one in memory]) for kind in kinds),
+    ]
+
+
+def _trainable(outline: Outline, count: int) -> str:
+    return figures.human(count) + ("" if outline.floors["head"] else " + head")
+
+
+def _share(outline: Outline, count: int) -> str:
+    return figures.share(count, outline.parameters) if outline.floors["head"] else "?"
+
+
+def _size(count: int | None) -> str:
+    return "?" if count is None else figures.size(count) if count else "–"
+
+
+def _floors(floors: Sequence[str]) -> str:
+    numbers = tuple(int(floor.removeprefix("layer ")) for floor in floors if floor.startswith("layer "))
+    layers = [f"layers {figures.ranges(numbers)}"] if numbers else []
+    return ", ".join([*(["embeddings"] if "embeddings" in floors else []), *layers, "head"])
+
+
+def _rates(rates: tuple[float, float]) -> str:
+    lowest, highest = (f"{rate:.2g}" for rate in rates)
+    return highest if lowest == highest else f"{lowest} to {highest}"
+
+
+def _once(start: int | None, layers: int) -> str:
+    return "nothing" if start is None else "the body" if start == layers else f"below layer {start}"

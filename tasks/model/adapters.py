@@ -1,0 +1,280 @@
+"""Small tensors that learn in a layer instead of its own: put in, merged, kept beside their base's digest.
+
+Peft makes those that can be merged into stock weights. Bottlenecks are written here: peft has none, and
+AdapterHub's `adapters` 1.3 asks for transformers 4.57. Prefix, prompt and P-tuning are not here: they change
+what enters every layer, so that nothing below stands still.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tasks import files
+from tasks.errors import TrainingError, did_you_mean
+from tasks.model import floors
+
+TOLERANCE = 1e-5  # of merged logits, relative to the largest: float32 keeps about 1e-7 of each of many sums
+DESCRIPTION, CONFIG, WEIGHTS = "adapter.json", "adapter_config.json", "adapter_model.safetensors"
+NAME = ".default"  # as peft calls an adapter that has no name, inside the names of its tensors
+PREFIX = "base_model.model."  # peft's, before the names of all that it saves
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """kind: of KINDS. rank: inner width, of LoRA's kinds and of bottlenecks.
+    alpha, dropout, targets (of TARGETS): of LoRA's kinds alone."""
+
+    kind: str
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: str = "attention"
+
+
+Parts = Callable[[Sequence[str]], list[str]]  # roles, as PARTS names them -> paths of dense layers
+
+
+@dataclass(frozen=True)
+class Kind:
+    """config: adapter and the adapted layers' parts -> peft's own description. Where there is none, a
+    Bottleneck stands behind each part in `behind`, and nothing can be merged."""
+
+    config: Callable[[Adapter, Parts], Any] | None = None
+    behind: tuple[str, ...] = ()
+
+
+class Bottleneck(nn.Module):
+    """A dense layer, and added to its output (…, width) what a narrow pass makes of that: up(relu(down)).
+
+    `up` is zero at first, so that the output is the dense layer's own; Houlsby et al. (2019) begin near zero.
+    """
+
+    adapter_layer_names = ("down", "up")  # as peft's modules tell which of their tensors are an adapter's
+
+    def __init__(self, base_layer: nn.Linear, width: int) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.down = nn.Linear(base_layer.out_features, width).to(base_layer.weight)
+        self.up = nn.Linear(width, base_layer.out_features).to(base_layer.weight)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, given: Tensor) -> Tensor:
+        hidden: Tensor = self.base_layer(given)
+        result: Tensor = hidden + self.up(torch.relu(self.down(hidden)))
+        return result
+
+
+def inject(model: PreTrainedModel, adapter: Adapter, layers: Sequence[int], *, seed: int) -> None:
+    """Put `adapter` into these layers of `model`, in place; what the model computes stays the same.
+
+    Raises TrainingError for no layers, and for an unknown kind or targets.
+    """
+    kind = _kind(adapter)
+    if not layers:
+        raise TrainingError(
+            "finetuning.adapter: no phase lets a layer learn: give one a depth, or set adapter to null"
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if config := _config(model, adapter, layers):
+            from peft import inject_adapter_in_model  # seconds, which a run without an adapter saves
+
+            inject_adapter_in_model(config, model)
+        else:
+            _narrow(model, _parts(model, layers, kind.behind), adapter.rank)
+    model.eval()
+
+
+def merge(model: PreTrainedModel, given: Mapping[str, Tensor]) -> float:
+    """Add what the adapter learned to the stock weights and take it out, in place; returns how far the logits
+    on `given` (what the model is called with) have moved, relative to the largest.
+
+    Raises TrainingError where that is beyond TOLERANCE and for a kind that cannot be merged.
+    """
+    before = _logits(model, given)
+    for name, module in _adapted(model).items():
+        if isinstance(module, Bottleneck):
+            raise TrainingError(f"{name}: a bottleneck adapter cannot be merged into a dense layer; use lora")
+        module.merge()
+        model.set_submodule(name, module.get_base_layer())
+    del model.peft_config
+    difference = float((_logits(model, given) - before).abs().max() / before.abs().max())
+    if not difference <= TOLERANCE:  # so written, NaN fails
+        raise TrainingError(
+            f"merged, the adapter moves the logits by {difference:.3g} of the largest, more than "
+            f"{TOLERANCE:g}: train with a lower learning rate or a smaller finetuning.adapter.alpha"
+        )
+    return difference
+
+
+def save(
+    model: PreTrainedModel, adapter: Adapter, folder: Path, *, base: str, whole: Sequence[str] = ()
+) -> None:
+    """Write the adapter, the head and the parameters named in `whole` to `folder`, which must not exist yet.
+
+    base: digest of the weights below it. Peft reads the folder as its own, save for bottlenecks.
+    """
+    tensors = {k: v.detach().cpu().contiguous() for k, v in _kept(model, whole).items()}
+    layers = [place for place, floor in enumerate(floors.floors(model)[1:-1]) if floor.adapter]
+    described = {**asdict(adapter), "layers": layers, "whole": list(whole), "base": base}
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    files.write_text(folder / DESCRIPTION, files.canonical_json(described))
+    if config := _config(model, adapter, layers):
+        modules = {name.rpartition(".")[0] for name in (*floors.floors(model)[-1].parameters, *whole)}
+        values = config.to_dict() | {"modules_to_save": modules}
+        files.write_text(folder / CONFIG, files.canonical_json({k: _plain(v) for k, v in values.items()}))
+
+
+def load(model: PreTrainedModel, folder: Path, *, base: str) -> Adapter:
+    """Put what `save` wrote onto `model`, whose weights have the digest `base`, in place.
+
+    Raises TrainingError for another base than it was trained on, and unless names and shapes are the model's.
+    """
+    try:
+        described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TrainingError(
+            f"{folder} holds no {DESCRIPTION}: it is no adapter that finetuning saved"
+        ) from None
+    if described["base"] != base:
+        raise TrainingError(
+            f"{folder} was trained on weights {described['base']}, not on {base}: put it on its own base"
+        )
+    layers, whole = described.pop("layers"), described.pop("whole")
+    adapter = Adapter(**{name: value for name, value in described.items() if name != "base"})
+    inject(model, adapter, layers, seed=0)
+    _place(_kept(model, whole), load_file(folder / WEIGHTS), folder / WEIGHTS)
+    return adapter
+
+
+def _place(own: Mapping[str, nn.Parameter], found: Mapping[str, Tensor], source: Path) -> None:
+    faults = sorted(own.keys() ^ found.keys())
+    faults += [name for name in own.keys() & found.keys() if own[name].shape != found[name].shape]
+    if faults:
+        raise TrainingError(f"{source} does not fit the model: {', '.join(faults)}; put it on its own base")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(found[name])
+
+
+def _kind(adapter: Adapter) -> Kind:
+    faults = [
+        f"no {what} {name!r}; {did_you_mean(name, known)}"
+        for what, name, known in (("adapter", adapter.kind, KINDS), ("targets", adapter.targets, TARGETS))
+        if name not in known
+    ]
+    if faults:
+        raise TrainingError("; ".join(faults))
+    return KINDS[adapter.kind]
+
+
+def _adapted(model: PreTrainedModel) -> dict[str, Any]:
+    """The modules that hold an adapter, by path."""
+    return {name: one for name, one in model.named_modules() if hasattr(one, "adapter_layer_names")}
+
+
+def _parts(model: PreTrainedModel, layers: Sequence[int], roles: Sequence[str]) -> list[str]:
+    """The paths of the dense layers that have these roles."""
+    path, parts = floors.anatomy_of(model).layers, PARTS[model.config.model_type]
+    return [f"{path}.{layer}.{parts[role]}" for layer in layers for role in roles]
+
+
+def _config(model: PreTrainedModel, adapter: Adapter, layers: Sequence[int]) -> Any:
+    """Peft's own description of the adapter; None where peft has none of this kind."""
+    config = _kind(adapter).config
+    return config and config(adapter, partial(_parts, model, layers))
+
+
+def _narrow(model: PreTrainedModel, paths: Sequence[str], width: int) -> None:
+    for path in paths:
+        model.set_submodule(path, Bottleneck(model.get_submodule(path), width))  # type: ignore[arg-type]
+
+
+def _kept(model: PreTrainedModel, whole: Sequence[str]) -> dict[str, nn.Parameter]:
+    """What an adapter's folder holds, under the names that peft gives it in files."""
+    stack = floors.floors(model)
+    found = {name: value for floor in stack for name, value in floor.adapter.items()}
+    found |= stack[-1].parameters
+    found |= {name: model.get_parameter(name) for name in whole}
+    return {PREFIX + _public(name): value for name, value in found.items()}
+
+
+def _public(name: str) -> str:
+    return name.replace(NAME, "").replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+
+
+def _plain(value: Any) -> Any:
+    """Sets in one order: equal adapters give equal files."""
+    return sorted(value) if isinstance(value, set) else value
+
+
+def _logits(model: PreTrainedModel, given: Mapping[str, Tensor]) -> Tensor:
+    model.eval()
+    with torch.no_grad():
+        found: Tensor = model(**given).logits
+    return found
+
+
+def _lora(adapter: Adapter, parts: Parts, **variant: bool) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,  # type: ignore[arg-type]
+        lora_dropout=adapter.dropout,
+        target_modules=parts(TARGETS[adapter.targets]),
+        **variant,  # type: ignore[arg-type]
+    )
+
+
+def _ia3(adapter: Adapter, parts: Parts) -> Any:
+    """What scales keys, values and the inner states of the feed-forward part (Liu et al., 2022, §3.3)."""
+    from peft import IA3Config
+
+    return IA3Config(target_modules=parts(("key", "value", "down")), feedforward_modules=parts(("down",)))
+
+
+TARGETS: Mapping[str, tuple[str, ...]] = {
+    "attention": ("query", "key", "value", "output"),
+    "all-linear": ("query", "key", "value", "output", "up", "down"),
+}
+
+BERT = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "output": "attention.output.dense",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+}
+PARTS: Mapping[str, Mapping[str, str]] = {  # model type -> role -> dense layer, below a layer's path
+    "bert": BERT,
+    "roberta": BERT,
+    "distilbert": {
+        "query": "attention.q_lin",
+        "key": "attention.k_lin",
+        "value": "attention.v_lin",
+        "output": "attention.out_lin",
+        "up": "ffn.lin1",
+        "down": "ffn.lin2",
+    },
+}
+
+KINDS: Mapping[str, Kind] = {
+    "lora": Kind(_lora),  # Hu et al., 2022
+    "dora": Kind(partial(_lora, use_dora=True)),  # Liu et al., 2024
+    "rslora": Kind(partial(_lora, use_rslora=True)),  # Kalajdzievski, 2023
+    "ia3": Kind(_ia3),
+    "houlsby": Kind(behind=("output", "down")),  # Houlsby et al., 2019, figure 2
+    "pfeiffer": Kind(behind=("down",)),  # Pfeiffer et al., 2021: behind the feed-forward part alone
+}

@@ -1,0 +1,77 @@
+"""What will fail, or is hardly meant, in a schedule that has not run yet: a sentence each."""
+
+from collections.abc import Iterator
+
+from tasks.training.forecast import Schedule
+
+NEAR = 1 / 5  # of the head's rate: every recipe of tasks/presets.py stays at a tenth or below
+HIGHEST = 1e-2  # a hundred times what pretrained layers usually learn at
+
+
+def cautions(schedule: Schedule, *, free: int) -> list[str]:
+    """free: bytes on the disk that keeps states."""
+    return [
+        *_too_deep(schedule),
+        *_too_fast(schedule),
+        *_too_few(schedule),
+        *_too_large(schedule, free),
+    ]
+
+
+def _too_deep(schedule: Schedule) -> Iterator[str]:
+    layers = schedule.outline.layers
+    for phase in schedule.settings.phases:
+        if isinstance(phase.depth, int) and phase.depth > layers:
+            yield (
+                f"phase {phase.name} will fail: depth {phase.depth}, and the model has {layers} layers below "
+                "its head; use `all`"
+            )
+
+
+def _too_fast(schedule: Schedule) -> Iterator[str]:
+    """Adapters begin as nothing and learn at rates near a head's (Hu et al., 2022, up to 5e-4)."""
+    head = 0.0
+    for phase in schedule.settings.phases:
+        rate = phase.learning_rate
+        if phase.depth == 0 and not phase.floors:
+            head = max(head, rate)
+            continue
+        if rate > NEAR * head > 0 and schedule.settings.adapter is None:
+            yield (
+                f"phase {phase.name}: learning rate {rate:g} is not far below the {head:g} that the head "
+                f"learned at, and wears down what was pretrained; take {NEAR * head:g} or less"
+            )
+        if (highest := rate * phase.layer_decay) > HIGHEST:
+            yield (
+                f"phase {phase.name}: the uppermost layer would learn at {highest:g}; above {HIGHEST:g} what "
+                "was pretrained is lost; take 1e-4 or less"
+            )
+
+
+def _too_few(schedule: Schedule) -> Iterator[str]:
+    size, lengths = schedule.settings.batch_size, schedule.lengths
+    if lengths is not None and size > len(lengths.train):
+        yield (
+            f"finetuning.batch_size {size} is more than the {len(lengths.train):,} rows of train: an epoch "
+            "is one step"
+        )
+
+
+def _too_large(schedule: Schedule, free: int) -> Iterator[str]:
+    maximum, numbers = schedule.settings.cache.maximum_bytes, range(len(schedule.settings.phases))
+    unbounded = sum(schedule.state_bytes(start) for start in range(schedule.outline.layers + 1))
+    wanted, kept = (
+        {start for number in numbers for start in schedule.starts(number, maximum=most)}
+        for most in (unbounded, maximum)
+    )
+    for start in sorted(wanted - kept):
+        yield (
+            f"states that enter layer {start} would take {schedule.state_bytes(start) / 1e6:,.0f} MB, more "
+            f"than finetuning.cache.maximum_bytes leaves ({maximum / 1e6:,.0f} MB in all): the layers below "
+            "are computed every epoch"
+        )
+    if (needed := sum(map(schedule.state_bytes, kept))) > free:
+        yield (
+            f"states of frozen layers take {needed / 1e6:,.0f} MB, and the disk has {free / 1e6:,.0f} MB "
+            "free: make room, or set finetuning.cache.dtype to int8 or none"
+        )

@@ -1,0 +1,66 @@
+import pytest
+
+from tasks.params import FinetuningParams
+from tasks.training.cautions import cautions
+from tasks.training.forecast import Lengths, Outline, Schedule, Tensor
+
+NAMES = ["embeddings", *(f"layer {number}" for number in range(6)), "head"]
+OUTLINE = Outline({name: {"weight": Tensor((8, 8), "attention")} for name in NAMES}, 8, 32, 2)
+ROWS = Lengths([10] * 100, [10] * 10)  # 1,100 tokens: 17,600 bytes of float16 states, 17.6 kB
+HEAD = {"name": "head", "depth": 0, "learning_rate": 1e-3}
+
+
+def _cautions(*phases, free=2**40, lengths=ROWS, **settings):
+    return cautions(
+        Schedule(OUTLINE, lengths, FinetuningParams.model_validate({"phases": phases, **settings})), free=free
+    )
+
+
+@pytest.mark.parametrize(
+    ("phase", "message"),
+    [
+        ({"depth": 2, "learning_rate": 3e-4}, "phase body: learning rate 0.0003 is not far below the 0.001"),
+        ({"depth": "all", "learning_rate": 2e-4}, None),
+        ({"depth": 0, "floors": ["biases"], "learning_rate": 1e-3}, "is not far below the 0.001"),
+        ({"depth": 7, "learning_rate": 1e-5}, "phase body will fail: depth 7, and the model has 6 layers"),
+    ],
+)
+def test_a_phase_after_the_head(phase, message):
+    found = _cautions(HEAD, {"name": "body", **phase})
+    assert len(found) == (message is not None)
+    assert message is None or message in found[0]
+
+
+def test_body_layers_must_not_learn_like_a_head():
+    assert "uppermost layer would learn at 0.05" in "".join(
+        _cautions({"name": "all", "depth": "all", "learning_rate": 0.1, "layer_decay": 0.5})
+    )
+    assert _cautions({"name": "all", "depth": "all", "learning_rate": 0.02, "layer_decay": 0.5}) == []
+
+
+def test_a_head_that_learns_after_the_body_sets_no_limit_to_it():
+    assert _cautions({"name": "body", "depth": 2, "learning_rate": 5e-4}, HEAD) == []
+
+
+def test_adapters_may_learn_nearly_as_fast_as_a_head():
+    lora = {"name": "lora", "depth": "all", "learning_rate": 5e-4}
+    assert _cautions(HEAD, lora, adapter={"kind": "lora"}) == []
+
+
+def test_a_batch_of_more_rows_than_there_are():
+    assert _cautions(HEAD, batch_size=101) == [
+        "finetuning.batch_size 101 is more than the 100 rows of train: an epoch is one step"
+    ]
+    assert _cautions(HEAD, batch_size=100) == []
+    assert _cautions(HEAD, batch_size=101, lengths=None) == []
+
+
+def test_states_that_do_not_fit_are_told():
+    upper = {"name": "upper", "depth": 2, "epochs": 3, "learning_rate": 1e-4}
+    assert _cautions(upper) == []
+    assert "0 MB, more than finetuning.cache.maximum_bytes leaves" in "".join(
+        _cautions(upper, cache={"maximum_bytes": 17_599})
+    )
+    assert _cautions(upper, cache={"maximum_bytes": 17_600}) == []
+    assert "set finetuning.cache.dtype to int8 or none" in "".join(_cautions(upper, free=17_599))
+    assert _cautions(upper, free=17_600) == []
