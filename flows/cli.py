@@ -210,14 +210,15 @@ def rollback(
 @app.command()
 def predict(
     text: Annotated[str, typer.Argument(help="one text, or a CSV file with the text column of params.yaml")],
+    pair: Annotated[str | None, typer.Option(help="the second text, where the champion labels pairs")] = None,
     output: Annotated[Path | None, typer.Option("-o", help="where to write a file's predictions")] = None,
     root: Root = HERE,
 ) -> None:
-    """Label a text, or every row of a file, with the champion."""
+    """Label a text, a pair of texts, or every row of a file, with the champion."""
     from flows import consume
     from tasks import params as parameters
 
-    for line in consume.predict(parameters.load(root / "params.yaml"), root, text, output):
+    for line in consume.predict(parameters.load(root / "params.yaml"), root, text, output, pair=pair):
         typer.echo(line)
 
 

@@ -6,19 +6,24 @@ from pathlib import Path
 
 from tasks import files
 from tasks.errors import InputError, did_you_mean
+from tasks.evaluation.predictions import Text
 from tasks.params import Params, TextSource
+from tasks.text.kinds import KINDS
 
 LONGEST = 100_000_000  # characters of one field
 
 
-def predict(params: Params, root: Path, text: str, output: Path | None) -> Iterator[str]:
-    """One line per text, or, for a CSV file, a copy of it with `prediction` and `probability` columns.
+def predict(
+    params: Params, root: Path, text: str, output: Path | None, *, pair: str | None = None
+) -> Iterator[str]:
+    """One line for a text, or for it and its `pair`; for a CSV file a copy of it with `prediction` and
+    `probability` columns.
 
-    Raises InputError for a file without the text column.
+    Raises InputError for a file without the columns that hold the texts.
     """
     path = Path(text)
-    if path.suffix.lower() not in (".csv", ".tsv"):
-        label, probability = _label(params, root, [text])[0]
+    if path.suffix.lower() not in (".csv", ".tsv") or pair is not None:
+        label, probability = _label(params, root, [text if pair is None else (text, pair)])[0]
         yield f"{label} ({probability:.3f})"
         return
     target = output or path.with_name(f"{path.stem}.predicted{path.suffix}")
@@ -28,13 +33,16 @@ def predict(params: Params, root: Path, text: str, output: Path | None) -> Itera
 
 def _table(params: Params, root: Path, path: Path, target: Path) -> int:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    column = params.sources.text.columns.get("text", "text")
+    kind = KINDS[params.sources.text.kind]
+    columns = [params.sources.text.columns.get(name, name) for name in kind.compared]
     if not path.is_file():
         raise InputError(f"no such file: {path}")
     header, rows = _read(path, delimiter, params.sources.text)
-    if column not in header:
-        raise InputError(f"{path} has no column {column!r}; {did_you_mean(column, header)}")
-    found = _label(params, root, [row[column] or "" for row in rows])
+    for column in columns:
+        if column not in header:
+            raise InputError(f"{path} has no column {column!r}; {did_you_mean(column, header)}")
+    texts = [tuple(row[column] or "" for column in columns) for row in rows]
+    found = _label(params, root, [(one[0], one[1]) if len(one) == 2 else one[0] for one in texts])
     with files.replace_file(target) as draft, draft.open("w", encoding="utf-8", newline="") as out:
         writer = csv.DictWriter(out, [*header, "prediction", "probability"], delimiter=delimiter)
         writer.writeheader()
@@ -63,7 +71,7 @@ def _read(path: Path, delimiter: str, source: TextSource) -> tuple[list[str], li
     return header, rows
 
 
-def _label(params: Params, root: Path, texts: Sequence[str]) -> list[tuple[str, float]]:
+def _label(params: Params, root: Path, texts: Sequence[Text]) -> list[tuple[str, float]]:
     if not texts:
         return []
     from tasks.stages import promotion

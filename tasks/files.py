@@ -88,6 +88,16 @@ def replace_file(target: Path) -> Iterator[Path]:
         raise
 
 
+def link(source: Path, target: Path) -> None:
+    """`target` becomes another name of what `source` is now, or a copy where the disk has no second names."""
+    with replace_file(target) as draft:
+        draft.unlink(missing_ok=True)
+        try:
+            draft.hardlink_to(source)
+        except OSError:
+            shutil.copyfile(source, draft)
+
+
 def write_text(target: Path, text: str) -> None:
     with replace_file(target) as draft:
         draft.write_text(text, encoding="utf-8")

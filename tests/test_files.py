@@ -95,3 +95,24 @@ def test_a_tree_digest_sees_names_and_contents_but_not_order(tmp_path):
 def test_json_with_a_nan_is_refused():
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.canonical_json({"loss": float("nan")})
+
+
+def test_a_link_is_whole_and_keeps_what_was_there_when_its_source_is_replaced(tmp_path):
+    source, target = tmp_path / "best", tmp_path / "point"
+    source.write_text("one")
+    target.write_text("zero")
+    files.link(source, target)
+    assert target.read_text() == "one"
+    files.write_text(source, "two")
+    assert (source.read_text(), target.read_text()) == ("two", "one")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "point"]
+
+
+def test_where_the_disk_has_no_second_names_a_link_is_a_copy(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    (tmp_path / "best").write_text("one")
+    files.link(tmp_path / "best", tmp_path / "point")
+    assert (tmp_path / "point").read_text() == "one"

@@ -1,7 +1,8 @@
 """What a model answers: logits, frozen features, probabilities; always in the order the rows came in.
 
-`batches` turns rows of token ids into (row numbers, ids (batch, tokens), mask (batch, tokens)) and may take
-the rows in any order; the caller passes it, ready with batch size and padding.
+`batches` turns rows of tokens (input_ids and, for pairs, token_type_ids, ragged) into (row numbers, what the
+model takes of them, each (batch, tokens)) and may take the rows in any order; the caller passes it, ready
+with batch size and padding.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,27 +15,28 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.errors import TrainingError
-from tasks.evaluation.predictions import Probabilities
+from tasks.evaluation.predictions import Probabilities, Text
 from tasks.progress import track
 
-Tokens = Sequence[Sequence[int]]
-Batches = Callable[[Tokens], Iterable[tuple[Sequence[int], Tensor, Tensor]]]
+Tokens = Mapping[str, Sequence[Sequence[int]]]
+Given = Mapping[str, Tensor]
+Batches = Callable[[Tokens], Iterable[tuple[Sequence[int], Given]]]
 Pooling = Callable[[Tensor, Tensor], Tensor]
 Matrix = NDArray[np.float32]
 
 
-def logits(model: PreTrainedModel, input_ids: Tokens, *, ids: Sequence[str], batches: Batches) -> Matrix:
+def logits(model: PreTrainedModel, rows: Tokens, *, ids: Sequence[str], batches: Batches) -> Matrix:
     """(rows, classes) float32. Raises TrainingError naming the rows whose logits are not finite."""
 
-    def answer(tokens: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        return (model(input_ids=tokens, attention_mask=mask).logits,)
+    def answer(given: Given) -> tuple[Tensor, ...]:
+        return (model(**given).logits,)
 
-    (scores,) = _forward(model, answer, input_ids, batches=batches)
+    (scores,) = _forward(model, answer, rows, batches=batches)
     return _finite(scores, ids, "logits")
 
 
 def features(
-    model: PreTrainedModel, input_ids: Tokens, *, ids: Sequence[str], batches: Batches, pooling: str = "mean"
+    model: PreTrainedModel, rows: Tokens, *, ids: Sequence[str], batches: Batches, pooling: str = "mean"
 ) -> Matrix:
     """The base model's last hidden states, pooled: (rows, width) float32.
 
@@ -42,27 +44,27 @@ def features(
     """
     base, pool = getattr(model, model.base_model_prefix), POOLINGS[pooling]
 
-    def answer(tokens: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        return (pool(base(input_ids=tokens, attention_mask=mask).last_hidden_state, mask),)
+    def answer(given: Given) -> tuple[Tensor, ...]:
+        return (pool(base(**given).last_hidden_state, given["attention_mask"]),)
 
-    (pooled,) = _forward(model, answer, input_ids, batches=batches)
+    (pooled,) = _forward(model, answer, rows, batches=batches)
     return _finite(pooled, ids, "features")
 
 
 def logits_and_features(
-    model: PreTrainedModel, input_ids: Tokens, *, ids: Sequence[str], batches: Batches, pooling: str = "mean"
+    model: PreTrainedModel, rows: Tokens, *, ids: Sequence[str], batches: Batches, pooling: str = "mean"
 ) -> tuple[Matrix, Matrix]:
     """`logits` and `features` from one forward pass instead of two."""
     base, pool = getattr(model, model.base_model_prefix), POOLINGS[pooling]
     hidden: list[Tensor] = []
 
-    def answer(tokens: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        scores = model(input_ids=tokens, attention_mask=mask).logits
-        return scores, pool(hidden.pop(), mask)
+    def answer(given: Given) -> tuple[Tensor, ...]:
+        scores = model(**given).logits
+        return scores, pool(hidden.pop(), given["attention_mask"])
 
     hook = base.register_forward_hook(lambda module, given, output: hidden.append(output.last_hidden_state))
     try:
-        scores, pooled = _forward(model, answer, input_ids, batches=batches)
+        scores, pooled = _forward(model, answer, rows, batches=batches)
     finally:
         hook.remove()
     return _finite(scores, ids, "logits"), _finite(pooled, ids, "features")
@@ -71,15 +73,19 @@ def logits_and_features(
 def predict_texts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
+    texts: Sequence[Text],
     *,
     batches: Batches,
     max_length: int,
 ) -> Probabilities:
-    """Probabilities (rows, classes) float32 of `texts`, cut to `max_length` tokens as in training."""
-    rows = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
+    """Probabilities (rows, classes) float32 of `texts`, or of pairs of them, cut to `max_length` tokens as in
+    training."""
+    sides = [[text] if isinstance(text, str) else list(text) for text in texts]
+    columns = [list(side) for side in zip(*sides, strict=True)]
+    found = tokenizer(*columns, truncation=True, max_length=max_length)
+    wanted = ["input_ids", *(["token_type_ids"] if len(columns) > 1 and "token_type_ids" in found else [])]
     names = [f"text {number}" for number in range(1, len(texts) + 1)]
-    return softmax(logits(model, rows, ids=names, batches=batches))
+    return softmax(logits(model, {name: found[name] for name in wanted}, ids=names, batches=batches))
 
 
 def softmax(scores: NDArray[Any]) -> Probabilities:
@@ -101,30 +107,30 @@ def first(hidden: Tensor, mask: Tensor) -> Tensor:
 
 def _forward(
     model: PreTrainedModel,
-    answer: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
-    input_ids: Tokens,
+    answer: Callable[[Given], tuple[Tensor, ...]],
+    rows: Tokens,
     *,
     batches: Batches,
 ) -> list[Matrix]:
     """`answer` of every row, in row order: one (rows, …) float32 array per tensor it returns."""
-    rows: list[tuple[Matrix, ...] | None] = [None] * len(input_ids)
-    each = _each(model, answer, batches(input_ids))
-    for number, parts in track(each, total=len(input_ids), description="predicting"):
-        rows[number] = parts
-    if missing := rows.count(None):
-        raise ValueError(f"batches left out {missing} of {len(rows)} rows")
-    return [np.stack(parts) for parts in zip(*(row for row in rows if row is not None), strict=True)]
+    found: list[tuple[Matrix, ...] | None] = [None] * len(rows["input_ids"])
+    each = _each(model, answer, batches(rows))
+    for number, parts in track(each, total=len(found), description="predicting"):
+        found[number] = parts
+    if missing := found.count(None):
+        raise ValueError(f"batches left out {missing} of {len(found)} rows")
+    return [np.stack(parts) for parts in zip(*(row for row in found if row is not None), strict=True)]
 
 
 def _each(
     model: PreTrainedModel,
-    answer: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
-    batches: Iterable[tuple[Sequence[int], Tensor, Tensor]],
+    answer: Callable[[Given], tuple[Tensor, ...]],
+    batches: Iterable[tuple[Sequence[int], Given]],
 ) -> Iterator[tuple[int, tuple[Matrix, ...]]]:
     model.eval()
-    for numbers, tokens, mask in batches:
+    for numbers, given in batches:
         with torch.inference_mode():
-            tensors = answer(tokens.to(model.device), mask.to(model.device))
+            tensors = answer({name: value.to(model.device) for name, value in given.items()})
         arrays = [tensor.float().cpu().numpy() for tensor in tensors]
         for place, number in enumerate(numbers):
             yield number, tuple(array[place] for array in arrays)

@@ -13,6 +13,7 @@ from tasks import files
 from tasks.errors import ArtifactError
 
 Labels = NDArray[np.int64]
+Text = str | tuple[str, str]  # a text, or a pair of them
 Probabilities = NDArray[np.float32]
 
 SCHEMA = pa.schema(

@@ -1,6 +1,6 @@
 """Ragged rows of token ids as padded tensors, with as little padding as the order allows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,12 +52,13 @@ def pad_rows(rows: Tokens, *, pad: int) -> tuple[Tensor, Tensor]:
 
 
 def sorted_batches(
-    input_ids: Tokens, *, batch_size: int, pad: int
-) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    columns: Mapping[str, Tokens], *, batch_size: int, pad: int
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """For prediction: longest rows first.
 
-    Yields (places of the rows in `input_ids`, ids (batch, tokens), mask (batch, tokens)).
+    columns: input_ids and, for pairs, token_type_ids, ragged.
+    Yields places of rows, and what a transformers model takes of them, each (batch, tokens).
     """
-    for places in Rows(input_ids, None, pad).longest_first(batch_size):
-        ids, mask = pad_rows([input_ids[place] for place in places], pad=pad)
-        yield places, ids, mask
+    rows = Rows(columns["input_ids"], columns.get("token_type_ids"), pad)
+    for places in rows.longest_first(batch_size):
+        yield places, rows.batch(places, torch.device("cpu"))

@@ -44,13 +44,12 @@ class FirstToken(nn.Module):
         return FIRST_TOKEN[self.kind](self.layer, hidden, attention_mask)
 
 
-def tail(
-    model: PreTrainedModel, start: int, *, first_token: bool = False, stop: int | None = None
-) -> nn.Module:
-    """`model`'s body from layer `start` on, up to the one before `stop`; called with inputs_embeds (batch, tokens, width) that enter that
+def tail(model: PreTrainedModel, start: int, *, first_token: bool, stop: int | None = None) -> nn.Module:
+    """`model`'s body from layer `start` on; called with inputs_embeds (batch, tokens, width) that enter that
     layer and attention_mask (batch, tokens). From layer 0 on the embeddings are there and take input_ids.
 
-    first_token: its last_hidden_state is (batch, 1, width), for heads that read no more; not with `stop`.
+    stop: the layer before which it ends already; its last_hidden_state is what enters that one.
+    first_token: else its last_hidden_state is (batch, 1, width), for heads that read no more.
     The modules are the model's own: what trains one trains the other.
     """
     anatomy = anatomy_of(model)

@@ -28,6 +28,7 @@ from tasks.model import floors
 from tasks.model.batches import sorted_batches
 from tasks.params import EvaluationParams, Params
 from tasks.stages import Track
+from tasks.text.kinds import KINDS, compared
 from tasks.training import device
 
 ROWS = 64  # per forward pass; changes time and memory, not what is predicted
@@ -40,10 +41,11 @@ DESCRIPTIONS = {
 
 @dataclass(frozen=True)
 class Split:
-    """One split in memory, row by row: ids, token ids, labels (rows,) int64, texts."""
+    """One split in memory, row by row: ids, tokens as predict takes them, labels (rows,) int64, texts (both
+    of a pair in one)."""
 
     ids: tuple[str, ...]
-    input_ids: Sequence[Sequence[int]]
+    tokens: predict.Tokens
     labels: Labels
     texts: Sequence[str]
 
@@ -62,14 +64,14 @@ class Frozen:
         if self.known.exists():
             return cast(predict.Matrix, np.load(self.known))
         return predict.features(
-            self.model, self.train.input_ids, ids=self.train.ids, batches=_batches(self.model)
+            self.model, self.train.tokens, ids=self.train.ids, batches=_batches(self.model)
         )
 
     @cached_property
     def test_answers(self) -> tuple[predict.Matrix, predict.Matrix]:
         """Logits (rows, classes) and features (rows, width)."""
         return predict.logits_and_features(
-            self.model, self.test.input_ids, ids=self.test.ids, batches=_batches(self.model)
+            self.model, self.test.tokens, ids=self.test.ids, batches=_batches(self.model)
         )
 
 
@@ -144,8 +146,7 @@ def _split(prepared: PreparedText, encoded: EncodedDataset, split: str) -> Split
     """Raises DataError where encoding and preparation differ in a row or its label."""
     path = encoded.path / f"{split}.parquet"
     table = parquet.read_table(path)
-    rows = parquet.read_table(prepared.path / "rows.parquet", columns=["id", "text", "label"]).to_pylist()
-    known = {row["id"]: row for row in rows}
+    known = _known(prepared)
     ids, labels = table["id"].to_pylist(), table["label"].to_numpy().astype(np.int64)
     if not ids:
         raise DataError(f"{path} has no rows: enlarge preparation.fractions or preparation.subset")
@@ -156,7 +157,18 @@ def _split(prepared: PreparedText, encoded: EncodedDataset, split: str) -> Split
             f"{path}: {len(stray):,} of {len(ids):,} rows are not preparation's, or have another label "
             f"(first: {stray[0]}): run `dvc repro encoding`"
         )
-    return Split(tuple(ids), table["input_ids"].to_pylist(), labels, [known[i]["text"] for i in ids])
+    names = [name for name in ("input_ids", "token_type_ids") if name in table.column_names]
+    tokens = {name: table[name].to_pylist() for name in names}
+    return Split(tuple(ids), tokens, labels, [known[i]["text"] for i in ids])
+
+
+def _known(prepared: PreparedText) -> dict[str, dict[str, str]]:
+    """Row id -> its text, both of a pair as one, and its label."""
+    kind = KINDS[prepared.kind]
+    rows = parquet.read_table(prepared.path / "rows.parquet", columns=["id", *kind.compared, "label"])
+    texts = compared(rows, kind).to_list()
+    columns = (rows["id"].to_pylist(), texts, rows["label"].to_pylist())
+    return {id: {"text": text, "label": label} for id, text, label in zip(*columns, strict=True)}
 
 
 def _answers(
@@ -177,7 +189,7 @@ def _answers(
     if head.exists():
         found[HEAD] = predict.softmax(frozen.test_answers[0])
     model = _load(trained.path / "model", classes, where)
-    final = predict.logits(model, test.input_ids, ids=test.ids, batches=_batches(model))
+    final = predict.logits(model, test.tokens, ids=test.ids, batches=_batches(model))
     found[MODEL] = predict.softmax(final)
     return {name: Predictions(name, test.ids, test.labels, values) for name, values in found.items()}
 

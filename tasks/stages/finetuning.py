@@ -37,7 +37,7 @@ from tasks.training.reuse import Reach
 from tasks.training.table import NewRows
 
 log = logging.getLogger(__name__)
-JUDGED = ("label",)  # kinds of row whose model the evaluation can judge
+JUDGED = ("label", "pair")  # kinds of row whose model the evaluation can judge
 TELLING = ("pictures", "report", "forecast", "cautions")  # modules without a say in what is learned
 HEAD, FROZEN = "head.safetensors", "frozen.npy"
 PAGE = "finetuning.html"

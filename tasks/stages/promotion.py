@@ -19,11 +19,12 @@ from tasks import environment, files
 from tasks.artifacts import EncodedDataset, Evaluation, PreparedText, Promotion, TrainedModel
 from tasks.errors import ArtifactError, InputError, RegraftError
 from tasks.evaluation import predictions, verdict
-from tasks.evaluation.predictions import Predictions, Probabilities
+from tasks.evaluation.predictions import Predictions, Probabilities, Text
 from tasks.evaluation.verdict import Verdict
 from tasks.params import Params
 from tasks.stages import Track
 from tasks.text import clean
+from tasks.text.kinds import KINDS
 from tasks.tracking import runs
 from tasks.tracking.registry import Registry, Version
 
@@ -104,16 +105,33 @@ def rollback(params: Params, root: Path, *, to: int | None, reason: str) -> str:
     return f"{name}: version {after} is champion again, version {before} is not"
 
 
-def predict(params: Params, root: Path, texts: Sequence[str]) -> tuple[tuple[str, ...], Probabilities]:
-    """The champion's label names, and the probabilities (rows, classes) float32 that it gives to `texts`.
+def predict(params: Params, root: Path, texts: Sequence[Text]) -> tuple[tuple[str, ...], Probabilities]:
+    """The champion's label names, and the probabilities (rows, classes) float32 that it gives to `texts`, or
+    to pairs of texts.
 
-    Raises InputError where there is no champion.
+    Raises InputError where there is no champion, and where it learned from pairs and is asked about single
+    texts, or the other way round.
     """
     registry = Registry(root, params.promotion.model)
     champion = registry.must_have_champion()
     labels, steps = tuple(_registered(champion, "labels")), _registered(champion, "clean")
-    cleaned = [clean.text(text, steps) for text in texts]  # as the rows that it learned from
+    _demand_kind(champion, texts)
+    cleaned = [_cleaned(text, steps) for text in texts]  # as the rows that it learned from
     return labels, _answers(registry, champion, cleaned, params.finetuning.device)
+
+
+def _demand_kind(champion: Version, texts: Sequence[Text]) -> None:
+    kind = json.loads(champion.tags.get("regraft.kind", '"label"'))
+    if texts and (kind == "pair") == isinstance(texts[0], str):
+        wanted, given = ("pairs of texts", "single ones") if kind == "pair" else ("single texts", "pairs")
+        raise InputError(f"the champion answers {wanted}, not {given}")
+
+
+def _cleaned(text: Text, steps: Sequence[str]) -> Text:
+    if isinstance(text, str):
+        return clean.text(text, steps)
+    first, second = text
+    return clean.text(first, steps), clean.text(second, steps)
 
 
 def _open(params: Params, root: Path) -> Case:
@@ -150,15 +168,22 @@ def _new_version(case: Case, about: Mapping[str, str]) -> Version:
             f"{directory} holds weights {found}, its manifest says {case.trained.weights}: "
             "run `dvc repro -f finetuning`"
         )
-    length = EncodedDataset.load(case.root).max_length
+    encoded = EncodedDataset.load(case.root)
     known = {
         "regraft.conversion": case.trained.base,
         "regraft.labels": json.dumps(case.trained.labels, ensure_ascii=False),
-        "regraft.max_length": str(length),
+        "regraft.max_length": str(encoded.max_length),
+        "regraft.kind": json.dumps(encoded.kind),
         "regraft.clean": json.dumps(case.params.preparation.clean),
     }
     run_id = runs.locate(TrainedModel.stage, case.params, case.root)
-    return case.registry.register(directory, run_id=run_id, max_length=length, tags={**about, **known})
+    return case.registry.register(
+        directory,
+        run_id=run_id,
+        max_length=encoded.max_length,
+        pairs=encoded.kind == "pair",
+        tags={**about, **known},
+    )
 
 
 def _standing(case: Case, candidate: Version, champion: Version | None) -> Decision | None:
@@ -260,8 +285,8 @@ def _answer_again(case: Case, champion: Version) -> Predictions:
     return Predictions(MODEL, ours.ids, ours.labels, np.ascontiguousarray(found[:, order]))
 
 
-def _answers(registry: Registry, version: Version, texts: Sequence[str], device: str) -> Probabilities:
-    """What the registered model says of `texts`, (rows, classes) float32."""
+def _answers(registry: Registry, version: Version, texts: Sequence[Text], device: str) -> Probabilities:
+    """What the registered model says of `texts` or pairs of them, (rows, classes) float32."""
     length, directory = _registered(version, "max_length"), registry.download(version)
     # Heavy, and needed by neither a rollback nor a plain promotion.
     from transformers import AutoTokenizer
@@ -294,10 +319,14 @@ def _registered(version: Version, name: str) -> Any:
     return json.loads(version.tags[f"regraft.{name}"])
 
 
-def _texts(root: Path, ids: tuple[str, ...]) -> list[str]:
+def _texts(root: Path, ids: tuple[str, ...]) -> list[Text]:
+    """Of these rows; both of a pair."""
     prepared = PreparedText.load(root)
-    table = parquet.read_table(prepared.path / "rows.parquet", columns=["id", "text"])
-    known = dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
+    columns = list(KINDS[prepared.kind].compared)
+    table = parquet.read_table(prepared.path / "rows.parquet", columns=["id", *columns])
+    found = zip(*(table[name].to_pylist() for name in columns), strict=True)
+    texts: list[Text] = [row[0] if len(row) == 1 else (row[0], row[1]) for row in found]
+    known = dict(zip(table["id"].to_pylist(), texts, strict=True))
     if missing := [row for row in ids if row not in known]:
         raise ArtifactError(
             f"{prepared.path / 'rows.parquet'} lacks {len(missing):,} of {len(ids):,} test rows (first: "

@@ -11,17 +11,18 @@ from mlflow.types.schema import ColSpec, DataType, Schema
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 WEIGHTS = "model.safetensors"
-EXAMPLE = ("what a lovely day", "this was a waste of time")
-SIGNATURE = ModelSignature(
-    inputs=Schema([ColSpec(DataType.string)]),
-    outputs=Schema([ColSpec(DataType.string, "label"), ColSpec(DataType.double, "score")]),
-)
+EXAMPLE = ["what a lovely day", "this was a waste of time"]
+PAIRS = [{"text": "the day was lovely", "text_pair": "it rained all day"}]
+ANSWER = Schema([ColSpec(DataType.string, "label"), ColSpec(DataType.double, "score")])
+TEXT = Schema([ColSpec(DataType.string)])
+BOTH = Schema([ColSpec(DataType.string, name) for name in ("text", "text_pair")])
 
 
-def save(directory: Path, target: Path, about: Model, *, max_length: int) -> None:
+def save(directory: Path, target: Path, about: Model, *, max_length: int, pairs: bool) -> None:
     """Write the transformers directory `directory` to `target`, with its weights file byte for byte.
 
-    Served, it cuts texts to `max_length` tokens as in training. Nothing is asked of the network.
+    Served, it cuts texts, or `pairs` of text and text_pair, to `max_length` tokens as in training. Nothing is
+    asked of the network.
     """
     getLogger("mlflow.transformers").setLevel(ERROR)  # it warns that a local model has no card on the Hub
     model = AutoModelForSequenceClassification.from_pretrained(directory, local_files_only=True)
@@ -33,8 +34,8 @@ def save(directory: Path, target: Path, about: Model, *, max_length: int) -> Non
         str(target),
         task="text-classification",
         mlflow_model=about,
-        signature=SIGNATURE,
-        input_example=list(EXAMPLE),
+        signature=ModelSignature(inputs=BOTH if pairs else TEXT, outputs=ANSWER),
+        input_example=PAIRS if pairs else EXAMPLE,
         model_config={"truncation": True, "max_length": max_length},
         pip_requirements=_requirements(),  # the default ones import torchvision
     )

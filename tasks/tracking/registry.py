@@ -91,18 +91,20 @@ class Registry:
             found = self._client.search_model_versions(f"name = '{self.name}'")
         return [_version(entry) for entry in found]
 
-    def register(self, directory: Path, *, run_id: str, max_length: int, tags: Mapping[str, str]) -> Version:
+    def register(
+        self, directory: Path, *, run_id: str, max_length: int, pairs: bool, tags: Mapping[str, str]
+    ) -> Version:
         """A new version from a transformers directory, unless its weights already have one.
 
         The model is logged below `run_id` in MLflow's transformers flavor, with exactly the weights file of
-        `directory`, and cuts texts to `max_length` tokens as in training.
+        `directory`, and cuts texts, or `pairs` of them, to `max_length` tokens as in training.
         """
         weights = files.digest_file(directory / WEIGHTS_FILE)
         if known := self.candidate(weights):
             return known
         tags = {**tags, WEIGHTS: weights, "regraft.run": run_id}
         with server.asking(self._uri):
-            model = self._logged(directory, run_id, weights, max_length)
+            model = self._logged(directory, run_id, weights, max_length, pairs)
             if not self._registered():
                 self._client.create_registered_model(self.name)
             made = self._client.create_model_version(
@@ -233,7 +235,7 @@ class Registry:
                     return None
                 raise  # anything else must not look like "no champion"
 
-    def _logged(self, directory: Path, run_id: str, weights: str, max_length: int) -> Any:
+    def _logged(self, directory: Path, run_id: str, weights: str, max_length: int, pairs: bool) -> Any:
         """The complete MLflow model of these weights, logged now or when a registration got no further."""
         experiment = self._client.get_run(run_id).info.experiment_id
         query = f"tags.`{WEIGHTS}` = '{weights}'"
@@ -245,9 +247,8 @@ class Registry:
             target = Path(folder) / "model"
             from tasks.tracking import flavor  # heavy, and a registered model needs it no more
 
-            flavor.save(
-                directory, target, Model(run_id=run_id, model_id=made.model_id), max_length=max_length
-            )
+            about = Model(run_id=run_id, model_id=made.model_id)
+            flavor.save(directory, target, about, max_length=max_length, pairs=pairs)
             self._client.log_model_artifacts(made.model_id, str(target))
         self._client.log_outputs(run_id, [LoggedModelOutput(made.model_id, 0)])
         return self._client.finalize_logged_model(made.model_id, "READY")

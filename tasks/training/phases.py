@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tasks import files
 from tasks.errors import TrainingError
 from tasks.progress import track
 from tasks.training import interrupt, loop, randomness, resume, table, updates
@@ -23,6 +24,7 @@ from tasks.training.table import NewRows
 log = logging.getLogger(__name__)
 NEW = "new rows"  # among a record's floors
 Stack = Sequence[tuple[str, Mapping[str, nn.Parameter], Sequence[nn.Module]]]
+TOLD_EVERY = 10  # steps between two looks at how far the weights have moved, at least
 HIGHER = {"loss": False}  # every other figure is better where it is higher
 
 
@@ -205,7 +207,7 @@ def _epoch(
     phase, start = training.phase, training.done
     batches = [batch for epoch in phase.epochs for batch in epoch]
     steps = loop.run_phase(phase.name, work, batches, optimizer, phase.pace, start=start, stop=stop)
-    every = max(1, len(batches) // training.settings.told)
+    every = max(TOLD_EVERY, len(batches) // training.settings.told)
     save = partial(training.save, training.point, optimizer)
     with table.only(phase.rows):
         for step in track(steps, total=stop - start, description=f"fine-tuning: {phase.name}"):
@@ -225,7 +227,9 @@ def _keep(training: Training, optimizer: torch.optim.Optimizer) -> None:
     best = training.best
     if best and best.step == training.done:
         training.save(_best(training.point), optimizer)
-    training.save(training.point, optimizer)
+        files.link(_best(training.point), training.point)
+    else:
+        training.save(training.point, optimizer)
 
 
 def _best(point: Path) -> Path:
@@ -262,15 +266,25 @@ def _demand_untouched(training: Training) -> None:
 
 
 def _changes(training: Training) -> dict[str, float]:
-    return {name: _change(parameters, training.start) for name, parameters, _ in training.floors}
-
-
-def _change(parameters: Mapping[str, nn.Parameter], start: Mapping[str, Tensor]) -> float:
-    """||w - w0|| / ||w0|| over all tensors together."""
+    """||w - w0|| / ||w0|| of each floor; what nothing has trained has not changed, which is looked at once a
+    phase."""
+    learned, start = training.trained, training.start
     with torch.no_grad():
-        moved = sum(float((value - start[name]).square().sum()) for name, value in parameters.items())
-        whole = sum(float(start[name].square().sum()) for name in parameters)
-    return (moved / whole) ** 0.5 if whole else 0.0
+        moved = {
+            name: sum(_squares(value - start[key]) for key, value in parameters.items() if key in learned)
+            for name, parameters, _ in training.floors
+        }
+        return {
+            name: (moved[name] / sum(_squares(start[key]) for key in parameters)) ** 0.5
+            if moved[name]
+            else 0.0
+            for name, parameters, _ in training.floors
+        }
+
+
+def _squares(value: Tensor) -> float:
+    flat = value.flatten()
+    return float(flat @ flat)  # without the copy that squaring makes
 
 
 def _groups(phase: Planned, weight_decay: float) -> list[updates.Group]:

@@ -16,8 +16,8 @@ class Reach:
 
 def shared(reaches: Sequence[Reach], layers: int) -> list[list[int]]:
     """For each phase the layers whose incoming states it has kept when it begins, its own first; none where
-    it computes everything anew. What an earlier pass has left is used, whatever keeping it for one phase alone
-    would be worth.
+    it computes everything anew. What an earlier pass has left is used, whatever keeping it for one phase
+    alone would be worth.
     """
     result: list[list[int]] = []
     left: set[int] = set()  # by earlier passes, and still true

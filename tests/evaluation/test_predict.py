@@ -5,19 +5,24 @@ import torch
 from tasks.errors import TrainingError
 from tasks.evaluation import predict
 
-ROWS = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14], [15], [16, 17, 18]]
+IDS_OF = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14], [15], [16, 17, 18]]
+ROWS = {"input_ids": IDS_OF}
 IDS = ["a", "b", "c", "d", "e"]
 
 
 def _batches(rows):
     """Two rows at a time, the last first, padded with the id 0."""
-    numbers = list(reversed(range(len(rows))))
-    for start in range(0, len(rows), 2):
+    numbers = list(reversed(range(len(rows["input_ids"]))))
+    for start in range(0, len(numbers), 2):
         some = numbers[start : start + 2]
-        longest = max(len(rows[n]) for n in some)
-        tokens = torch.tensor([rows[n] + [0] * (longest - len(rows[n])) for n in some])
-        mask = torch.tensor([[1] * len(rows[n]) + [0] * (longest - len(rows[n])) for n in some])
-        yield some, tokens, mask
+        lengths = [len(rows["input_ids"][n]) for n in some]
+        given = {name: _padded([column[n] for n in some], max(lengths)) for name, column in rows.items()}
+        mask = torch.tensor([[1] * length + [0] * (max(lengths) - length) for length in lengths])
+        yield some, {**given, "attention_mask": mask}
+
+
+def _padded(rows, longest):
+    return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
 
 
 def _alone(model, row):
@@ -29,7 +34,7 @@ def _alone(model, row):
 def test_logits_come_in_row_order_whatever_the_batches(tiny_bert):
     model = tiny_bert()
     found = predict.logits(model, ROWS, ids=IDS, batches=_batches)
-    expected = np.stack([_alone(model, row)[0].logits[0].numpy() for row in ROWS])
+    expected = np.stack([_alone(model, row)[0].logits[0].numpy() for row in IDS_OF])
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
@@ -40,7 +45,7 @@ def test_logits_come_in_row_order_whatever_the_batches(tiny_bert):
 def test_features_are_pooled_over_real_tokens_only(tiny_bert, pooling, pool):
     model = tiny_bert()
     found = predict.features(model, ROWS, ids=IDS, batches=_batches, pooling=pooling)
-    expected = np.stack([pool(_alone(model, row)[1]).numpy() for row in ROWS])
+    expected = np.stack([pool(_alone(model, row)[1]).numpy() for row in IDS_OF])
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
@@ -68,7 +73,7 @@ def test_logits_that_are_not_numbers_name_their_rows(tiny_bert):
 
 def test_a_row_that_no_batch_holds_is_an_error(tiny_bert):
     with pytest.raises(ValueError, match="batches left out 2 of 5 rows"):
-        predict.logits(tiny_bert(), ROWS, ids=IDS, batches=lambda rows: list(_batches(rows[:3])))
+        predict.logits(tiny_bert(), ROWS, ids=IDS, batches=lambda rows: _batches({"input_ids": IDS_OF[:3]}))
 
 
 def test_softmax_survives_large_logits():
@@ -86,6 +91,37 @@ def test_texts_are_cut_as_in_training(tiny_bert):
 
     model = tiny_bert()
     found = predict.predict_texts(model, tokenizer, ["abc", "abcdefgh"], batches=_batches, max_length=4)
-    expected = predict.logits(model, [[5] * 3, [5] * 4], ids=["1", "2"], batches=_batches)
+    expected = predict.logits(model, {"input_ids": [[5] * 3, [5] * 4]}, ids=["1", "2"], batches=_batches)
     assert asked == {"truncation": True, "max_length": 4}
     assert np.array_equal(found, predict.softmax(expected))
+
+
+def test_both_texts_of_a_pair_are_read_and_told_apart(tiny_bert, tiny_classifier, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_classifier(tmp_path / "model"))
+    model, told = tiny_bert(), []
+
+    def batches(rows):
+        told.append(rows)
+        return _batches(rows)
+
+    pairs = [("good film", "bad"), ("bad", "good film")]
+    one, other = predict.predict_texts(model, tokenizer, pairs, batches=batches, max_length=9)
+    assert told[0]["input_ids"] == tokenizer(["good film", "bad"], ["bad", "good film"])["input_ids"]
+    assert not np.allclose(one, other)
+
+
+def test_where_the_second_text_begins_reaches_the_model(tiny_bert):
+    model = tiny_bert()
+    types = [[0] * len(row) for row in IDS_OF]
+    same = predict.logits(model, {**ROWS, "token_type_ids": types}, ids=IDS, batches=_batches)
+    types[2] = [0, 0, 1, 1, 1]
+    found = predict.logits(model, {**ROWS, "token_type_ids": types}, ids=IDS, batches=_batches)
+    assert [bool(np.allclose(a, b)) for a, b in zip(same, found, strict=True)] == [
+        True,
+        True,
+        False,
+        True,
+        True,
+    ]

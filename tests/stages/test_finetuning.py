@@ -90,8 +90,8 @@ def test_the_head_and_the_frozen_features_are_kept_as_they_stood_before_the_body
     assert not torch.equal(head["classifier.weight"], final["classifier.weight"])
     rows = parquet.read_table(EncodedDataset.load(root).path / "train.parquet")
     expected = predict.features(
-        converted, rows["input_ids"].to_pylist(), ids=rows["id"].to_pylist(),
-        batches=lambda ids: batches.sorted_batches(ids, batch_size=64, pad=0),
+        converted, {"input_ids": rows["input_ids"].to_pylist()}, ids=rows["id"].to_pylist(),
+        batches=lambda rows: batches.sorted_batches(rows, batch_size=64, pad=0),
     )  # fmt: skip
     np.testing.assert_array_equal(np.load(record.path / "frozen.npy"), expected)
 
@@ -331,6 +331,8 @@ def test_a_gpu_trains_and_saves_what_a_cpu_can_load(root):
 
 
 def test_rows_of_another_kind_are_refused(root, encode):
-    encode(root, ["a", "b", "c"], kind="pair")
-    with pytest.raises(DataError, match=r"rows of kind 'pair' .* not trained on yet"):
+    encode(root, ["a", "b", "c"], kind="rating")
+    with pytest.raises(
+        DataError, match=r"rows of kind 'rating' .* not trained on yet; kinds that can: label, pair"
+    ):
         finetuning.run(_params(HEAD), root, Ledger())

@@ -57,7 +57,7 @@ def answers(name, right, ids, labels):
 def light(tracked, monkeypatch):
     """MLflow's flavor and the search for finetuning's run take a second and have their own tests."""
 
-    def save(directory, target, about, *, max_length):
+    def save(directory, target, about, *, max_length, pairs):
         shutil.copytree(directory, target / "model")
         shutil.copytree(directory, target / "components" / "tokenizer")
         about.save(str(target / "MLmodel"))

@@ -39,7 +39,9 @@ def register(reviews, run_id, tiny_classifier, tmp_path):
         directory = tmp_path / f"model {seed}"
         if not directory.exists():
             tiny_classifier(directory, seed=seed)
-        return reviews.register(directory, run_id=run_id, max_length=16, tags={"regraft.note": str(seed)})
+        return reviews.register(
+            directory, run_id=run_id, max_length=16, pairs=False, tags={"regraft.note": str(seed)}
+        )
 
     return make
 
