@@ -248,7 +248,7 @@ def _default(section: Section, name: str) -> Any:
 
 
 class FinetuningParams(Section):
-    seed: int = 1
+    seed: Annotated[int, Field(ge=0)] = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     batch_size: Count = 32

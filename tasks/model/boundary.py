@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -102,43 +103,76 @@ def _plain(value: Tensor) -> NDArray[Any]:
 
 
 def gather(
-    home: Path, wanted: Mapping[str, Wanted], compute: Callable[[Sequence[str]], Computed]
+    home: Path,
+    wanted: Mapping[str, Wanted],
+    compute: Callable[[Sequence[str]], Computed],
+    *,
+    maximum: int | None = None,
 ) -> dict[str, Boundary]:
     """The states that `wanted` names: those that are kept already, the others computed in one pass and kept.
 
     compute: names -> batches of rows in any order, each with the states of these names.
-    Raises TrainingError for states that do not fit the disk or the dtype, and for a folder that cannot be
-    written.
+    maximum: bytes that all states in `home` may take; what was used longest ago makes room.
+    Who wants states that another process computes just now waits for them. Raises TrainingError for states
+    that do not fit the disk or the dtype, and for a folder that cannot be written.
     """
-    absent = [name for name, one in wanted.items() if not _whole(one.folder(home))]
-    if absent:
-        _demand_space(home, sum(wanted[name].nbytes for name in absent))
-        try:
-            _keep(home, {name: wanted[name] for name in absent}, compute(absent))
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EPERM):
-                raise
-            raise TrainingError(
-                f"{home}: hidden states of frozen layers cannot be kept there ({error.strerror}): make "
-                "room, or set finetuning.cache.dtype to none, which computes them every epoch"
-            ) from None
-    return {name: _opened(one, one.folder(home)) for name, one in wanted.items()}
+    folders = [one.folder(home) for one in wanted.values()]
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            for folder in sorted(folders):  # in one order, so that nobody waits in a circle
+                stack.enter_context(FileLock(_lock(folder)))
+            absent = [name for name, one in wanted.items() if not _whole(one.folder(home))]
+            needed = sum(wanted[name].nbytes for name in absent)
+            if maximum is not None:
+                prune(home, maximum=maximum - needed, keep=folders)
+            if absent:
+                _demand_space(home, needed)
+                _keep(home, {name: wanted[name] for name in absent}, compute(absent))
+            return {name: _opened(one, one.folder(home)) for name, one in wanted.items()}
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EPERM):
+            raise
+        raise TrainingError(
+            f"{home}: hidden states of frozen layers cannot be kept there ({error.strerror}): make "
+            "room, or set finetuning.cache.dtype to none, which computes them every epoch"
+        ) from None
 
 
 def prune(home: Path, *, maximum: int, keep: Iterable[Path]) -> None:
-    """Remove what was kept longest ago until all takes at most `maximum` bytes; `keep` stays in any case."""
-    held = set(keep)
-    folders = [path for path in home.iterdir() if path.is_dir()] if home.is_dir() else []
-    folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in folders}
-    totals = accumulate(sizes[path] for path in sorted(folders, key=lambda path: path not in held))
-    for path, total in zip(sorted(folders, key=lambda path: path not in held), totals, strict=True):
-        if total > maximum and path not in held:
-            shutil.rmtree(path, ignore_errors=True)
+    """Remove what was kept longest ago, and drafts that a killed process left, until all takes at most
+    `maximum` bytes; `keep` stays in any case, and so does what somebody fills or opens just now."""
+    held, room = set(keep), maximum
+    folders = sorted((path for path in home.iterdir() if path.is_dir()), key=_age)
+    for path in sorted(folders, key=lambda path: path not in held):
+        if path in held:
+            room -= _size(path)
+            continue
+        with suppress(Timeout), FileLock(_lock(path), timeout=0):
+            room -= _size(path)
+            if room < 0 or path.name.startswith("."):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _lock(folder: Path) -> Path:
+    """Of a folder or of its draft."""
+    return folder.with_name(f"{folder.name.strip('.').partition('.')[0]}.lock")
+
+
+def _age(folder: Path) -> float:
+    with suppress(FileNotFoundError):
+        return -folder.stat().st_mtime
+    return 0.0
+
+
+def _size(folder: Path) -> int:
+    with suppress(FileNotFoundError):
+        return sum(file.stat().st_size for file in folder.iterdir())
+    return 0
 
 
 def _whole(folder: Path) -> bool:
-    return (folder / MANIFEST).is_file()
+    return (folder / MANIFEST).is_file() and (folder / STATES).is_file()
 
 
 def _demand_space(home: Path, needed: int) -> None:
@@ -171,6 +205,7 @@ class _Writer:
         self.draft, self.wanted, self.offsets = draft, wanted, _offsets(wanted.lengths)
         shape = (self.offsets[-1], wanted.width)
         self.states = np.lib.format.open_memmap(draft / STATES, "w+", wanted.dtype, shape)
+        _reserve(draft / STATES)
         self.scales = np.ones((shape[0], 1), dtype=np.float32) if wanted.dtype == "int8" else None
 
     def take(self, rows: Sequence[int], hidden: Tensor) -> None:
@@ -201,6 +236,14 @@ class _Writer:
         if self.scales is not None:
             np.save(self.draft / SCALES, self.scales)
         files.write_text(self.draft / MANIFEST, files.canonical_json(dict(self.wanted.depends)))
+
+
+def _reserve(path: Path) -> None:
+    """Take the disk's room now, with an error where there is none: later, writing to mapped memory would end
+    the process."""
+    with path.open("r+b") as stream:
+        if size := os.fstat(stream.fileno()).st_size:
+            os.posix_fallocate(stream.fileno(), 0, size)
 
 
 def _opened(wanted: Wanted, folder: Path) -> Boundary:

@@ -1,8 +1,9 @@
 """Frozen work done once: what the lower part of a model makes of rows, and the upper part on that."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,29 +20,38 @@ from tasks.progress import track
 
 Forward = Callable[[Sequence[int]], Tensor]  # places of rows -> logits (batch, classes)
 FIRST, MEAN = "first token", "mean"  # of the last hidden states, pooled; the other names are `border`'s
+NAMES = (
+    "_name_or_path",
+    "name_or_path",
+    "id2label",
+    "label2id",
+    "transformers_version",
+)  # fields of no weight
 BATCH = 64  # rows per forward pass where nothing is learned
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """A model whose lower floors stand still, and where their states are kept."""
+    """A model whose lower floors stand still, and where their states are kept; `adapter` describes what was
+    put into its layers, if anything."""
 
     model: PreTrainedModel
     cache: Cache
+    adapter: Mapping[str, Any] = field(default_factory=dict)
 
     def gather(self, rows: Rows, digest: str, names: Sequence[str], *, about: str) -> dict[str, Boundary]:
         """The states of `names` for all `rows`, which `digest` tells from others; computed in one pass where
         they are not kept yet. Dropout must be off."""
         weights = self._weights(max(map(self._below, names)))
         wanted = {name: self._wanted(rows, name, self._depends(digest, name, weights)) for name in names}
-        found = boundary.gather(
-            self.cache.home, wanted, lambda absent: _states(self.model, rows, absent, description=about)
+        return boundary.gather(
+            self.cache.home,
+            wanted,
+            lambda absent: _states(self.model, rows, absent, description=about),
+            maximum=self.cache.maximum,
         )
-        keep = [one.folder(self.cache.home) for one in wanted.values()]
-        boundary.prune(self.cache.home, maximum=self.cache.maximum, keep=keep)
-        return found
 
-    def _wanted(self, rows: Rows, name: str, depends: Mapping[str, str]) -> Wanted:
+    def _wanted(self, rows: Rows, name: str, depends: Mapping[str, Any]) -> Wanted:
         """Pooled states are small and always float32."""
         small = name in (FIRST, MEAN)
         dtype = "float32" if small else self.cache.dtype
@@ -58,12 +68,16 @@ class Frozen:
         """Digests of the lowest `count` floors, each hashed once however many states depend on it."""
         return [boundary.weights_digest(floor.parameters) for floor in floors.floors(self.model)[:count]]
 
-    def _depends(self, digest: str, name: str, weights: Sequence[str]) -> dict[str, str]:
+    def _depends(self, digest: str, name: str, weights: Sequence[str]) -> dict[str, Any]:
+        below = floors.floors(self.model)[: self._below(name)]
+        config = {key: v for key, v in self.model.config.to_dict().items() if key not in NAMES}
         code = [files.digest_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
         return {
             "states": name,
             "rows": digest,
             "weights": files.digest_json(weights[: self._below(name)]),
+            "config": files.digest_json(config),
+            "adapter": dict(self.adapter) if any(floor.adapter for floor in below) else {},
             "attention": str(self.model.config._attn_implementation),
             "device": self.model.device.type,
             "torch": torch.__version__,

@@ -4,6 +4,7 @@ import csv
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
@@ -15,13 +16,13 @@ import numpy as np
 import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tasks import environment, files
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, TrainedModel, Vocabulary
-from tasks.errors import DataError
+from tasks.errors import DataError, TrainingError
 from tasks.model import adapters, floors, frozen, tail
 from tasks.model.adapters import Adapter
 from tasks.model.batches import Rows
@@ -113,7 +114,11 @@ def _job(
         objective=objectives.find(encoded.kind),
         losses=_losses(settings, train.targets, len(encoded.labels)),
         settings=settings,
-        frozen=Frozen(model, Cache(home, settings.cache.dtype, settings.cache.maximum_bytes)),
+        frozen=Frozen(
+            model,
+            Cache(home, settings.cache.dtype, settings.cache.maximum_bytes),
+            adapter=settings.adapter.model_dump() if settings.adapter else {},
+        ),
         kept=kept,
         new=_new_rows(Vocabulary.load(root), model),
     )
@@ -205,14 +210,16 @@ def _asked(job: Job, number: int) -> report.Plan:
 
 
 def _prepared(folder: Path) -> Path:
-    """`folder`, made; the points of other trainings that are finished are removed.
+    """`folder`, made; the points of other trainings that are finished are removed, unless they go on now.
 
     A finished point stays until then: what comes after the training may fail, and must not cost it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for finished in folder.parent.glob(f"*/{FINISHED}"):
-        if finished.parent != folder:
-            shutil.rmtree(finished.parent, ignore_errors=True)
+        other = finished.parent
+        with suppress(Timeout), FileLock(other.with_suffix(".lock"), timeout=0):
+            if other != folder:
+                shutil.rmtree(other, ignore_errors=True)
     return folder
 
 
@@ -236,7 +243,11 @@ def _point(root: Path, *depends: Any) -> Path:
     rooms = Path(__file__).parents[1]
     code = [Path(__file__), *sorted(rooms.glob("training/*.py")), *sorted(rooms.glob("model/*.py"))]
     code = [path for path in code if path.stem not in TELLING]  # what only tells
-    parts += [torch.__version__, metadata.version("peft"), *map(files.digest_file, code)]
+    parts += [
+        torch.__version__,
+        *map(metadata.version, ("peft", "transformers")),
+        *map(files.digest_file, code),
+    ]
     key = files.digest_json(parts).removeprefix("sha256:")[:16]
     return environment.home(root) / ".regraft" / "resume" / key / "point.safetensors"
 
@@ -272,6 +283,7 @@ def _fine_tune(job: Job, point: Path, track: Track) -> list[Event]:
     settings = job.settings
     planned = [_plan(job, number) for number in range(len(settings.phases))]
     told: list[Event] = []
+    steps = 0
     for event in phases.fine_tune(
         job.model,
         _stack(job.stack),
@@ -282,8 +294,8 @@ def _fine_tune(job: Job, point: Path, track: Track) -> list[Event]:
         point=point,
     ):
         told.append(event)
-        _keep_head(job, event)
-        _tell(track, event, sum(isinstance(one, Step) for one in told))
+        steps += isinstance(event, Step)
+        _tell(track, event, steps)
     return told
 
 
@@ -313,6 +325,7 @@ def _plan(job: Job, number: int) -> phases.Planned:
         pace=Pace(phase.schedule, phase.warmup, job.settings.maximum_gradient_norm),
         early_stopping=phase.early_stopping,
         rows=new,
+        complete=lambda: _keep_head(job) if phase.name in job.alone else None,
     )
 
 
@@ -370,14 +383,11 @@ def _reach(job: Job, phase: Phase) -> Reach:
     return Reach(None if bottom else start, passes)
 
 
-def _keep_head(job: Job, event: Event) -> None:
-    """A head that learned alone is put aside, to be judged on its own."""
-    last = [phase.name for phase in job.settings.phases if phase.name in job.alone][-1:]
-    ended = isinstance(event, Finished) and [event.name] == last
-    if ended and not (job.kept / HEAD).exists():  # told again later, when the model is further on
-        head = {name: value.detach().cpu() for name, value in job.stack[-1].parameters.items()}
-        with files.replace_file(job.kept / HEAD) as draft:
-            resume.write_tensors(draft, head, {"format": "pt"})
+def _keep_head(job: Job) -> None:
+    """A head that has learned alone is put aside, to be judged on its own."""
+    head = {name: value.detach().cpu() for name, value in job.stack[-1].parameters.items()}
+    with files.replace_file(job.kept / HEAD) as draft:
+        resume.write_tensors(draft, head, {"format": "pt"})
 
 
 def _tell(track: Track, event: Event, step: int) -> None:
@@ -401,6 +411,8 @@ def _save(job: Job, vocabulary: Vocabulary, draft: Path) -> str:
     job.model.config.save_pretrained(target)
     tensors = {name: value.detach().cpu().contiguous() for name, value in job.model.state_dict().items()}
     resume.write_tensors(target / "model.safetensors", tensors, {"format": "pt"})
+    if job.alone and not (job.kept / HEAD).exists():
+        raise TrainingError(f"{job.kept / HEAD} is gone: remove {job.kept.parent} and train again")
     if job.kept.exists():
         shutil.copytree(job.kept, draft, dirs_exist_ok=True)
     return files.digest_file(target / "model.safetensors")

@@ -1,8 +1,12 @@
 """What a training tells while it goes on: kept in the resume point, and told again from there."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from tasks.training.loop import Step
 
@@ -38,14 +42,41 @@ class Finished:
 
 
 Event = Step | Measure | Change | Finished
-KINDS: Mapping[str, type[Any]] = {kind.__name__: kind for kind in (Step, Measure, Change, Finished)}
+KINDS: Mapping[str, type[Any]] = {kind.__name__: kind for kind in (Measure, Change, Finished)}
+NUMBERS = tuple(field.name for field in fields(Step) if field.name != "phase")
+WHOLE = ("number", "rows", "parts")
 
 
-def plain(event: Event) -> dict[str, Any]:
-    return {"event": type(event).__name__, **asdict(event)}
+def pack(told: Sequence[Event]) -> tuple[Tensor, str]:
+    """The steps as numbers (steps, 7) float64, which a training has many of, and JSON of all else with its
+    place among them."""
+    steps = [event for event in told if isinstance(event, Step)]
+    phases = list(dict.fromkeys(step.phase for step in steps))
+    numbers = [[phases.index(step.phase), *(getattr(step, name) for name in NUMBERS)] for step in steps]
+    others = [
+        [place, {"event": type(event).__name__, **asdict(event)}]
+        for place, event in enumerate(told)
+        if not isinstance(event, Step)
+    ]
+    packed = torch.tensor(numbers, dtype=torch.float64).reshape(len(steps), 1 + len(NUMBERS))
+    return packed, json.dumps({"phases": phases, "others": others})
 
 
-def read(values: Mapping[str, Any]) -> Event:
-    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name != "event"}
-    event: Event = KINDS[values["event"]](**fields)
+def unpack(steps: Tensor, text: str) -> tuple[Event, ...]:
+    """What `pack` was given."""
+    held = json.loads(text)
+    told: list[Event] = [_step(held["phases"][int(phase)], numbers) for phase, *numbers in steps.tolist()]
+    for place, values in held["others"]:
+        told.insert(place, _read(values))
+    return tuple(told)
+
+
+def _step(phase: str, numbers: Sequence[float]) -> Step:
+    values: dict[str, Any] = dict(zip(NUMBERS, numbers, strict=True))
+    return Step(phase, **{name: int(v) if name in WHOLE else v for name, v in values.items()})
+
+
+def _read(values: Mapping[str, Any]) -> Event:
+    given = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name != "event"}
+    event: Event = KINDS[values["event"]](**given)
     return event

@@ -43,6 +43,7 @@ def postponed() -> Iterator[Callable[[Callable[[], None]], None]]:
         yield obey
     finally:
         _restore(former)
+    obey(lambda: None)  # came after the last step, which is saved
 
 
 def _restore(former: Mapping[signal.Signals, Any]) -> None:

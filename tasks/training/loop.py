@@ -1,6 +1,7 @@
 """The training loop as a generator: it decides and computes; whoever iterates logs and saves."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,8 @@ Batches = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step. `number` counts from 1 within the phase; `loss` is the batch mean, in nats."""
+    """One optimizer step. `number` counts from 1 within the phase; `loss` is the batch mean, in nats; `parts`
+    those in which the batch was computed."""
 
     phase: str
     number: int
@@ -27,6 +29,7 @@ class Step:
     learning_rate: float
     gradient_norm: float
     rows: int
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,14 @@ def run_phase(
         rate = updates.set_rate(optimizer, share)
         rows = list(batches[number])
         loss, work = _gradients(phase, number + 1, work, rows, optimizer)
-        norm = nn.utils.clip_grad_norm_(parameters, pace.maximum_norm)
+        norm = nn.utils.clip_grad_norm_(parameters, pace.maximum_norm).item()
+        if not math.isfinite(norm):  # clipped by it, every weight would be lost
+            raise TrainingError(
+                f"phase {phase}, step {number + 1}: the gradient's norm is {norm} on rows "
+                f"{_named(work, rows)}: lower the learning rate, or look at these rows"
+            )
         optimizer.step()
-        yield Step(phase, number + 1, loss, rate, norm.item(), len(rows))
+        yield Step(phase, number + 1, loss, rate, norm, len(rows), work.accumulation)
 
 
 def _gradients(
@@ -115,14 +123,17 @@ def _accumulated(phase: str, number: int, work: Work, rows: list[int]) -> float:
     for part in order.parts(rows, work.accumulation):
         loss = work.objective.loss(work.forward(part), work.targets[part], work.settings) / weight
         if not torch.isfinite(loss):
-            named = ", ".join(work.names[row] for row in part[:8]) + (", …" if len(part) > 8 else "")
             raise TrainingError(
-                f"phase {phase}, step {number}: the loss is {loss.item()} on rows {named}: lower the "
-                "learning rate, or look at these rows"
+                f"phase {phase}, step {number}: the loss is {loss.item()} on rows {_named(work, part)}: "
+                "lower the learning rate, or look at these rows"
             )
         loss.backward()
         total += loss.item()
     return total
+
+
+def _named(work: Work, rows: Sequence[int]) -> str:
+    return ", ".join(work.names[row] for row in rows[:8]) + (", …" if len(rows) > 8 else "")
 
 
 def _memory(error: RuntimeError) -> bool:

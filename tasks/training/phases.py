@@ -4,8 +4,9 @@ Only this module knows that training can be interrupted; the loop does not.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -18,12 +19,13 @@ from tasks.errors import TrainingError
 from tasks.progress import track
 from tasks.training import interrupt, loop, randomness, resume, table, updates
 from tasks.training.events import Change, Event, Finished, Measure
-from tasks.training.loop import Batches, Pace, Work
+from tasks.training.loop import Batches, Pace, Step, Work
 from tasks.training.table import NewRows
 
 log = logging.getLogger(__name__)
 NEW = "new rows"  # among a record's floors
 Stack = Sequence[tuple[str, Mapping[str, nn.Parameter], Sequence[nn.Module]]]
+BEST = "best-{}-{}.safetensors"  # of a phase, by number, and its step
 TOLD_EVERY = 10  # steps between two looks at how far the weights have moved, at least
 HIGHER = {"loss": False}  # every other figure is better where it is higher
 
@@ -33,7 +35,8 @@ class Planned:
     """A phase with everything decided: what learns, from which work, in which order, how fast.
 
     work: called when the phase begins: frozen work is done then, once. measure: validation figures, asked
-    after every epoch. epochs: the batches of each.
+    after every epoch. epochs: the batches of each. complete: called when the phase is, the best weights in
+    place, and never again.
     early_stopping: epochs without a better one after which the phase ends; None: never.
     rows: of a table on a floor that does not learn, which learn nevertheless, at the top floor's rate.
     """
@@ -48,6 +51,7 @@ class Planned:
     pace: Pace
     early_stopping: int | None = None
     rows: NewRows | None = None
+    complete: Callable[[], None] = lambda: None
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -87,7 +91,7 @@ class Training:
     number: int = 0
     done: int = 0
     told: list[Event] = field(default_factory=list)
-    moments: updates.Moments = field(default_factory=dict)
+    moments: updates.Moments = field(default_factory=dict)  # of what does not learn now
 
     @property
     def phase(self) -> Planned:
@@ -120,6 +124,13 @@ class Training:
         self.told.append(event)
         return event
 
+    @property
+    def parts(self) -> int:
+        """Those in which a batch of this phase has had to be computed."""
+        steps = (event for event in reversed(self.told) if isinstance(event, Step))
+        last = next(steps, None)
+        return last.parts if last and last.phase == self.phase.name else 1
+
     def save(self, target: Path, optimizer: torch.optim.Optimizer) -> None:
         resume.save(
             target,
@@ -127,7 +138,7 @@ class Training:
             done=self.done,
             told=self.told,
             parameters=self.trained,
-            optimizer=optimizer,
+            moments={**self.moments, **updates.moments(optimizer)},
         )
 
 
@@ -154,30 +165,32 @@ def fine_tune(
         stood.place_weights(model)
         training.number, training.done = stood.phase, stood.done
         training.told, training.moments = list(stood.told), stood.moments
+    random, stood = (stood.random if stood else None), None  # what it holds is large
     yield from list(training.told)
-    with interrupt.postponed() as obey:
-        while training.number < len(phases):
-            yield from _phase(training, stood.random if stood else None, obey)
-            training.number, training.done, stood = training.number + 1, 0, None
+    while training.number < len(phases):
+        yield from _phase(training, random)
+        training.number, training.done, random = training.number + 1, 0, None
 
 
 Obey = Callable[[Callable[[], None]], None]
 
 
-def _phase(training: Training, random: Mapping[str, Tensor] | None, obey: Obey) -> Iterator[Event]:
+def _phase(training: Training, random: Mapping[str, Tensor] | None) -> Iterator[Event]:
     phase = training.phase
     if not training.over:
         optimizer, work = _begin(training, random)
-        for stop in phase.ends:
-            if stop > training.done and not training.over:
-                yield from _epoch(training, optimizer, work, stop, obey)
-                measured = training.tell(Measure(phase.name, stop, dict(phase.measure())))
-                _keep(training, optimizer)
-                _learn(training.model, phase)
-                obey(lambda: None)  # saved already
-                yield measured
-        training.moments = updates.moments(optimizer)
+        with interrupt.postponed() as obey:
+            for stop in phase.ends:
+                if stop > training.done and not training.over:
+                    yield from _epoch(training, optimizer, work, stop, obey)
+                    measured = training.tell(_measured(phase, stop))
+                    _keep(training, optimizer)
+                    _learn(training.model, phase)
+                    obey(lambda: None)  # saved already
+                    yield measured
+        training.moments = {**training.moments, **updates.moments(optimizer)}
     _restore_best(training)
+    phase.complete()
     _demand_untouched(training)
     yield training.tell(_finished(training))
 
@@ -191,6 +204,8 @@ def _begin(training: Training, random: Mapping[str, Tensor] | None) -> tuple[tor
     optimizer = updates.optimizer(_groups(phase, settings.weight_decay), kind=settings.optimizer)
     updates.assert_same(optimizer, model)
     updates.remember(optimizer, training.moments)
+    table.forget_others(phase.rows, optimizer)
+    training.moments = {k: v for k, v in training.moments.items() if k not in phase.parameters}
     torch.manual_seed(settings.seed * 1000 + training.number)
     if random is not None:
         randomness.restore(random)
@@ -206,6 +221,7 @@ def _epoch(
 ) -> Iterator[Event]:
     phase, start = training.phase, training.done
     batches = [batch for epoch in phase.epochs for batch in epoch]
+    work = replace(work, accumulation=max(work.accumulation, training.parts))
     steps = loop.run_phase(phase.name, work, batches, optimizer, phase.pace, start=start, stop=stop)
     every = max(TOLD_EVERY, len(batches) // training.settings.told)
     save = partial(training.save, training.point, optimizer)
@@ -222,18 +238,34 @@ def _epoch(
                     save()
 
 
+def _measured(phase: Planned, step: int) -> Measure:
+    figures = dict(phase.measure())
+    if wrong := [f"{name} {value}" for name, value in figures.items() if not math.isfinite(value)]:
+        raise TrainingError(
+            f"phase {phase.name}, step {step}: on the validation rows the model's {', '.join(wrong)}: it has "
+            "diverged; lower the learning rate"
+        )
+    return Measure(phase.name, step, figures)
+
+
 def _keep(training: Training, optimizer: torch.optim.Optimizer) -> None:
-    """At the end of an epoch: the best one first, so that a point never speaks of one that is not there."""
+    """At the end of an epoch: the best one first, and a former best one goes last, so that whatever point is
+    there, the best one that it speaks of is too."""
     best = training.best
-    if best and best.step == training.done:
-        training.save(_best(training.point), optimizer)
-        files.link(_best(training.point), training.point)
-    else:
+    if best is None or best.step != training.done:
         training.save(training.point, optimizer)
+        return
+    training.save(_best(training), optimizer)
+    files.link(_best(training), training.point)
+    for other in training.point.parent.glob(BEST.format("*", "*")):
+        if other != _best(training):
+            other.unlink()
 
 
-def _best(point: Path) -> Path:
-    return point.with_name(f"best-{point.name}")
+def _best(training: Training) -> Path:
+    """The best epoch of this phase so far, whole."""
+    assert training.best
+    return training.point.with_name(BEST.format(training.number, training.best.step))
 
 
 def _restore_best(training: Training) -> None:
@@ -241,11 +273,11 @@ def _restore_best(training: Training) -> None:
     best = training.best
     if best is None or best.step == training.done:
         return
-    kept = resume.load(_best(training.point))
-    if kept is None or (kept.phase, kept.done) != (training.number, best.step):
+    kept = resume.load(_best(training))
+    if kept is None:
         raise TrainingError(
-            f"{_best(training.point)} does not hold step {best.step} of phase {training.phase.name}, its "
-            f"best: remove {training.point.parent} and train again"
+            f"{_best(training)} is missing, the best epoch of phase {training.phase.name}: remove "
+            f"{training.point.parent} and train again"
         )
     kept.place_weights(training.model)
     training.moments = kept.moments

@@ -1,12 +1,11 @@
 """A resume point: one safetensors file that holds all that the rest of the training depends on.
 
-Tensors: every parameter trained so far, what the optimizer remembers of them, the state of the random
-generator; in the header: where the training stands and what it has told so far. One file, renamed into place,
-is whole or absent. The best epoch of a phase is kept the same way, beside it.
+Tensors: every parameter trained so far, what an optimizer remembers of them, the state of the random
+generator, the steps so far; in the header: where the training stands and what else it has told. One file,
+renamed into place, is whole or absent. The best epoch of a phase is kept the same way, beside it.
 """
 
 import errno
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from tasks import files
 from tasks.errors import TrainingError
 from tasks.training import events, randomness, updates
 from tasks.training.events import Event
+
+STEPS = "steps"
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,14 @@ def save(
     done: int,
     told: Sequence[Event],
     parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    moments: updates.Moments,
 ) -> None:
     """Raises TrainingError where the disk is full: what was kept before stays."""
     tensors = {f"weight/{name}": value.detach() for name, value in parameters.items()}
-    remembered = updates.moments(optimizer).items()
-    tensors |= {f"moment/{name}/{key}": v for name, kept in remembered for key, v in kept.items()}
+    tensors |= {f"moment/{name}/{key}": v for name, kept in moments.items() for key, v in kept.items()}
     tensors |= {f"random/{name}": value for name, value in randomness.state().items()}
-    header = {"phase": str(phase), "done": str(done), "told": json.dumps([events.plain(e) for e in told])}
+    tensors[STEPS], others = events.pack(told)
+    header = {"phase": str(phase), "done": str(done), "told": others}
     try:
         with files.replace_file(target) as draft:
             write_tensors(draft, {name: value.cpu().contiguous() for name, value in tensors.items()}, header)
@@ -97,5 +98,5 @@ def load(target: Path) -> Point | None:
     with safe_open(target, framework="pt") as point:
         header = point.metadata()
         tensors = {name: point.get_tensor(name) for name in point.keys()}  # noqa: SIM118 - not a mapping
-    told = tuple(events.read(values) for values in json.loads(header["told"]))
+    told = events.unpack(tensors[STEPS], header["told"])
     return Point(int(header["phase"]), int(header["done"]), told, tensors)

@@ -39,6 +39,16 @@ def only(rows: NewRows | None) -> Iterator[None]:
         handle.remove()
 
 
+def forget_others(rows: NewRows | None, optimizer: torch.optim.Optimizer) -> None:
+    """What the optimizer remembers of the table's other rows, from a phase in which all learned, would go on
+    moving them."""
+    if rows is None:
+        return
+    for kept in optimizer.state.get(rows.table, {}).values():
+        if isinstance(kept, Tensor) and kept.shape == rows.table.shape:
+            kept.copy_(_kept(kept, rows.ids))
+
+
 def refuse_cached(rows: NewRows | None, phase: str) -> None:
     """To be asked after a step. Raises TrainingError where what was computed did not depend on the table:
     then it was computed once, before the rows changed."""

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -98,7 +100,7 @@ def test_an_interrupted_pass_leaves_nothing_that_is_taken_for_whole(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         boundary.gather(tmp_path, {"layer 2": _wanted()}, breaks)
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
 def test_a_state_too_large_for_its_dtype_is_told_with_the_remedy(tmp_path):
@@ -138,11 +140,11 @@ def test_what_was_used_longest_ago_goes_first_and_what_is_in_use_stays(tmp_path)
         os.utime(one.folder(tmp_path), (age, age))
     size = sum(file.stat().st_size for file in wanted[0].folder(tmp_path).iterdir())
     boundary.prune(tmp_path, maximum=2 * size, keep=[wanted[0].folder(tmp_path)])
-    assert {path.name for path in tmp_path.iterdir()} == {
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {
         one.folder(tmp_path).name for one in (wanted[0], wanted[2])
     }
     boundary.prune(tmp_path, maximum=0, keep=[wanted[0].folder(tmp_path)])
-    assert [path.name for path in tmp_path.iterdir()] == [wanted[0].folder(tmp_path).name]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [wanted[0].folder(tmp_path).name]
 
 
 def test_one_changed_weight_is_another_digest():
@@ -161,3 +163,54 @@ def test_what_the_states_depend_on_can_be_read_beside_them(tmp_path):
         "rows": "r",
         "weights": "w",
     }
+
+
+def test_two_that_want_the_same_states_at_once_compute_them_once(tmp_path):
+    begun, go = threading.Event(), threading.Event()
+    calls = []
+
+    def slow(names):
+        for batch in _compute(_values(), calls)(names):
+            yield batch
+            begun.set()
+            go.wait(10)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(boundary.gather, tmp_path, {"layer 2": _wanted()}, slow)
+        begun.wait(10)
+        second = pool.submit(_gather, tmp_path, _wanted(), None, calls)
+        boundary.prune(tmp_path, maximum=0, keep=[])  # leaves alone what is being filled
+        go.set()
+        one, other = first.result()["layer 2"], second.result()
+    assert len(calls) == 1
+    assert all(torch.equal(one.batch([row])[0][0], _values()[row]) for row in range(4))
+    assert np.array_equal(one.states, other.states)
+
+
+def test_a_draft_that_a_killed_process_left_goes_with_the_next_pruning(tmp_path):
+    draft = tmp_path / ".0123456789abcdef.draft"
+    draft.mkdir()
+    (draft / "states.npy").write_bytes(b"half")
+    _gather(tmp_path, _wanted())
+    boundary.prune(tmp_path, maximum=10**9, keep=[])
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [_wanted().folder(tmp_path).name]
+
+
+def test_old_states_make_room_before_new_ones_are_computed(tmp_path):
+    old = _wanted(rows="old")
+    _gather(tmp_path, old)
+    boundary.gather(tmp_path, {"layer 2": _wanted()}, _compute(_values()), maximum=_wanted().nbytes + 200)
+    assert not old.folder(tmp_path).exists()
+    assert _wanted().folder(tmp_path).exists()
+
+
+def test_a_disk_that_has_no_room_is_told_before_it_is_written_to(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(
+        TrainingError, match=r"cannot be kept there \(No space left on device\): make room, or set"
+    ):
+        _gather(tmp_path, _wanted())
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]

@@ -1,10 +1,13 @@
 """Training on kept states against training on everything computed: the same, or as near as the dtype is."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
 
-from tasks.model import boundary, floors, frozen
+from tasks.model import adapters, boundary, floors, frozen
+from tasks.model.adapters import Adapter
 from tasks.model.batches import Rows
 from tasks.model.boundary import Cache
 from tasks.model.frozen import FIRST, MEAN, Frozen, border
@@ -99,19 +102,76 @@ def test_one_pass_gives_all_states_and_the_pooled_ones_are_the_models_own(
         )
 
 
+def _kept(made):
+    return {path.name for path in made.cache.home.iterdir() if path.is_dir()}
+
+
+def _eps(model):
+    model.config.layer_norm_eps = 1e-3
+
+
+def _attention(model):
+    model.set_attn_implementation("eager")
+
+
+@pytest.mark.parametrize("change", [_eps, _attention])
+def test_another_config_over_the_same_weights_has_other_states(tiny_bert, tmp_path, change):
+    model = tiny_bert()
+    made = _frozen(model, tmp_path)
+    made.gather(ROWS, "rows", [border(2)], about="test")
+    change(model)
+    made.gather(ROWS, "rows", [border(2)], about="test")
+    assert len(_kept(made)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("torch.__version__", "0"),
+        ("transformers.__version__", "0"),
+        ("files.digest_file", lambda path: "other code"),
+    ],
+)
+def test_other_libraries_and_other_code_have_other_states(tiny_bert, tmp_path, monkeypatch, name, value):
+    made = _frozen(tiny_bert(), tmp_path)
+    made.gather(ROWS, "rows", [border(2)], about="test")
+    owner, _, attribute = name.partition(".")
+    monkeypatch.setattr(getattr(frozen, owner), attribute, value)
+    made.gather(ROWS, "rows", [border(2)], about="test")
+    assert len(_kept(made)) == 2
+
+
+def test_other_rows_have_other_states(tiny_bert, tmp_path):
+    made = _frozen(tiny_bert(), tmp_path)
+    made.gather(ROWS, "rows", [border(2)], about="test")
+    made.gather(ROWS, "others", [border(2)], about="test")
+    assert len(_kept(made)) == 2
+
+
+@pytest.mark.parametrize(("start", "kept"), [(2, 2), (1, 1)])
+def test_states_depend_on_an_adapter_where_it_is_below_them(tiny_bert, tmp_path, start, kept):
+    """Its strength stands in no tensor."""
+    model = tiny_bert()
+    adapters.inject(model, Adapter("lora", rank=2, alpha=4.0), [1], seed=1)
+    made = _frozen(model, tmp_path)
+    for alpha in (4.0, 8.0):
+        replace(made, adapter={"alpha": alpha}).gather(ROWS, "rows", [border(start)], about="test")
+    assert len(_kept(made)) == kept
+
+
 def test_a_layer_below_that_has_changed_makes_kept_states_stale(tiny_bert, tmp_path):
     model = tiny_bert()
     made = _frozen(model, tmp_path)
     made.gather(ROWS, "rows", [border(2)], about="test")
-    before = {path.name for path in made.cache.home.iterdir()}
+    before = _kept(made)
     with torch.no_grad():
         model.bert.encoder.layer[3].output.dense.bias += 1  # above the border: nothing to the matter
     made.gather(ROWS, "rows", [border(2)], about="test")
-    assert {path.name for path in made.cache.home.iterdir()} == before
+    assert _kept(made) == before
     with torch.no_grad():
         model.bert.encoder.layer[1].output.dense.bias += 1
     made.gather(ROWS, "rows", [border(2)], about="test")
-    assert len(list(made.cache.home.iterdir())) == 2
+    assert len(_kept(made)) == 2
 
 
 def test_answers_come_in_the_order_of_the_rows(tiny_bert, tmp_path):

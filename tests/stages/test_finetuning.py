@@ -110,6 +110,23 @@ def test_the_same_seed_gives_the_same_digest_and_another_seed_another(root):
     assert finetuning.run(_params(HEAD, WHOLE, seed=2), root, Ledger()).digest != first
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"class_weights": "balanced"}, {"label_smoothing": 0.2}, {"focal_gamma": 2.0}, {"optimizer": "sgd"}],
+)
+def test_what_is_asked_of_the_loss_reaches_it(root, changes):
+    plain, other = (finetuning.run(_params(HEAD, **one), root, Ledger()).weights for one in ({}, changes))
+    assert plain != other
+
+
+def test_a_head_that_got_lost_is_not_made_up_from_a_later_one(root):
+    finetuning.run(_params(HEAD, WHOLE), root, Ledger())
+    [kept] = (root / ".regraft" / "resume").glob("*/kept")
+    shutil.rmtree(kept)
+    with pytest.raises(TrainingError, match=r"head\.safetensors is gone: remove .* and train again"):
+        finetuning.run(_params(HEAD, WHOLE), root, Ledger())
+
+
 def test_what_fails_after_the_training_does_not_cost_it(root):
     """MLflow gone at the end, say: the next try takes no step. The next other training clears up."""
     first = finetuning.run(_params(HEAD, WHOLE), root, Ledger())

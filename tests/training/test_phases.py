@@ -158,18 +158,12 @@ def test_every_optimizer_goes_on_to_the_bit(tiny_bert, data, tmp_path, optimizer
 
 
 def test_what_goes_on_learning_keeps_its_moments_and_what_begins_has_none(tiny_bert, data, tmp_path):
-    model = tiny_bert()
-    counts = []
-    names = {id(value): name for name, value in model.named_parameters()}
-
-    def note(optimizer, *_):
-        steps = {names[id(value)]: int(kept["step"]) for value, kept in optimizer.state.items()}
-        counts.append((steps["classifier.weight"], steps.get("bert.encoder.layer.3.output.dense.weight")))
-
-    hook = register_optimizer_step_post_hook(note)
-    _train(model, data, tmp_path, schedule=(("head", 0), ("upper", 2)))
+    counts, hook = _counts("classifier.weight")
+    layer, other = _counts("bert.encoder.layer.3.output.dense.weight")
+    _train(tiny_bert(), data, tmp_path, schedule=(("head", 0), ("upper", 2)))
     hook.remove()
-    assert counts[9:12] == [(10, None), (11, 1), (12, 2)]
+    other.remove()
+    assert list(zip(counts, layer, strict=True))[9:12] == [(10, None), (11, 1), (12, 2)]
 
 
 def _with_figures(model, data, name, depth, losses, **more):
@@ -203,24 +197,180 @@ def test_the_next_phase_begins_with_the_best_epoch_of_the_one_before(tiny_bert, 
     assert told[-1].figures == {"loss": 0.3}
 
 
-@pytest.mark.parametrize("stop_after", [7, 11, 14, 16, 24])
-def test_the_best_epoch_survives_an_interruption_with_its_moments(tiny_bert, data, tmp_path, stop_after):
-    losses = [0.5, 0.3, 0.4]
+class Killed(BaseException):
+    """Stands for kill -9 between two writes."""
 
-    def plan(model, done=0):
-        upper = _with_figures(model, data, "upper", 2, losses[done:])
-        first = replace(upper, epochs=_with_figures(model, data, "upper", 2, losses).epochs)
-        return [first, _planned(model, data, "whole", "all")]
+
+SAVES = 15  # of the training below, and one more
+
+
+@pytest.mark.parametrize("write", range(1, SAVES + 1))
+def test_a_training_killed_after_any_write_goes_on_to_the_bit(tiny_bert, data, tmp_path, monkeypatch, write):
+    """Also between the best epoch's file and the point, and where the phase before ended with a worse epoch."""
+    losses = {"upper": [0.5, 0.3, 0.4], "whole": [0.6, 0.2, 0.3, 0.1]}
+    settings = replace(SETTINGS, save_every=4)
+
+    def planned(model, told=()):
+        """Losses by epoch, also where some of them were told before."""
+        result = []
+        for name, depth in (("upper", 2), ("whole", "all")):
+            known = [event for event in told if isinstance(event, Measure) and event.phase == name]
+            values = iter(losses[name][len(known) :])
+            plan = _planned(model, data, name, depth, epochs=len(losses[name]), rate=1e-3)
+            result.append(replace(plan, measure=lambda values=values: {"loss": next(values)}))
+        return result
 
     undisturbed, broken, resumed = tiny_bert(), tiny_bert(), tiny_bert()
-    expected_events = _train(undisturbed, data, tmp_path / "a", planned=plan(undisturbed))
-    _train(broken, data, tmp_path / "b", stop_after=stop_after, planned=plan(broken))
-    done = min(3, (stop_after - (1 if stop_after % 5 else 0)) // 5)
-    again = _train(resumed, data, tmp_path / "b", planned=plan(resumed, done))
-    assert again == expected_events
-    expected = _weights(undisturbed)
-    for name, value in _weights(resumed).items():
-        assert torch.equal(value, expected[name]), name
+    expected = _train(undisturbed, data, tmp_path / "a", planned=planned(undisturbed), settings=settings)
+    real, writes = resume.save, []
+
+    def save(*arguments, **named):
+        real(*arguments, **named)
+        writes.append(1)
+        if len(writes) == write:
+            raise Killed
+
+    monkeypatch.setattr(resume, "save", save)
+    try:
+        _train(broken, data, tmp_path / "b", planned=planned(broken), settings=settings)
+    except Killed:
+        assert write < SAVES
+    else:
+        assert write == SAVES, "the training makes fewer writes than are tried"
+    monkeypatch.setattr(resume, "save", real)
+    point = resume.load(tmp_path / "b" / "point")
+    again = _train(
+        resumed,
+        data,
+        tmp_path / "b",
+        planned=planned(resumed, point.told if point else ()),
+        settings=settings,
+    )
+    assert again == expected
+    weights = _weights(undisturbed)
+    assert all(torch.equal(value, weights[name]) for name, value in _weights(resumed).items())
+    assert len(list((tmp_path / "b").glob("best-*"))) == 1
+
+
+def _counts(name):
+    """Told after every optimizer step: how many the parameter `name` has had, by its moments; None: no moments."""
+    found = []
+
+    def note(optimizer, *_):
+        names = {
+            key: value
+            for group in optimizer.param_groups
+            for key, value in zip(group["names"], group["params"], strict=True)
+        }
+        kept = optimizer.state.get(names.get(name), {})
+        found.append(int(kept["step"]) if kept else None)
+
+    return found, register_optimizer_step_post_hook(note)
+
+
+def test_with_the_best_epochs_weights_come_its_moments(tiny_bert, data, tmp_path):
+    model = tiny_bert()
+    upper = _with_figures(model, data, "upper", 2, [0.5, 0.3, 0.4, 0.6])
+    counts, hook = _counts("classifier.weight")
+    _train(model, data, tmp_path, planned=[upper, _planned(model, data, "whole", "all")])
+    hook.remove()
+    assert counts[18:22] == [19, 20, 11, 12]  # the second of four epochs, of five steps each, was the best
+
+
+def test_what_is_frozen_for_a_while_keeps_its_moments(tiny_bert, data, tmp_path):
+    model = tiny_bert()
+    counts, hook = _counts("bert.encoder.layer.3.output.dense.weight")
+    _train(model, data, tmp_path, schedule=(("upper", 2), ("head", 0), ("again", 2)))
+    hook.remove()
+    assert counts[8:12] == [9, 10, None, None]
+    assert counts[19:22] == [None, 11, 12]
+
+
+def test_new_rows_learn_alone_after_the_whole_table_did(tiny_bert, data, tmp_path):
+    model = tiny_bert()
+    _, table = floors.word_table(model)
+    whole = _planned(model, data, "whole", "all")
+    rows = _with_rows(model, data, "upper", 2)
+    before = []
+
+    def work():
+        before.append(table.detach().clone())
+        return rows.work()
+
+    _train(model, data, tmp_path, planned=[whole, replace(rows, work=work)])
+    changed = (table.detach() != before[0]).any(dim=1).nonzero().flatten().tolist()
+    assert changed == [7, 11]
+
+
+@pytest.mark.parametrize("stop_after", [4, 7, 13])
+def test_what_did_not_fit_the_memory_goes_on_to_the_bit(tiny_bert, data, tmp_path, stop_after):
+    """Dropout is drawn for parts of a batch from then on, also by who goes on."""
+
+    def small(model):
+        plan, begun = _planned(model, data, "upper", 2, epochs=3), []
+
+        def work():
+            real = plan.work()
+
+            def forward(rows):
+                begun.append(1)
+                if len(rows) > 4 and (len(begun) - 1) % 40 == 2:  # the third batch of a run
+                    raise torch.OutOfMemoryError("CUDA out of memory.")
+                return real.forward(rows)
+
+            return replace(real, forward=forward)
+
+        return [replace(plan, work=work)]
+
+    undisturbed, broken, resumed = tiny_bert(), tiny_bert(), tiny_bert()
+    expected = _train(undisturbed, data, tmp_path / "a", planned=small(undisturbed))
+    _train(broken, data, tmp_path / "b", stop_after=stop_after, planned=small(broken))
+    again = _train(resumed, data, tmp_path / "b", planned=[_planned(resumed, data, "upper", 2, epochs=3)])
+    parts = [event.parts for event in again if isinstance(event, Step)]
+    assert parts == [1, 1, *[2] * 13]
+    assert again == expected
+    weights = _weights(undisturbed)
+    assert all(torch.equal(value, weights[name]) for name, value in _weights(resumed).items())
+
+
+def test_a_gradient_that_is_no_number_costs_no_weights(tiny_bert, data, tmp_path):
+    model = tiny_bert()
+    before = _weights(model)
+    plan = _planned(model, data, "head", 0)
+
+    def work():
+        real = plan.work()
+        scale = torch.tensor(1e38)
+        return replace(
+            real, forward=lambda rows: real.forward(rows) * scale * scale.reciprocal() ** 0.5 * scale
+        )
+
+    with pytest.raises(
+        TrainingError, match=r"phase head, step 1: the (gradient's norm|loss) is (inf|nan) on rows row"
+    ):
+        _train(model, data, tmp_path, planned=[replace(plan, work=work)])
+    assert all(torch.equal(value, before[name]) for name, value in _weights(model).items())
+
+
+def test_validation_that_is_no_number_ends_the_training_with_a_sentence(tiny_bert, data, tmp_path):
+    model = tiny_bert()
+    plan = _with_figures(model, data, "upper", 2, [0.5, float("nan"), 0.4])
+    with pytest.raises(
+        TrainingError, match="phase upper, step 10: on the validation rows the model's loss nan"
+    ):
+        _train(model, data, tmp_path, planned=[plan])
+
+
+def test_a_phase_tells_its_end_once_even_where_it_is_told_again(tiny_bert, data, tmp_path):
+    ended = []
+    for stop_after in (11, None):
+        model = tiny_bert()
+        planned = [
+            replace(_planned(model, data, name, depth), complete=lambda name=name: ended.append(name))
+            for name, depth in SCHEDULE
+        ]
+        _train(model, data, tmp_path, stop_after=stop_after, planned=planned)
+    assert ended == ["head", "head", "upper", "whole"]  # the point of step 11 was not written yet
 
 
 def test_a_phase_ends_when_it_has_not_become_better_for_long_enough(tiny_bert, data, tmp_path):
@@ -311,6 +461,20 @@ def test_a_second_ctrl_c_stops_at_once(tiny_bert, data, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         _train(model, data, tmp_path, planned=[replace(plan, measure=measure)])
     assert twice == [1]
+
+
+def test_ctrl_c_during_frozen_work_acts_at_once(tiny_bert, data, tmp_path):
+    plan = _planned(tiny_bert(), data, "head", 0)
+    model, reached = tiny_bert(), []
+
+    def work():
+        signal.raise_signal(signal.SIGINT)
+        reached.append(1)
+        return plan.work()
+
+    with pytest.raises(KeyboardInterrupt):
+        _train(model, data, tmp_path, planned=[replace(_planned(model, data, "head", 0), work=work)])
+    assert reached == []
 
 
 def test_training_in_another_thread_leaves_signals_alone(tiny_bert, data, tmp_path):
