@@ -55,7 +55,7 @@ class Size(NamedTuple):
 
 
 FULL = Size(512, 160, 32, 1024, 256, 20, 3, (400, 800, 1600))
-QUICK = Size(64, 32, 4, 64, 16, 2, 1, (16, 32, 48))
+QUICK = Size(32, 12, 2, 32, 16, 2, 1, (8, 16, 24))
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,9 @@ class Boundary:
     def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Hidden states (batch, longest, width) float32, zeros behind each row's end, and the mask (batch,
         longest) int64."""
+        if len(self.offsets) == len(self.states) + 1 and self.scales is None:  # one token a row: features
+            found = torch.from_numpy(np.asarray(self.states[list(rows)], dtype=np.float32))
+            return found[:, None], torch.ones((len(rows), 1), dtype=torch.int64)
         spans = [(self.offsets[row], self.offsets[row + 1]) for row in rows]
         longest = max(stop - start for start, stop in spans)
         hidden = np.zeros((len(rows), longest, self.states.shape[1]), dtype=np.float32)

@@ -39,10 +39,21 @@ class Frozen:
     cache: Cache
     adapter: Mapping[str, Any] = field(default_factory=dict)
 
-    def gather(self, rows: Rows, digest: str, names: Sequence[str], *, about: str) -> dict[str, Boundary]:
+    def gather(
+        self,
+        rows: Rows,
+        digest: str,
+        names: Sequence[str],
+        *,
+        about: str,
+        weights: Sequence[str] | None = None,
+    ) -> dict[str, Boundary]:
         """The states of `names` for all `rows`, which `digest` tells from others; computed in one pass where
-        they are not kept yet. Dropout must be off."""
-        weights = self._weights(max(map(self._below, names)))
+        they are not kept yet. Dropout must be off.
+
+        weights: what `digests` said since something last learned below; None: asked now.
+        """
+        weights = self.digests() if weights is None else weights
         wanted = {name: self._wanted(rows, name, self._depends(digest, name, weights)) for name in names}
         return boundary.gather(
             self.cache.home,
@@ -64,9 +75,9 @@ class Frozen:
         stack = [floor.name for floor in floors.floors(self.model)[:-1]]
         return stack.index(name) if name in stack else len(stack)
 
-    def _weights(self, count: int) -> list[str]:
-        """Digests of the lowest `count` floors, each hashed once however many states depend on it."""
-        return [boundary.weights_digest(floor.parameters) for floor in floors.floors(self.model)[:count]]
+    def digests(self) -> list[str]:
+        """Of the weights of every floor below the head."""
+        return [boundary.weights_digest(floor.parameters) for floor in floors.floors(self.model)[:-1]]
 
     def _depends(self, digest: str, name: str, weights: Sequence[str]) -> dict[str, Any]:
         below = floors.floors(self.model)[: self._below(name)]

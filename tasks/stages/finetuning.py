@@ -3,7 +3,7 @@
 import csv
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -307,7 +307,8 @@ def _plan(job: Job, number: int) -> phases.Planned:
     phase = job.settings.phases[number]
     learning = floors.learning(job.stack, phase.depth, phase.floors)
     new = job.new if job.new and not any(job.new.name in floor.parameters for floor in learning) else None
-    validate = cache(lambda: _forward(job, number, job.validation, "validation"))
+    weights = cache(job.frozen.digests)  # of what learns not in this phase they tell once and for all
+    validate = cache(lambda: _forward(job, number, job.validation, "validation", weights))
 
     def measure() -> Mapping[str, float]:
         job.model.eval()
@@ -317,7 +318,7 @@ def _plan(job: Job, number: int) -> phases.Planned:
     return phases.Planned(
         name=phase.name,
         stack=_stack(learning),
-        work=lambda: _work(job, _forward(job, number, job.train, "frozen layers")),
+        work=lambda: _work(job, _forward(job, number, job.train, "frozen layers", weights)),
         measure=measure,
         epochs=_epochs(job, number, phase),
         learning_rate=phase.learning_rate,
@@ -348,14 +349,16 @@ def _work(job: Job, forward: Forward) -> Work:
     return Work(forward, split.targets, job.objective, job.losses, split.names, job.settings.accumulation)
 
 
-def _forward(job: Job, number: int, split: Split, about: str) -> Forward:
+def _forward(
+    job: Job, number: int, split: Split, about: str, weights: Callable[[], Sequence[str]]
+) -> Forward:
     """Logits of places in `split`: what stands still in phase `number` is computed once, where that pays."""
     starts = _starts(job, number)
     if not starts:
         return job.frozen.whole(split.rows)
     alone = split is job.train and job.settings.phases[number].name in job.alone
     names = [*map(job.frozen.name, starts), *([MEAN] if alone else [])]
-    kept = job.frozen.gather(split.rows, split.digest, names, about=about)
+    kept = job.frozen.gather(split.rows, split.digest, names, about=about, weights=weights())
     if alone:
         with files.replace_file(job.kept / FROZEN) as draft, draft.open("wb") as stream:
             np.save(stream, frozen.pooled(kept[MEAN]))

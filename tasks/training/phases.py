@@ -120,16 +120,16 @@ class Training:
         worse = [measure for measure in self.measures if best and measure.step > best.step]
         return self.done >= self.phase.ends[-1] or (patience is not None and len(worse) >= patience)
 
-    def tell(self, event: Event) -> Event:
-        self.told.append(event)
-        return event
-
     @property
     def parts(self) -> int:
         """Those in which a batch of this phase has had to be computed."""
         steps = (event for event in reversed(self.told) if isinstance(event, Step))
         last = next(steps, None)
         return last.parts if last and last.phase == self.phase.name else 1
+
+    def tell(self, event: Event) -> Event:
+        self.told.append(event)
+        return event
 
     def save(self, target: Path, optimizer: torch.optim.Optimizer) -> None:
         resume.save(
@@ -153,9 +153,9 @@ def fine_tune(
     """Carry out `phases` on `model` in place, yielding what happens.
 
     floors: all of the model's. The epoch with the best validation figure is what the next phase begins with.
-    With a resume point on disk all that was told is told
-    again and training goes on behind it, bit for bit as if never interrupted.
-    Raises TrainingError for a loss that is not finite and for a frozen tensor that has changed.
+    With a resume point on disk all that was told is told again and training goes on behind it, bit for bit
+    as if never interrupted. Raises TrainingError for a loss, a gradient or a validation figure that is not
+    finite, and for a frozen tensor that has changed.
     """
     start = {name: value.detach().clone() for name, value in model.named_parameters()}
     training = Training(model, phases, settings, point, start, floors)
@@ -190,8 +190,8 @@ def _phase(training: Training, random: Mapping[str, Tensor] | None) -> Iterator[
                     yield measured
         training.moments = {**training.moments, **updates.moments(optimizer)}
     _restore_best(training)
-    phase.complete()
     _demand_untouched(training)
+    phase.complete()
     yield training.tell(_finished(training))
 
 
@@ -302,16 +302,12 @@ def _changes(training: Training) -> dict[str, float]:
     phase."""
     learned, start = training.trained, training.start
     with torch.no_grad():
-        moved = {
-            name: sum(_squares(value - start[key]) for key, value in parameters.items() if key in learned)
-            for name, parameters, _ in training.floors
-        }
-        return {
-            name: (moved[name] / sum(_squares(start[key]) for key in parameters)) ** 0.5
-            if moved[name]
-            else 0.0
-            for name, parameters, _ in training.floors
-        }
+        found = dict.fromkeys((name for name, _, _ in training.floors), 0.0)
+        for name, parameters, _ in training.floors:
+            moved = sum(_squares(v - start[key]) for key, v in parameters.items() if key in learned)
+            if moved:
+                found[name] = (moved / sum(_squares(start[key]) for key in parameters)) ** 0.5
+    return found
 
 
 def _squares(value: Tensor) -> float:

@@ -55,6 +55,13 @@ def test_rows_come_back_in_any_batch_with_zeros_behind_their_ends(tmp_path):
     assert not hidden[0, 1:].any()
 
 
+def test_features_of_one_token_a_row_come_back_in_any_order(tmp_path):
+    values = [torch.full((1, 5), float(row)) for row in range(4)]
+    hidden, mask = _gather(tmp_path, _wanted(lengths=[1] * 4), values).batch([2, 0, 2])
+    assert hidden[:, 0, 0].tolist() == [2.0, 0.0, 2.0]
+    assert (hidden.shape, mask.tolist()) == ((3, 1, 5), [[1], [1], [1]])
+
+
 @pytest.mark.parametrize(("dtype", "error"), [("float16", 2e-3), ("int8", 2e-2)])
 def test_smaller_numbers_come_back_nearly(tmp_path, dtype, error):
     hidden, _ = _gather(tmp_path, _wanted(dtype)).batch([2])
