@@ -31,7 +31,7 @@ class Size(NamedTuple):
     repetitions: int
 
 
-FULL, QUICK = Size(48, 7), Size(1, 1)
+FULL, QUICK = Size(24, 7), Size(1, 1)
 
 
 class Cost(NamedTuple):
