@@ -28,9 +28,10 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from benchmarks.labelled import LONGEST, Part, Portion
 from tasks import files
 from tasks.model import floors, frozen
-from tasks.model.batches import Rows
+from tasks.model.batches import Ragged, Rows
 from tasks.model.boundary import Cache
 from tasks.model.frozen import Frozen
+from tasks.model.reading import Asked
 from tasks.params import FinetuningParams, Phase
 from tasks.stages import finetuning
 from tasks.training import device, objectives
@@ -116,9 +117,10 @@ def _job(model: Any, portion: Portion, settings: FinetuningParams, folder: Path)
 
 
 def _split(part: Part, model: Any) -> finetuning.Split:
-    rows = Rows(part.input_ids, None, model.config.pad_token_id)
+    rows = Rows(Ragged.of(part.input_ids), None, model.config.pad_token_id)
     targets = torch.as_tensor(part.targets, device=model.device)
-    return finetuning.Split(rows, targets, list(map(str, range(len(rows)))), files.digest_json(part))
+    names = list(map(str, range(len(rows))))
+    return finetuning.Split(Asked(rows, lambda places: targets[places], names), files.digest_json(part))
 
 
 class Silence:
@@ -228,10 +230,11 @@ def _examples(part: Part) -> list[dict[str, Any]]:
 
 def _right(model: Any, part: Part) -> int:
     model.eval()
-    rows = Rows(part.input_ids, None, model.config.pad_token_id)
+    rows = Rows(Ragged.of(part.input_ids), None, model.config.pad_token_id)
     forward: Callable[[Sequence[int]], torch.Tensor] = Frozen(model, Cache(Path(), "none", 0)).whole(rows)
-    answers = frozen.answers(forward, rows, description="unseen rows").argmax(dim=-1).cpu()
-    return int((answers == torch.as_tensor(part.targets)).sum())
+    answers = frozen.answers(forward, rows, description="unseen rows")
+    targets = torch.as_tensor(part.targets)
+    return sum(int((logits.argmax(dim=-1).cpu() == targets[places]).sum()) for places, logits in answers)
 
 
 def _wait() -> None:

@@ -265,8 +265,9 @@ class FinetuningParams(Section):
         0.0,
         description="how much less rows count that are answered well (Lin et al., 2017); 0: cross-entropy",
     )
-    select: Literal["loss", "accuracy"] = Field(
-        "accuracy", description="validation figure by which the best epoch of a phase is kept"
+    select: Literal["auto", "loss", "accuracy", "micro_f1", "r2", "perplexity"] = Field(
+        "auto",
+        description="validation figure by which the best epoch of a phase is kept; auto: the kind's own",
     )
     save_every: Count = Field(50, description="optimizer steps between resume points")
     cache: CacheParams = CacheParams()

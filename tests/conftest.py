@@ -56,6 +56,43 @@ def tiny_bert() -> Callable[..., Any]:
     return make
 
 
+@pytest.fixture
+def tiny() -> Callable[..., Any]:
+    """Class of transformers -> a random model of four layers (T5: two and two), all sizes different, whose
+    padding token is 0 (RoBERTa: 1)."""
+
+    def make(name: str, *, seed: int = 0, **more: Any) -> Any:
+        import torch
+        import transformers
+
+        torch.manual_seed(seed)
+        kind = next(kind for kind in SIZES if name.lower().startswith(kind))
+        config = {"vocab_size": 61, "num_labels": 3, "pad_token_id": 0, **SIZES[kind], **more}
+        model = getattr(transformers, name)
+        if name.endswith("QuestionAnswering"):
+            config.pop("num_labels")
+        return model(model.config_class(**config)).eval()
+
+    return make
+
+
+TALL = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 40}
+SIZES: dict[str, dict[str, Any]] = {
+    "distilbert": {"dim": 24, "n_layers": 4, "n_heads": 3, "hidden_dim": 40, "max_position_embeddings": 33},
+    "bert": {**TALL, "max_position_embeddings": 33},
+    "roberta": {**TALL, "max_position_embeddings": 35, "pad_token_id": 1},
+    "gpt2": {"n_embd": 24, "n_layer": 4, "n_head": 3, "n_inner": 40, "n_positions": 33},
+    "llama": {
+        **TALL, "num_attention_heads": 6, "num_key_value_heads": 3, "max_position_embeddings": 33,
+        "bos_token_id": 1, "eos_token_id": 2,
+    },
+    "t5": {
+        "d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_heads": 3, "num_decoder_layers": 2,
+        "decoder_start_token_id": 0,
+    },
+}  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A database as MLflow creates it, which takes seconds; a copy takes none. All workers share it."""

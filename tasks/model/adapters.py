@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from tasks import files
 from tasks.errors import TrainingError, did_you_mean
@@ -59,11 +60,12 @@ class Bottleneck(nn.Module):
 
     adapter_layer_names = ("down", "up")  # as peft's modules tell which of their tensors are an adapter's
 
-    def __init__(self, base_layer: nn.Linear, width: int) -> None:
+    def __init__(self, base_layer: nn.Linear | Conv1D, width: int) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.down = nn.Linear(base_layer.out_features, width).to(base_layer.weight)
-        self.up = nn.Linear(width, base_layer.out_features).to(base_layer.weight)
+        outputs = base_layer.nf if isinstance(base_layer, Conv1D) else base_layer.out_features
+        self.down = nn.Linear(outputs, width).to(base_layer.weight)
+        self.up = nn.Linear(width, outputs).to(base_layer.weight)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
@@ -185,8 +187,11 @@ def _adapted(model: PreTrainedModel) -> dict[str, Any]:
 
 def _parts(model: PreTrainedModel, layers: Sequence[int], roles: Sequence[str]) -> list[str]:
     """The paths of the dense layers that have these roles."""
-    path, parts = floors.anatomy_of(model).layers, PARTS[model.config.model_type]
-    return [f"{path}.{layer}.{parts[role]}" for layer in layers for role in roles]
+    kind = model.config.model_type
+    if kind not in PARTS:
+        raise TrainingError(f"no adapter is known for model type {kind!r}; {did_you_mean(kind, PARTS)}")
+    names = dict.fromkeys(PARTS[kind][role] for role in roles)  # GPT-2 has three of them in one
+    return [f"{floors.layer_path(model, layer)}.{name}" for layer in layers for name in names]
 
 
 def _config(model: PreTrainedModel, adapter: Adapter, layers: Sequence[int]) -> Any:
@@ -267,6 +272,20 @@ PARTS: Mapping[str, Mapping[str, str]] = {  # model type -> role -> dense layer,
         "output": "attention.out_lin",
         "up": "ffn.lin1",
         "down": "ffn.lin2",
+    },
+    "gpt2": {
+        **dict.fromkeys(("query", "key", "value"), "attn.c_attn"),
+        "output": "attn.c_proj",
+        "up": "mlp.c_fc",
+        "down": "mlp.c_proj",
+    },
+    "llama": {
+        "query": "self_attn.q_proj",
+        "key": "self_attn.k_proj",
+        "value": "self_attn.v_proj",
+        "output": "self_attn.o_proj",
+        "up": "mlp.up_proj",
+        "down": "mlp.down_proj",
     },
 }
 

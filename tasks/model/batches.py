@@ -1,54 +1,114 @@
 """Ragged rows of token ids as padded tensors, with as little padding as the order allows."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Tokens = Sequence[Sequence[int]]
+Places = Sequence[int]  # of rows in their table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """Rows of different lengths, one behind the other: row r is `values[offsets[r] : offsets[r + 1]]`."""
+
+    values: NDArray[Any]
+    offsets: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: Iterable[Any]) -> "Ragged":
+        held = [np.asarray(row, dtype=np.int64) for row in rows]
+        values = np.concatenate(held) if held else np.zeros(0, dtype=np.int64)
+        return cls(values, _offsets([len(row) for row in held]))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, place: int) -> NDArray[Any]:
+        return self.values[self.offsets[place] : self.offsets[place + 1]]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.diff(self.offsets)
+
+    def flat(self, places: Places) -> Tensor:
+        """The values of these rows, one behind the other, int64."""
+        return torch.from_numpy(np.concatenate([self[place] for place in places]).astype(np.int64))
+
+    def padded(self, places: Places, *, pad: int) -> tuple[Tensor, Tensor]:
+        """Values and mask, both (batch, longest) int64."""
+        rows = [self[place] for place in places]
+        longest = max(len(row) for row in rows)
+        values = np.full((len(rows), longest), pad, dtype=np.int64)
+        mask = np.zeros((len(rows), longest), dtype=np.int64)
+        for number, row in enumerate(rows):
+            values[number, : len(row)] = row
+            mask[number, : len(row)] = 1
+        return torch.from_numpy(values), torch.from_numpy(mask)
+
+
+@dataclass(frozen=True, eq=False)
 class Rows:
-    """Ragged token ids and, for pairs, which text each token belongs to; `pad` stands behind a row's end."""
+    """Ragged token ids and what a model needs besides; `pad` stands behind a row's end.
 
-    input_ids: Tokens
-    token_types: Tokens | None
+    token_types: which text of a pair each token belongs to. read: the positions whose last hidden states the
+    head reads; None: the first alone. decoder_ids: what the decoder of an encoder-decoder is given; then
+    `read` counts there.
+    """
+
+    input_ids: Ragged
+    token_types: Ragged | None
     pad: int
+    read: Ragged | None = None
+    decoder_ids: Ragged | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     @property
     def lengths(self) -> list[int]:
-        return [len(row) for row in self.input_ids]
+        """Tokens of each row, those of a decoder included."""
+        own = self.input_ids.lengths
+        both = own if self.decoder_ids is None else own + self.decoder_ids.lengths
+        return list(map(int, both))
 
-    def batch(self, places: Sequence[int], device: torch.device) -> dict[str, Tensor]:
-        """What a transformers model takes: input_ids, attention_mask and, for pairs, token_type_ids; each
-        (batch, longest) int64 on `device`."""
-        ids, mask = pad_rows([self.input_ids[place] for place in places], pad=self.pad)
+    @property
+    def counts(self) -> list[int]:
+        """Positions of each row that the head reads."""
+        return [1] * len(self) if self.read is None else list(map(int, self.read.lengths))
+
+    def batch(self, places: Places, device: torch.device) -> dict[str, Tensor]:
+        """What a transformers model takes: input_ids, attention_mask and, where there are any,
+        token_type_ids, decoder_input_ids and decoder_attention_mask; each (batch, longest) int64."""
+        ids, mask = self.input_ids.padded(places, pad=self.pad)
         given = {"input_ids": ids, "attention_mask": mask}
         if self.token_types is not None:
-            given["token_type_ids"], _ = pad_rows([self.token_types[place] for place in places], pad=0)
+            given["token_type_ids"], _ = self.token_types.padded(places, pad=0)
+        if self.decoder_ids is not None:
+            given["decoder_input_ids"], given["decoder_attention_mask"] = self.decoder_ids.padded(
+                places, pad=self.pad
+            )
         return {name: value.to(device) for name, value in given.items()}
+
+    def states_read(self, states: Tensor, places: Places) -> Tensor:
+        """Those of `states` (batch, tokens, width) that the head reads, row by row: (read, width)."""
+        return states[:, 0] if self.read is None else _picked(states, [self.read[place] for place in places])
 
     def longest_first(self, size: int) -> list[list[int]]:
         """Places in batches of `size`: padding is least, and memory trouble shows at once."""
-        order = sorted(range(len(self)), key=lambda place: (-len(self.input_ids[place]), place))
+        lengths = self.lengths
+        order = sorted(range(len(self)), key=lambda place: (-lengths[place], place))
         return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def pad_rows(rows: Tokens, *, pad: int) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, both (batch, longest) int64."""
-    longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), pad, dtype=torch.int64)
-    mask = torch.zeros((len(rows), longest), dtype=torch.int64)
-    for place, row in enumerate(rows):
-        ids[place, : len(row)] = torch.as_tensor(np.asarray(row, dtype=np.int64))
-        mask[place, : len(row)] = 1
-    return ids, mask
+def last_tokens(input_ids: Ragged) -> Ragged:
+    """The position of each row's last token: what a decoder's classifier reads."""
+    return Ragged(input_ids.lengths - 1, np.arange(len(input_ids) + 1, dtype=np.int64))
 
 
 def sorted_batches(
@@ -59,6 +119,17 @@ def sorted_batches(
     columns: input_ids and, for pairs, token_type_ids, ragged.
     Yields places of rows, and what a transformers model takes of them, each (batch, tokens).
     """
-    rows = Rows(columns["input_ids"], columns.get("token_type_ids"), pad)
+    types = columns.get("token_type_ids")
+    rows = Rows(Ragged.of(columns["input_ids"]), None if types is None else Ragged.of(types), pad)
     for places in rows.longest_first(batch_size):
         yield places, rows.batch(places, torch.device("cpu"))
+
+
+def _picked(states: Tensor, positions: Sequence[NDArray[np.int64]]) -> Tensor:
+    numbers = np.repeat(np.arange(len(positions)), [len(row) for row in positions])
+    picked: Tensor = states[torch.from_numpy(numbers), torch.from_numpy(np.concatenate(positions))]
+    return picked
+
+
+def _offsets(lengths: Sequence[int]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)

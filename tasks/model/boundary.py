@@ -78,9 +78,6 @@ class Boundary:
     def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Hidden states (batch, longest, width) float32, zeros behind each row's end, and the mask (batch,
         longest) int64."""
-        if len(self.offsets) == len(self.states) + 1 and self.scales is None:  # one token a row: features
-            found = torch.from_numpy(np.asarray(self.states[list(rows)], dtype=np.float32))
-            return found[:, None], torch.ones((len(rows), 1), dtype=torch.int64)
         spans = [(self.offsets[row], self.offsets[row + 1]) for row in rows]
         longest = max(stop - start for start, stop in spans)
         hidden = np.zeros((len(rows), longest, self.states.shape[1]), dtype=np.float32)
@@ -91,6 +88,16 @@ class Boundary:
                 hidden[place, : stop - start] *= self.scales[start:stop]
             mask[place, : stop - start] = 1
         return torch.from_numpy(hidden), mask
+
+    def flat(self, rows: Sequence[int]) -> Tensor:
+        """The states of these rows, one behind the other: (tokens, width) float32."""
+        if len(self.offsets) == len(self.states) + 1 and self.scales is None:  # one a row: features
+            return torch.from_numpy(np.asarray(self.states[list(rows)], dtype=np.float32))
+        spans = [slice(self.offsets[row], self.offsets[row + 1]) for row in rows]
+        found = np.concatenate([self.states[span] for span in spans]).astype(np.float32)
+        if self.scales is not None:
+            found *= np.concatenate([self.scales[span] for span in spans])
+        return torch.from_numpy(found)
 
 
 def weights_digest(tensors: Mapping[str, nn.Parameter]) -> str:

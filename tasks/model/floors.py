@@ -1,34 +1,38 @@
-"""A classifier as floors, bottom to top: embeddings, layer 0 … layer n-1, head.
+"""A model as floors, bottom to top: embeddings, layer 0 … layer n-1, head.
 
 Depth is counted from the head down, so that `layer 1` can never be taken for `layer 10`. The head is all
-that stands between the last hidden state of the first token and the logits: for BERT that is the pooler and
-the classifier, as RoBERTa's classification head holds its own dense layer.
+that stands between the last hidden states and the logits: for BERT's classifier that is the pooler and the
+classifier, as RoBERTa's classification head holds its own dense layer. What a head shares with the embeddings
+is on their floor.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from tasks.errors import CheckpointError, TrainingError, did_you_mean
+from tasks.model import heads
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Where one model type keeps its floors, dropout included, and how its head reads the first token.
+    """Where one model type keeps what is below its head, dropout included.
 
-    `logits(model, first)`: first (batch, width) -> (batch, classes), the stock class's own arithmetic.
+    layers: lists of layers, bottom to top; closing: of each list, what follows its last layer and stands on
+    that one's floor.
     """
 
-    embeddings: str
-    layers: str
-    head: tuple[str, ...]
-    logits: Callable[[Any, Tensor], Tensor]
+    embeddings: tuple[str, ...]
+    layers: tuple[str, ...]
+    closing: tuple[tuple[str, ...], ...] = ((),)
 
 
 @dataclass(frozen=True)
@@ -49,18 +53,30 @@ class Floor:
 
 
 def load(directory: Path, *, device: str = "cpu") -> PreTrainedModel:
-    """The classifier in `directory`, float32, in eval mode.
+    """The model in `directory`, of the class that its config.json names, float32, in eval mode.
 
     Raises CheckpointError if a tensor is missing, left over or of another shape: transformers would only
     print a table and return random layers.
     """
-    model, report = AutoModelForSequenceClassification.from_pretrained(
+    model, report = _architecture(directory).from_pretrained(
         directory, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
     )
     faults = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
     if faults:
         raise CheckpointError(f"{directory} does not fit {type(model).__name__}: {faults}")
+    model.config.use_cache = False  # of keys and values, which generation alone needs
     return model.to(device).eval()  # type: ignore[no-any-return]
+
+
+def _architecture(directory: Path) -> Any:
+    names = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    found = getattr(transformers, names[0], None) if names else None
+    if found is None:
+        raise CheckpointError(
+            f"{directory / 'config.json'} names no class of transformers {transformers.__version__} under "
+            f"architectures: {names}; run `dvc repro conversion`"
+        )
+    return found
 
 
 def with_head(model: PreTrainedModel, head: Path) -> None:
@@ -81,17 +97,22 @@ def with_head(model: PreTrainedModel, head: Path) -> None:
 def floors(model: PreTrainedModel) -> tuple[Floor, ...]:
     """Every parameter of `model` in exactly one floor, bottom to top.
 
-    Raises TrainingError for a model type without a row in ANATOMIES.
+    Raises TrainingError for a model type without a row in ANATOMIES, and a class without one in HEADS.
     """
-    anatomy = anatomy_of(model)
-    names = [f"{anatomy.layers}.{number}" for number, _ in enumerate(layers_of(model))]
-    stack = [("embeddings", [anatomy.embeddings]), *((f"layer {i}", [n]) for i, n in enumerate(names))]
-    result = tuple(_floor(model, name, paths) for name, paths in [*stack, ("head", list(anatomy.head))])
-    placed = [name for floor in result for name in floor.parameters]
-    if sorted(placed) != sorted(name for name, _ in model.named_parameters()):
-        stray = set(placed) ^ {name for name, _ in model.named_parameters()}
-        raise TrainingError(f"{model.config.model_type}: parameters on no floor: {', '.join(sorted(stray))}")
-    return result
+    stack = [("embeddings", list(anatomy_of(model).embeddings))]
+    stack += [(f"layer {number}", paths) for number, paths in enumerate(_layer_paths(model))]
+    stack.append(("head", list(heads.head_of(model).paths)))
+    own = {id(value): name for name, value in model.named_parameters()}  # a shared one counts once
+    result: list[Floor] = []
+    for name, paths in stack:
+        floor = _floor(model, name, paths, own)
+        result.append(floor)
+        own = {key: full for key, full in own.items() if full not in floor.parameters}
+    if own:
+        raise TrainingError(
+            f"{type(model).__name__}: parameters on no floor: {', '.join(sorted(own.values()))}"
+        )
+    return tuple(result)
 
 
 def word_table(model: PreTrainedModel) -> tuple[str, nn.Parameter]:
@@ -105,18 +126,34 @@ def learning(stack: Sequence[Floor], depth: int | str, parts: Sequence[str] = ()
     floors below these only the `parts` of PARTS, in eval mode. Where there is an adapter, it learns instead
     of the layers' own parameters, and the embeddings do not.
 
-    Raises TrainingError if the model has fewer layers.
+    Raises TrainingError if the model has fewer layers, and where nothing would learn.
     """
-    layers = len(stack) - 2
-    count = layers // 2 if depth == "half" else len(stack) - 1 if depth == "all" else int(depth)
-    if count > layers and depth != "all":
-        raise TrainingError(f"depth {count}: the model has {layers} layers below its head; use `all`")
-    border = len(stack) - 1 - count
+    border = lowest(stack, depth) + 1
     below = [Floor(floor.name, _parts(floor, parts), ()) for floor in stack[:border]]
     above = stack[border:-1]
     if any(floor.adapter for floor in stack):
         above = [Floor(floor.name, floor.adapter, floor.modules) for floor in above]
-    return (*(floor for floor in (*below, *above) if floor.parameters), stack[-1])
+    chosen = tuple(floor for floor in (*below, *above, stack[-1]) if floor.parameters)
+    if not chosen:
+        raise TrainingError(
+            "depth 0: this head shares its weights with the embeddings, so that nothing would learn: give "
+            "the phase a depth"
+        )
+    return chosen
+
+
+def lowest(stack: Sequence[Floor], depth: int | str) -> int:
+    """The lowest layer that learns at `depth`; the number of layers where none does, -1 with the embeddings.
+
+    Raises TrainingError if the model has fewer layers.
+    """
+    layers = len(stack) - 2
+    if depth == "all":
+        return -1
+    count = layers // 2 if depth == "half" else int(depth)
+    if count > layers:
+        raise TrainingError(f"depth {count}: the model has {layers} layers below its head; use `all`")
+    return layers - count
 
 
 def _parts(floor: Floor, parts: Sequence[str]) -> dict[str, nn.Parameter]:
@@ -151,50 +188,55 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
     return ANATOMIES[kind]
 
 
-def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+def layer_path(model: PreTrainedModel, number: int) -> str:
+    """Of the layer `number`, counted from 0 at the bottom."""
+    return _layer_paths(model)[number][0]
+
+
+def layers_of(model: PreTrainedModel) -> list[nn.Module]:
     """The layers between embeddings and head, bottom to top."""
-    layers = model.get_submodule(anatomy_of(model).layers)
-    assert isinstance(layers, nn.ModuleList)
-    return layers
+    return [model.get_submodule(paths[0]) for paths in _layer_paths(model)]
 
 
-def head_logits(model: PreTrainedModel, first: Tensor) -> Tensor:
-    """The head alone: first (batch, width) -> (batch, classes)."""
-    return anatomy_of(model).logits(model, first)
+def head_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
+    """The head alone: states (read, width) -> (read, outputs)."""
+    return heads.head_of(model).logits(model, states)
 
 
-def _floor(model: PreTrainedModel, name: str, paths: Sequence[str]) -> Floor:
-    parameters = {
-        f"{path}.{inner}": parameter
-        for path in paths
-        for inner, parameter in model.get_submodule(path).named_parameters()
-    }
-    return Floor(name, parameters, tuple(model.get_submodule(path) for path in paths))
+def _layer_paths(model: PreTrainedModel) -> list[list[str]]:
+    """Of each layer its own path and those of what stands on its floor too."""
+    anatomy, found = anatomy_of(model), []
+    for layers, closing in zip(anatomy.layers, anatomy.closing, strict=True):
+        count = len(list(model.get_submodule(layers).children()))
+        found += [[f"{layers}.{number}"] for number in range(count)]
+        found[-1] += closing
+    return found
 
 
-def _bert(model: Any, first: Tensor) -> Tensor:
-    pooled = model.bert.pooler(first[:, None])  # (batch, 1, width) -> (batch, width)
-    logits: Tensor = model.classifier(model.dropout(pooled))
-    return logits
+def _floor(model: PreTrainedModel, name: str, paths: Sequence[str], own: Mapping[int, str]) -> Floor:
+    """Its parameters under the model's own names, save for those that are on a floor below."""
+    modules = tuple(model.get_submodule(path) for path in paths)
+    inner = [value for module in modules for value in module.parameters()]
+    return Floor(name, {own[id(value)]: value for value in inner if id(value) in own}, modules)
 
 
-def _distilbert(model: Any, first: Tensor) -> Tensor:
-    logits: Tensor = model.classifier(model.dropout(torch.relu(model.pre_classifier(first))))
-    return logits
-
-
-def _roberta(model: Any, first: Tensor) -> Tensor:
-    logits: Tensor = model.classifier(first[:, None])
-    return logits
+def _encoder(prefix: str, layers: str) -> Anatomy:
+    return Anatomy((f"{prefix}.embeddings",), (f"{prefix}.{layers}",))
 
 
 ANATOMIES: Mapping[str, Anatomy] = {
-    "bert": Anatomy("bert.embeddings", "bert.encoder.layer", ("bert.pooler", "dropout", "classifier"), _bert),
-    "distilbert": Anatomy(
-        "distilbert.embeddings",
-        "distilbert.transformer.layer",
-        ("pre_classifier", "dropout", "classifier"),
-        _distilbert,
+    "bert": _encoder("bert", "encoder.layer"),
+    "distilbert": _encoder("distilbert", "transformer.layer"),
+    "roberta": _encoder("roberta", "encoder.layer"),
+    "gpt2": Anatomy(
+        ("transformer.wte", "transformer.wpe", "transformer.drop"),
+        ("transformer.h",),
+        (("transformer.ln_f",),),
     ),
-    "roberta": Anatomy("roberta.embeddings", "roberta.encoder.layer", ("classifier",), _roberta),
+    "llama": Anatomy(("model.embed_tokens",), ("model.layers",), (("model.norm",),)),
+    "t5": Anatomy(
+        ("shared",),
+        ("encoder.block", "decoder.block"),
+        (("encoder.final_layer_norm",), ("decoder.final_layer_norm",)),
+    ),
 }

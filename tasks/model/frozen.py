@@ -16,10 +16,11 @@ from tasks import files
 from tasks.model import boundary, floors, tail
 from tasks.model.batches import Rows
 from tasks.model.boundary import Boundary, Cache, Wanted
+from tasks.model.masked import Masked
 from tasks.progress import track
 
-Forward = Callable[[Sequence[int]], Tensor]  # places of rows -> logits (batch, classes)
-FIRST, MEAN = "first token", "mean"  # of the last hidden states, pooled; the other names are `border`'s
+Forward = Callable[[Sequence[int]], Tensor]  # places of rows -> logits (read, outputs)
+READ, MEAN = "read", "mean"  # of the last hidden states: what the head reads, and their mean; else `border`'s
 NAMES = (
     "_name_or_path",
     "name_or_path",
@@ -63,12 +64,12 @@ class Frozen:
         )
 
     def _wanted(self, rows: Rows, name: str, depends: Mapping[str, Any]) -> Wanted:
-        """Pooled states are small and always float32."""
-        small = name in (FIRST, MEAN)
+        """Where a row has one state these are small and always float32."""
+        counts = {READ: rows.counts, MEAN: [1] * len(rows)}.get(name)
+        small = counts is not None and sum(counts) == len(rows)
         dtype = "float32" if small else self.cache.dtype
-        return Wanted(
-            [1] * len(rows) if small else rows.lengths, self.model.config.hidden_size, dtype, depends
-        )
+        width = self.model.config.hidden_size
+        return Wanted(rows.lengths if counts is None else counts, width, dtype, depends)
 
     def _below(self, name: str) -> int:
         """How many floors the states of `name` depend on."""
@@ -97,33 +98,33 @@ class Frozen:
         }
 
     def name(self, start: int) -> str:
-        """Of the states that enter layer `start`; behind the last layer the head reads its first token."""
-        return border(start) if start < len(floors.layers_of(self.model)) else FIRST
+        """Of the states that enter layer `start`; behind the last layer those that the head reads."""
+        return border(start) if start < len(floors.layers_of(self.model)) else READ
 
     def size(self, rows: Rows, start: int) -> int:
         """Bytes that these states of `rows` take on disk."""
         return self._wanted(rows, self.name(start), {}).nbytes
 
-    def above(self, kept: Boundary, start: int) -> Forward:
-        """The model's logits, computed from the states that enter layer `start` on."""
-        if self.name(start) == FIRST:
-            return lambda places: floors.head_logits(self.model, self._placed(kept.batch(places)[0])[:, 0])
-        body = tail.tail(self.model, start, first_token=True)
+    def above(self, kept: Boundary, start: int, rows: Rows) -> Forward:
+        """The model's logits, computed from the states of `rows` that enter layer `start` on."""
+        if self.name(start) == READ:
+            return lambda places: floors.head_logits(self.model, self._placed(kept.flat(places)))
+        body = tail.tail(self.model, start, first_token=rows.read is None)
 
         def forward(places: Sequence[int]) -> Tensor:
             hidden, mask = map(self._placed, kept.batch(places))
             last = body(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
-            return floors.head_logits(self.model, last[:, 0])
+            return floors.head_logits(self.model, rows.states_read(last, places))
 
         return forward
 
-    def whole(self, rows: Rows) -> Forward:
+    def whole(self, rows: Rows | Masked) -> Forward:
         """The model's logits, everything computed."""
-        body = tail.tail(self.model, 0, first_token=True)
+        body = tail.tail(self.model, 0, first_token=isinstance(rows, Rows) and rows.read is None)
 
         def forward(places: Sequence[int]) -> Tensor:
             last = body(**rows.batch(places, self.model.device)).last_hidden_state
-            return floors.head_logits(self.model, last[:, 0])
+            return floors.head_logits(self.model, rows.states_read(last, places))
 
         return forward
 
@@ -141,14 +142,15 @@ def pooled(kept: Boundary) -> NDArray[np.float32]:
     return np.asarray(kept.states, dtype=np.float32)
 
 
-def answers(forward: Forward, rows: Rows, *, description: str) -> Tensor:
-    """The logits (rows, classes) of all rows in their order, without gradient."""
-    found: dict[int, Tensor] = {}
-    batches = rows.longest_first(BATCH)
+def answers(
+    forward: Forward, rows: Rows | Masked, *, description: str, size: int = BATCH
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Places of `size` rows at a time, longest rows first, and their logits (read, outputs), without
+    gradient."""
+    batches = rows.longest_first(size)
     with torch.no_grad():
         for places in track(batches, total=len(batches), description=description):
-            found |= dict(zip(places, forward(places), strict=True))
-    return torch.stack([found[place] for place in range(len(rows))])
+            yield places, forward(places)
 
 
 def _states(
@@ -158,22 +160,27 @@ def _states(
     `names`; of pooled ones tokens is 1. Nothing gets a gradient, and no layer above the last state that is
     wanted is computed."""
     starts = [layer for layer in range(len(floors.layers_of(model))) if border(layer) in names]
-    stop = None if FIRST in names or MEAN in names else starts.pop()
-    body = tail.tail(model, 0, first_token=MEAN not in names, stop=stop)
+    stop = None if READ in names or MEAN in names else starts.pop()
+    body = tail.tail(model, 0, first_token=rows.read is None and MEAN not in names, stop=stop)
     batches = rows.longest_first(BATCH)
     with torch.no_grad(), tail.watched(model, starts, body=body) as seen:
         for places in track(batches, total=len(batches), description=description):
             given = rows.batch(places, model.device)
             hidden = body(**given).last_hidden_state
-            last = _pooled(hidden, given, names) if stop is None else {border(stop): hidden}
+            last = {border(stop): hidden} if stop is not None else {}
+            if READ in names:
+                last[READ] = _by_row(rows, places, rows.states_read(hidden, places))
+            if MEAN in names:
+                last[MEAN] = _mean(hidden, given["attention_mask"])
             yield places, {border(start): seen[start] for start in starts} | last
 
 
-def _pooled(hidden: Tensor, given: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-    found = {}
-    if FIRST in names:
-        found[FIRST] = hidden[:, :1]
-    if MEAN in names:
-        weights = given["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-        found[MEAN] = (hidden * weights).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True)
-    return found
+def _by_row(rows: Rows, places: Sequence[int], states: Tensor) -> Tensor:
+    """`states` (read, width), a row's own beside one another: (batch, longest, width)."""
+    counts = rows.counts
+    return torch.nn.utils.rnn.pad_sequence(states.split([counts[place] for place in places]), True)
+
+
+def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    weights = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weights).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True)

@@ -29,6 +29,37 @@ class Given(nn.Module):
         return inputs_embeds
 
 
+class Nothing(nn.Module):
+    """In the place of what is added to embeddings."""
+
+    def forward(self, *_: Any, **__: Any) -> Tensor:
+        return torch.zeros(1)
+
+
+class EncoderDecoder(nn.Module):
+    """Both stacks of a model as one body, whose last hidden states are the decoder's."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.encoder, self.decoder = model.encoder, model.decoder
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        decoder_input_ids: Tensor,
+        decoder_attention_mask: Tensor,
+    ) -> Any:
+        """All (batch, tokens); the result's last_hidden_state is (batch, decoder tokens, width)."""
+        encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        return self.decoder(
+            input_ids=decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            encoder_hidden_states=encoded.last_hidden_state,
+            encoder_attention_mask=attention_mask,
+        )
+
+
 class FirstToken(nn.Module):
     """A last layer for heads that read the first token alone: (batch, tokens, width) -> (batch, 1, width).
 
@@ -52,14 +83,24 @@ def tail(model: PreTrainedModel, start: int, *, first_token: bool, stop: int | N
     first_token: else its last_hidden_state is (batch, 1, width), for heads that read no more.
     The modules are the model's own: what trains one trains the other.
     """
-    anatomy = anatomy_of(model)
+    if not splits(model):
+        return EncoderDecoder(model)
     body, prefix = model.base_model, f"{model.base_model_prefix}."
-    if start:
-        body = _replaced(body, anatomy.embeddings.removeprefix(prefix), Given())
-    chosen = list(layers_of(model))[start:stop]
+    stand_ins = dict(PASSED[model.config.model_type]) if start else {}
+    if stop is not None:  # what closes the last layer closes no other
+        stand_ins |= dict.fromkeys(anatomy_of(model).closing[0], nn.Identity)
+    for path, stand_in in stand_ins.items():
+        body = _replaced(body, path.removeprefix(prefix), stand_in())
+    chosen = layers_of(model)[start:stop]
     if first_token and stop is None and chosen and _known(model):
         chosen[-1] = FirstToken(chosen[-1], model.config.model_type)
-    return _replaced(body, anatomy.layers.removeprefix(prefix), nn.ModuleList(chosen))
+    (layers,) = anatomy_of(model).layers
+    return _replaced(body, layers.removeprefix(prefix), nn.ModuleList(chosen))
+
+
+def splits(model: PreTrainedModel) -> bool:
+    """Whether a tail can begin at any layer: not where a decoder reads what an encoder says."""
+    return len(anatomy_of(model).layers) == 1
 
 
 def _known(model: PreTrainedModel) -> bool:
@@ -90,7 +131,8 @@ def watched(
     body: what is called, where that is a tail from layer 0 on and not the model's own.
     """
     seen: dict[int, Tensor] = {}
-    path = anatomy_of(model).layers.removeprefix(f"{model.base_model_prefix}.")
+    (layers,) = anatomy_of(model).layers
+    path = layers.removeprefix(f"{model.base_model_prefix}.")
     every = list((body or model.base_model).get_submodule(path).children())
     handles = [
         every[start].register_forward_pre_hook(_keep(seen, start), with_kwargs=True) for start in starts
@@ -152,3 +194,11 @@ def _distilbert(layer: Any, hidden: Tensor, mask: Tensor | None) -> Tensor:
 
 
 FIRST_TOKEN = {"bert": _bert, "roberta": _bert, "distilbert": _distilbert}
+
+PASSED: Mapping[str, Mapping[str, type[nn.Module]]] = {  # in a tail's body: what stands in for the embeddings
+    "bert": {"bert.embeddings": Given},
+    "distilbert": {"distilbert.embeddings": Given},
+    "roberta": {"roberta.embeddings": Given},
+    "gpt2": {"transformer.wpe": Nothing, "transformer.drop": nn.Identity},
+    "llama": {},
+}

@@ -1,4 +1,4 @@
-"""finetuning: converted checkpoint and encoded rows in, a trained classifier out, phase by phase."""
+"""finetuning: converted checkpoint and encoded rows in, a trained model out, phase by phase."""
 
 import csv
 import logging
@@ -17,17 +17,18 @@ import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from tasks import environment, files
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, TrainedModel, Vocabulary
 from tasks.errors import DataError, TrainingError
-from tasks.model import adapters, floors, frozen, tail
+from tasks.model import adapters, floors, frozen, reading, tail
 from tasks.model.adapters import Adapter
 from tasks.model.batches import Rows
 from tasks.model.boundary import Cache
 from tasks.model.frozen import MEAN, Forward, Frozen
+from tasks.model.masked import Masked
+from tasks.model.reading import Asked
 from tasks.params import FinetuningParams, Params, Phase
 from tasks.stages import Track
 from tasks.training import device, objectives, order, phases, report, resume, reuse
@@ -38,21 +39,24 @@ from tasks.training.reuse import Reach
 from tasks.training.table import NewRows
 
 log = logging.getLogger(__name__)
-JUDGED = ("label", "pair")  # kinds of row whose model the evaluation can judge
 TELLING = ("pictures", "report", "forecast", "cautions")  # modules without a say in what is learned
 HEAD, FROZEN = "head.safetensors", "frozen.npy"
 PAGE = "finetuning.html"
+FEW = 8  # validation rows at once where the head says something of many tokens
+DRAWINGS = 10_000  # more than a phase has epochs: what is hidden differs in each
 FINISHED = "finished"  # marks a resume point whose training has ended well
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split in memory: targets (rows, …) on the device; `digest` of what is in it; names of the rows."""
+    """One split in memory: what the model is asked, and the digest of what is in it."""
 
-    rows: Rows
-    targets: Tensor
-    names: Sequence[str]
+    asked: Asked
     digest: str
+
+    @property
+    def rows(self) -> Rows | Masked:
+        return self.asked.rows
 
 
 @dataclass(frozen=True)
@@ -100,19 +104,25 @@ def _job(
     encoded: EncodedDataset,
     settings: FinetuningParams,
 ) -> Job:
+    objective = objectives.find(encoded.kind)
+    objective.selected(settings.select)
     model = floors.load(converted.path / "model", device=device.choose(settings.device))
     device.demand_one(model)
     _adapt(model, settings)
-    train, validation = (_split(encoded, name, model) for name in ("train", "validation"))
-    tail.check(model, train.rows.batch(range(min(2, len(train.rows))), model.device))
+    vocabulary = Vocabulary.load(root)
+    train, validation = (
+        _split(encoded, name, model, vocabulary, settings.seed) for name in ("train", "validation")
+    )
+    if tail.splits(model):
+        tail.check(model, train.rows.batch(range(min(2, len(train.rows))), model.device))
     home = environment.home(root) / ".regraft" / "states"
     return Job(
         model=model,
         stack=floors.floors(model),
         train=train,
         validation=validation,
-        objective=objectives.find(encoded.kind),
-        losses=_losses(settings, train.targets, len(encoded.labels)),
+        objective=objective,
+        losses=_losses(settings, objective, train, len(encoded.labels)),
         settings=settings,
         frozen=Frozen(
             model,
@@ -120,7 +130,7 @@ def _job(
             adapter=settings.adapter.model_dump() if settings.adapter else {},
         ),
         kept=kept,
-        new=_new_rows(Vocabulary.load(root), model),
+        new=_new_rows(vocabulary, model),
     )
 
 
@@ -129,14 +139,19 @@ def _adapt(model: PreTrainedModel, settings: FinetuningParams) -> None:
     if settings.adapter is None:
         return
     stack = floors.floors(model)
-    starts = [len(stack) - 1 - len(floors.learning(stack, phase.depth)) for phase in settings.phases]
-    layers = range(max(0, min(starts)), len(stack) - 2)
+    lowest = min(floors.lowest(stack, phase.depth) for phase in settings.phases)
+    layers = range(max(0, lowest), len(stack) - 2)
     adapters.inject(model, Adapter(**settings.adapter.model_dump()), layers, seed=settings.seed)
 
 
-def _losses(settings: FinetuningParams, targets: Tensor, classes: int) -> objectives.Settings:
-    balanced = settings.class_weights == "balanced"
-    weights = objectives.balanced(targets, classes) if balanced else None
+def _losses(
+    settings: FinetuningParams, objective: Objective, train: Split, classes: int
+) -> objectives.Settings:
+    weights = None
+    if settings.class_weights == "balanced":
+        if objective.balance is None:
+            raise DataError("finetuning.class_weights: rows of this kind have no classes: set it to none")
+        weights = objective.balance(train.asked.targets(range(len(train.rows))), classes)
     return objectives.Settings(weights, settings.label_smoothing, settings.focal_gamma)
 
 
@@ -145,7 +160,7 @@ def _write(
 ) -> None:
     with files.replace_directory(TrainedModel.folder(root)) as draft:
         _merge(job, converted, draft)
-        weights = _save(job, Vocabulary.load(root), draft)
+        weights = _save(job, converted, Vocabulary.load(root), draft)
         for name, table in TABLES.items():
             _write_table(draft / name, table(told))
         TrainedModel.save(
@@ -182,8 +197,8 @@ def _facts(
         told=told,
         floors=[floor.name for floor in job.stack],
         plans=[_asked(job, number) for number in range(len(settings.phases))],
-        select=settings.select,
-        rows={"train": len(job.train.names), "validation": len(job.validation.names)},
+        select=job.objective.selected(settings.select),
+        rows={"train": len(job.train.rows), "validation": len(job.validation.rows)},
         settings={
             "Optimizer": f"{settings.optimizer}, weight decay {settings.weight_decay:g}",
             "Rows a batch": str(settings.batch_size),
@@ -224,11 +239,6 @@ def _prepared(folder: Path) -> Path:
 
 
 def _agree(converted: ConvertedCheckpoint, encoded: EncodedDataset) -> None:
-    if encoded.kind not in JUDGED:
-        raise DataError(
-            f"rows of kind {encoded.kind!r} can be prepared and encoded, but not trained on yet; kinds that "
-            f"can: {', '.join(JUDGED)} (sources.text.kind)"
-        )
     if converted.labels != encoded.labels:
         raise DataError(
             f"the head has {len(converted.labels)} labels {converted.labels}, the data {len(encoded.labels)} "
@@ -252,23 +262,20 @@ def _point(root: Path, *depends: Any) -> Path:
     return environment.home(root) / ".regraft" / "resume" / key / "point.safetensors"
 
 
-def _split(encoded: EncodedDataset, name: str, model: PreTrainedModel) -> Split:
-    """Raises DataError where there are no rows, and where a token is beyond the model's table."""
+def _split(
+    encoded: EncodedDataset, name: str, model: PreTrainedModel, vocabulary: Vocabulary, seed: int
+) -> Split:
+    """Raises DataError where there is nothing to learn from."""
     path = encoded.path / f"{name}.parquet"
-    table = parquet.read_table(path)
-    if not len(table):
+    asked = reading.ask(parquet.read_table(path), encoded.kind, model, special=vocabulary.special, seed=seed)
+    if asked.silent:
+        log.warning(
+            "%s: %d rows were cut before their first token to be told and teach nothing (first: %s): raise "
+            "encoding.max_length", path, len(asked.silent), asked.silent[0],
+        )  # fmt: skip
+    if not len(asked.rows):
         raise DataError(f"{path} holds no rows: look at preparation.subset and preparation.fractions")
-    highest, size = compute.max(compute.list_flatten(table["input_ids"])).as_py(), model.config.vocab_size
-    if highest >= size:
-        raise DataError(
-            f"{path} holds token {highest}, and the model's table has {size:,} rows: tokenizer and "
-            "checkpoint do not belong together; run `dvc repro conversion encoding`"
-        )
-    targets = torch.as_tensor(table["label"].to_numpy().astype(np.int64), device=model.device)
-    types = table["token_type_ids"].to_pylist() if "token_type_ids" in table.column_names else None
-    pad = model.config.pad_token_id or 0  # masked, so that any id would do
-    rows = Rows(table["input_ids"].to_pylist(), types, pad)
-    return Split(rows, targets, table["id"].to_pylist(), files.digest_file(path))
+    return Split(asked, files.digest_file(path))
 
 
 def _new_rows(vocabulary: Vocabulary, model: PreTrainedModel) -> NewRows | None:
@@ -289,7 +296,11 @@ def _fine_tune(job: Job, point: Path, track: Track) -> list[Event]:
         _stack(job.stack),
         planned,
         phases.Settings(
-            settings.seed, settings.optimizer, settings.weight_decay, settings.save_every, settings.select
+            settings.seed,
+            settings.optimizer,
+            settings.weight_decay,
+            settings.save_every,
+            job.objective.selected(settings.select),
         ),
         point=point,
     ):
@@ -312,8 +323,14 @@ def _plan(job: Job, number: int) -> phases.Planned:
 
     def measure() -> Mapping[str, float]:
         job.model.eval()
-        logits = frozen.answers(validate(), job.validation.rows, description="validation")
-        return job.objective.figures(logits, job.validation.targets)
+        size = (
+            frozen.BATCH
+            if isinstance(job.validation.rows, Rows) and job.validation.rows.read is None
+            else FEW
+        )
+        found = frozen.answers(validate(), job.validation.rows, description="validation", size=size)
+        sums = (job.objective.sums(logits, job.validation.asked.targets(places)) for places, logits in found)
+        return job.objective.figures(torch.stack(list(sums)).sum(dim=0))
 
     return phases.Planned(
         name=phase.name,
@@ -339,14 +356,18 @@ def _epochs(job: Job, number: int, phase: Phase) -> list[Batches]:
         batches = order.epoch_order(
             lengths, batch_size=size, seed=(seed, number, len(epochs)), batch_tokens=phase.batch_tokens
         )
+        if isinstance(job.train.rows, Masked):
+            drawing = len(lengths) * (number * DRAWINGS + len(epochs) + 1)
+            batches = [[drawing + place for place in batch] for batch in batches]
         epochs.append(batches if phase.steps is None else batches[: phase.steps - steps])
         steps += len(epochs[-1])
     return epochs
 
 
 def _work(job: Job, forward: Forward) -> Work:
-    split = job.train
-    return Work(forward, split.targets, job.objective, job.losses, split.names, job.settings.accumulation)
+    asked = job.train.asked
+    named = lambda place: asked.ids[place % len(asked.ids)]  # noqa: E731
+    return Work(forward, asked.targets, job.objective, job.losses, named, job.settings.accumulation)
 
 
 def _forward(
@@ -354,7 +375,7 @@ def _forward(
 ) -> Forward:
     """Logits of places in `split`: what stands still in phase `number` is computed once, where that pays."""
     starts = _starts(job, number)
-    if not starts:
+    if not starts or isinstance(split.rows, Masked):
         return job.frozen.whole(split.rows)
     alone = split is job.train and job.settings.phases[number].name in job.alone
     names = [*map(job.frozen.name, starts), *([MEAN] if alone else [])]
@@ -362,13 +383,14 @@ def _forward(
     if alone:
         with files.replace_file(job.kept / FROZEN) as draft, draft.open("wb") as stream:
             np.save(stream, frozen.pooled(kept[MEAN]))
-    return job.frozen.above(kept[names[0]], starts[0])
+    return job.frozen.above(kept[names[0]], starts[0], split.rows)
 
 
 def _starts(job: Job, number: int) -> list[int]:
     """The layers whose incoming states are computed once when phase `number` begins, its own first; empty
     where computing them every epoch costs no more, or they would not fit."""
-    splits, cache = (job.train.rows, job.validation.rows), job.settings.cache
+    splits = [rows for rows in (job.train.rows, job.validation.rows) if isinstance(rows, Rows)]
+    cache = job.settings.cache
     return reuse.kept(
         [_reach(job, phase) for phase in job.settings.phases],
         len(job.stack) - 2,
@@ -379,8 +401,9 @@ def _starts(job: Job, number: int) -> list[int]:
 
 
 def _reach(job: Job, phase: Phase) -> Reach:
-    start = len(job.stack) - 1 - len(floors.learning(job.stack, phase.depth))
-    bottom = start <= 0 or phase.floors or job.new
+    start = floors.lowest(job.stack, phase.depth)
+    hidden = isinstance(job.train.rows, Masked) or not tail.splits(job.model)
+    bottom = start <= 0 or phase.floors or job.new or hidden
     rows, size = len(job.train.rows), job.settings.batch_size
     passes = reuse.passes(phase.epochs, phase.steps, batch_size=size, rows=rows)
     return Reach(None if bottom else start, passes)
@@ -407,12 +430,13 @@ def _tell(track: Track, event: Event, step: int) -> None:
         track.metrics({f"change.{floor}": value for floor, value in event.floors.items()}, step=step)
 
 
-def _save(job: Job, vocabulary: Vocabulary, draft: Path) -> str:
+def _save(job: Job, converted: ConvertedCheckpoint, vocabulary: Vocabulary, draft: Path) -> str:
     """Write a transformers directory that loads without this project; returns the digest of its weights."""
     target = draft / "model"
     shutil.copytree(vocabulary.path / "tokenizer", target)
-    job.model.config.save_pretrained(target)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in job.model.state_dict().items()}
+    shutil.copyfile(converted.path / "model" / "config.json", target / "config.json")
+    state, tied = job.model.state_dict(), job.model.all_tied_weights_keys
+    tensors = {name: v.detach().cpu().contiguous() for name, v in state.items() if name not in tied}
     resume.write_tensors(target / "model.safetensors", tensors, {"format": "pt"})
     if job.alone and not (job.kept / HEAD).exists():
         raise TrainingError(f"{job.kept / HEAD} is gone: remove {job.kept.parent} and train again")

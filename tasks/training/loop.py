@@ -14,7 +14,8 @@ from tasks.training.objectives import Objective, Settings
 from tasks.training.schedule import rate_share
 
 log = logging.getLogger(__name__)
-Forward = Callable[[Sequence[int]], Tensor]  # row places -> logits (batch, classes)
+Forward = Callable[[Sequence[int]], Tensor]  # row places -> logits (read, outputs)
+Targets = Callable[[Sequence[int]], Tensor]  # row places -> what those logits should say: (read, …)
 Batches = Sequence[Sequence[int]]
 
 
@@ -36,15 +37,15 @@ class Step:
 class Work:
     """What a phase computes from rows, and how.
 
-    targets: (rows, …) on the device of the logits; names: of the rows, for whoever has to find them.
+    targets: on the device of the logits; name: of a row, for whoever has to find it.
     accumulation: parts of a batch whose gradients are added up; the update is the same for any number.
     """
 
     forward: Forward
-    targets: Tensor
+    targets: Targets
     objective: Objective
     settings: Settings
-    names: Sequence[str]
+    name: Callable[[int], str]
     accumulation: int = 1
 
 
@@ -118,10 +119,10 @@ def _gradients(
 
 
 def _accumulated(phase: str, number: int, work: Work, rows: list[int]) -> float:
-    weight = work.objective.weight(work.targets[rows], work.settings).to(work.targets.device)
+    weight = float(work.objective.weight(work.targets(rows), work.settings))
     total = 0.0
     for part in order.parts(rows, work.accumulation):
-        loss = work.objective.loss(work.forward(part), work.targets[part], work.settings) / weight
+        loss = work.objective.loss(work.forward(part), work.targets(part), work.settings) / weight
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"phase {phase}, step {number}: the loss is {loss.item()} on rows {_named(work, part)}: "
@@ -133,7 +134,7 @@ def _accumulated(phase: str, number: int, work: Work, rows: list[int]) -> float:
 
 
 def _named(work: Work, rows: Sequence[int]) -> str:
-    return ", ".join(work.names[row] for row in rows[:8]) + (", …" if len(rows) > 8 else "")
+    return ", ".join(work.name(row) for row in rows[:8]) + (", …" if len(rows) > 8 else "")
 
 
 def _memory(error: RuntimeError) -> bool:

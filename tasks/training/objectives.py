@@ -1,9 +1,11 @@
 """What a phase minimises: a table of objectives whose updates do not depend on how a batch is cut up.
 
 An objective gives the sum of the losses of some rows; the loop divides by the weight of the whole batch. The
-mean of the parts' means would be another number wherever the parts weigh differently.
+mean of the parts' means would be another number wherever the parts weigh differently. Validation figures come
+from sums too, so that the logits of all rows are never held at once.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -11,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tasks.errors import TrainingError
+from tasks.errors import TrainingError, did_you_mean
 
 NOTHING = -100  # a target that counts for nothing, as in torch's cross-entropy
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,27 @@ class Settings:
 
 @dataclass(frozen=True)
 class Objective:
-    """loss: logits (rows, classes), targets -> the sum of the rows' losses, in nats where it is a likelihood.
-    weight: targets -> what the sum is divided by. figures: logits, targets -> name -> value."""
+    """loss: logits (read, outputs), targets -> the sum of the losses, in nats where it is a likelihood.
+    weight: targets -> what the sum is divided by. sums: logits, targets -> (k,) float64 that add up over
+    batches. figures: those of all rows -> name -> value. select: the figure by which the best epoch is kept.
+    balance: targets, classes -> weights that give every class the same say, where that means something."""
 
     loss: Callable[[Tensor, Tensor, Settings], Tensor]
     weight: Callable[[Tensor, Settings], Tensor]
-    figures: Callable[[Tensor, Tensor], dict[str, float]]
+    sums: Callable[[Tensor, Tensor], Tensor]
+    figures: Callable[[Tensor], dict[str, float]]
+    select: str
+    balance: Callable[[Tensor, int], Tensor] | None = None
+    names: tuple[str, ...] = ("accuracy", "loss")
+
+    def selected(self, wanted: str) -> str:
+        """The figure that `finetuning.select` means. Raises TrainingError for one that there is not."""
+        if wanted == AUTO:
+            return self.select
+        if wanted not in self.names:
+            raise TrainingError(f"finetuning.select: no figure {wanted!r} of these rows; "
+                                f"{did_you_mean(wanted, self.names)}")  # fmt: skip
+        return wanted
 
 
 def find(kind: str) -> Objective:
@@ -49,8 +67,15 @@ def find(kind: str) -> Objective:
 def balanced(labels: Tensor, classes: int) -> Tensor:
     """Weights (classes,) float32 that give every class the same say: rows / (classes x rows of the class);
     1 for a class without rows."""
-    counts = torch.bincount(labels, minlength=classes).float()
-    return torch.where(counts > 0, len(labels) / (classes * counts.clamp(min=1)), torch.ones_like(counts))
+    counts = torch.bincount(labels[labels != NOTHING], minlength=classes).float()
+    return torch.where(counts > 0, counts.sum() / (classes * counts.clamp(min=1)), torch.ones_like(counts))
+
+
+def balanced_labels(targets: Tensor, classes: int) -> Tensor:
+    """Weights (classes,) float32 of the rows that have a label, against those that have not: as many times as
+    these are more. targets (rows, classes)."""
+    held = targets.float().sum(dim=0)
+    return torch.where(held > 0, (len(targets) - held) / held.clamp(min=1), torch.ones_like(held))
 
 
 def _classify(logits: Tensor, targets: Tensor, settings: Settings) -> Tensor:
@@ -79,9 +104,20 @@ def _class_weight(targets: Tensor, settings: Settings) -> Tensor:
     return settings.weights[counted].sum()
 
 
-def _label_figures(logits: Tensor, targets: Tensor) -> dict[str, float]:
-    right = (logits.argmax(dim=-1) == targets).float().mean().item()
-    return {"accuracy": right, "loss": functional.cross_entropy(logits, targets).item()}
+def _label_sums(logits: Tensor, targets: Tensor) -> Tensor:
+    right = (logits.argmax(dim=-1) == targets).sum()
+    loss = functional.cross_entropy(logits, targets, ignore_index=NOTHING, reduction="sum")
+    return _stacked(right, loss, (targets != NOTHING).sum())
+
+
+def _label_figures(sums: Tensor) -> dict[str, float]:
+    right, loss, count = sums.tolist()
+    return {"accuracy": right / count, "loss": loss / count}
+
+
+def _word_figures(sums: Tensor) -> dict[str, float]:
+    figures = _label_figures(sums)
+    return {**figures, "perplexity": math.exp(min(figures["loss"], 700.0))}
 
 
 def _binary(logits: Tensor, targets: Tensor, settings: Settings) -> Tensor:
@@ -92,33 +128,93 @@ def _binary(logits: Tensor, targets: Tensor, settings: Settings) -> Tensor:
     return each.mean(dim=-1).sum()
 
 
-def _labels_figures(logits: Tensor, targets: Tensor) -> dict[str, float]:
+def _labels_sums(logits: Tensor, targets: Tensor) -> Tensor:
     said, given = logits > 0, targets > 0
-    hits = (said & given).sum().item()
-    f1 = 2 * hits / max(1, (said.sum() + given.sum()).item())
-    exact = (said == given).all(dim=-1).float().mean().item()
-    loss = functional.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype)).item()
-    return {"accuracy": exact, "micro_f1": f1, "loss": loss}
+    exact = (said == given).all(dim=-1).sum()
+    loss = _binary(logits, targets, Settings())
+    return _stacked(exact, (said & given).sum(), said.sum() + given.sum(), loss, torch.tensor(len(targets)))
+
+
+def _labels_figures(sums: Tensor) -> dict[str, float]:
+    exact, hits, both, loss, rows = sums.tolist()
+    return {"accuracy": exact / rows, "micro_f1": 2 * hits / max(1.0, both), "loss": loss / rows}
 
 
 def _squared(logits: Tensor, targets: Tensor, settings: Settings) -> Tensor:
     return ((logits[:, 0] - targets) ** 2).sum()
 
 
-def _score_figures(logits: Tensor, targets: Tensor) -> dict[str, float]:
-    error = (logits[:, 0] - targets) ** 2
-    spread = ((targets - targets.mean()) ** 2).mean().clamp(min=1e-12)
-    return {"r2": 1 - (error.mean() / spread).item(), "loss": error.mean().item()}
+def _score_sums(logits: Tensor, targets: Tensor) -> Tensor:
+    wide = targets.double()
+    error = ((logits[:, 0].double() - wide) ** 2).sum()
+    return _stacked(error, wide.sum(), (wide**2).sum(), torch.tensor(len(targets)))
+
+
+def _score_figures(sums: Tensor) -> dict[str, float]:
+    error, total, squares, rows = sums.tolist()
+    spread = max(squares / rows - (total / rows) ** 2, 1e-12)
+    return {"r2": 1 - error / rows / spread, "loss": error / rows}
 
 
 def _rows(targets: Tensor, settings: Settings) -> Tensor:
     return torch.tensor(float(len(targets)))
 
 
-LABEL = Objective(_classify, _class_weight, _label_figures)
+def _span(logits: Tensor, targets: Tensor, settings: Settings) -> Tensor:
+    """Of every row, where the answer starts and where it ends, each one of the row's tokens: the mean of both
+    cross-entropies (Devlin et al., 2019, section 4.2). logits (tokens, 2); targets (tokens, 3): starts here,
+    ends here, the row begins here."""
+    losses = _normalisers(logits, targets) - _at_answers(logits, targets)
+    return losses.sum() / 2
+
+
+def _normalisers(logits: Tensor, targets: Tensor) -> Tensor:
+    """log of the sum of exp over each row's tokens: (rows, 2)."""
+    lengths = torch.diff(
+        torch.nonzero(targets[:, 2])[:, 0], append=targets.new_tensor([len(targets)])
+    ).tolist()
+    return torch.stack([part.logsumexp(dim=0) for part in logits.split(lengths)])
+
+
+def _at_answers(logits: Tensor, targets: Tensor) -> Tensor:
+    """The logits of the answers' starts and ends: (rows, 2)."""
+    return torch.stack([logits[targets[:, side] > 0, side] for side in (0, 1)], dim=1)
+
+
+def _span_weight(targets: Tensor, settings: Settings) -> Tensor:
+    return targets[:, 2].sum().float()
+
+
+def _span_sums(logits: Tensor, targets: Tensor) -> Tensor:
+    at, rows = _at_answers(logits, targets), int(targets[:, 2].sum())
+    row = targets[:, 2].cumsum(0) - 1
+    best = torch.full((rows, 2), -torch.inf, device=logits.device)
+    best = best.scatter_reduce(0, row[:, None].expand(-1, 2), logits.detach().float(), "amax")
+    exact = (at >= best).all(dim=1).sum()
+    return _stacked(exact, _span(logits, targets, Settings()), torch.tensor(rows))
+
+
+def _stacked(*values: Tensor) -> Tensor:
+    return torch.stack([value.detach().double().cpu() for value in values])
+
+
+LABEL = Objective(_classify, _class_weight, _label_sums, _label_figures, "accuracy", balanced)
+WORDS = Objective(
+    _classify, _class_weight, _label_sums, _word_figures, "loss", names=("accuracy", "loss", "perplexity")
+)
 OBJECTIVES: Mapping[str, Objective] = {
     "label": LABEL,
     "pair": LABEL,
-    "labels": Objective(_binary, _rows, _labels_figures),
-    "score": Objective(_squared, _rows, _score_figures),
-}
+    "labels": Objective(
+        _binary, _rows, _labels_sums, _labels_figures, "micro_f1", balanced_labels,
+        ("accuracy", "micro_f1", "loss"),
+    ),
+    "score": Objective(_squared, _rows, _score_sums, _score_figures, "r2", names=("r2", "loss")),
+    "tags": LABEL,
+    "answer": Objective(_span, _span_weight, _span_sums, _label_figures, "loss"),
+    "text": WORDS,
+    "completion": WORDS,
+    "chat": WORDS,
+    "translation": WORDS,
+    "prefix-remainder": WORDS,
+}  # fmt: skip

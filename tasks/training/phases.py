@@ -27,7 +27,7 @@ NEW = "new rows"  # among a record's floors
 Stack = Sequence[tuple[str, Mapping[str, nn.Parameter], Sequence[nn.Module]]]
 BEST = "best-{}-{}.safetensors"  # of a phase, by number, and its step
 TOLD_EVERY = 10  # steps between two looks at how far the weights have moved, at least
-HIGHER = {"loss": False}  # every other figure is better where it is higher
+HIGHER = {"loss": False, "perplexity": False}  # every other figure is better where it is higher
 
 
 @dataclass(frozen=True)

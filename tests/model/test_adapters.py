@@ -6,43 +6,38 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import (
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-)
 
 from tasks.errors import TrainingError
-from tasks.model import adapters, floors, frozen, tail
+from tasks.model import adapters, floors, tail
 from tasks.model.adapters import Adapter
-from tasks.model.batches import Rows
+from tasks.model.batches import Ragged, Rows
 from tasks.model.boundary import Cache
 from tasks.model.frozen import Frozen, border
 
-ROWS = Rows([[2, *range(5 + n, 9 + 2 * n), 3] for n in range(12)], None, 0)
+ROWS = Rows(Ragged.of([[2, *range(5 + n, 9 + 2 * n), 3] for n in range(12)]), None, 0)
 MERGED = [kind for kind, made in adapters.KINDS.items() if made.config]
-SOME = [*((kind, "bert") for kind in adapters.KINDS), ("lora", "roberta"), ("dora", "distilbert")]
+TYPES = {
+    "bert": "BertForSequenceClassification",
+    "roberta": "RobertaForSequenceClassification",
+    "distilbert": "DistilBertForSequenceClassification",
+    "gpt2": "GPT2ForSequenceClassification",
+    "llama": "LlamaForSequenceClassification",
+}
+SOME = [
+    *((kind, "bert") for kind in adapters.KINDS),
+    *(("lora", "roberta"), ("dora", "distilbert"), ("lora", "gpt2"), ("ia3", "llama"), ("houlsby", "gpt2")),
+]
 SOME_MERGED = [case for case in SOME if case[0] in MERGED]
-SIZES = {"vocab_size": 61, "num_labels": 3, "max_position_embeddings": 35}
-
-
-def _roberta():
-    torch.manual_seed(0)
-    tall = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 40}
-    return RobertaForSequenceClassification(RobertaConfig(**SIZES, **tall)).eval()
-
-
-def _distilbert():
-    torch.manual_seed(0)
-    config = DistilBertConfig(**SIZES, dim=24, n_layers=4, n_heads=3, hidden_dim=40)
-    return DistilBertForSequenceClassification(config).eval()
 
 
 @pytest.fixture
-def make(tiny_bert):
+def make(tiny):
     """Model type -> the same random model each time."""
-    return lambda kind="bert": {"bert": tiny_bert, "roberta": _roberta, "distilbert": _distilbert}[kind]()
+    return lambda kind="bert": tiny(TYPES[kind])
+
+
+def test_every_model_type_is_tested():
+    assert TYPES.keys() == adapters.PARTS.keys()
 
 
 def _given(model, places=range(6)):
@@ -308,7 +303,7 @@ def test_answers_of_kept_states_are_those_of_the_merged_model(make, tmp_path):
     """What training measured is what is exported."""
     model = make()
     _trained(model, "lora", tmp_path)
-    measured = frozen.answers(_frozen(model, tmp_path).whole(ROWS), ROWS, description="test")
+    measured = _frozen(model, tmp_path).whole(ROWS)(range(12))
     adapters.merge(model, _given(model))
-    exported = frozen.answers(_frozen(model, tmp_path).whole(ROWS), ROWS, description="test")
+    exported = _frozen(model, tmp_path).whole(ROWS)(range(12))
     torch.testing.assert_close(exported, measured, rtol=0, atol=1e-5)

@@ -1,10 +1,11 @@
 import torch
 
 from tasks.model import batches
+from tasks.model.batches import Ragged
 
 
 def test_padding_is_masked_and_ids_are_kept():
-    ids, mask = batches.pad_rows([[7, 8, 9], [5]], pad=1)
+    ids, mask = Ragged.of([[7, 8, 9], [5]]).padded([0, 1], pad=1)
     assert ids.tolist() == [[7, 8, 9], [5, 1, 1]]
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
     assert ids.dtype == mask.dtype == torch.int64

@@ -1,65 +1,83 @@
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    GPT2Config,
-    GPT2ForSequenceClassification,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-)
+from transformers import OPTConfig, OPTForSequenceClassification
 
 from tasks.errors import CheckpointError, TrainingError
-from tasks.model import floors
+from tasks.model import floors, heads, tail
 
-SIZES = {"vocab_size": 61, "num_labels": 3}
-
-
-def _models():
-    torch.manual_seed(0)
-    tall = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 40}
-    slim = {"dim": 24, "n_layers": 3, "n_heads": 3, "hidden_dim": 40}
-    return {
-        "bert": BertForSequenceClassification(BertConfig(**SIZES, **tall)),
-        "roberta": RobertaForSequenceClassification(RobertaConfig(**SIZES, **tall)),
-        "distilbert": DistilBertForSequenceClassification(DistilBertConfig(**SIZES, **slim)),
-    }
+NAMES = sorted(heads.HEADS)
 
 
-def test_every_anatomy_is_tested():
-    assert _models().keys() == floors.ANATOMIES.keys()
+def test_every_anatomy_is_tested(tiny):
+    assert {tiny(name).config.model_type for name in NAMES} == floors.ANATOMIES.keys()
 
 
-@pytest.mark.parametrize("kind", floors.ANATOMIES)
-def test_the_head_on_the_first_token_is_the_stock_classifier(kind):
-    model = _models()[kind].eval()
-    ids, mask = torch.randint(5, 61, (4, 7)), torch.ones(4, 7, dtype=torch.int64)
+def _given():
+    ids, mask = torch.randint(5, 61, (4, 7), generator=torch.Generator().manual_seed(1)), torch.ones(4, 7)
     mask[1, 5:] = 0
-    stock = model(input_ids=ids, attention_mask=mask).logits
-    ours = floors.head_logits(
-        model, model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state[:, 0]
-    )
-    assert torch.equal(ours, stock)
+    return {"input_ids": ids, "attention_mask": mask.long()}
 
 
-@pytest.mark.parametrize("kind", floors.ANATOMIES)
-def test_every_parameter_is_on_exactly_one_floor(kind):
-    model = _models()[kind]
+def _stock(answer):
+    """The logits of every class, those of question answering side by side."""
+    if hasattr(answer, "start_logits"):
+        return torch.stack([answer.start_logits, answer.end_logits], dim=-1)
+    return answer.logits
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_head_on_the_states_it_reads_is_the_stock_class(tiny, name):
+    model, given = tiny(name), _given()
+    if model.config.is_encoder_decoder:
+        given |= {f"decoder_{key}": value[:, :4] for key, value in given.items()}
+    read = heads.head_of(model).read
+    if read == "last":  # which the stock class finds by its padding
+        given["input_ids"][given["attention_mask"] == 0] = model.config.pad_token_id
+    with torch.no_grad():
+        stock = _stock(model(**given))
+        states = tail.tail(model, 0, first_token=False)(**given).last_hidden_state
+        last = given["attention_mask"].sum(dim=1) - 1
+        states = {"first": states[:, 0], "last": states[torch.arange(4), last]}.get(
+            read, states.flatten(0, 1)
+        )
+        ours = floors.head_logits(model, states)
+    torch.testing.assert_close(ours.view_as(stock), stock, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_is_on_exactly_one_floor(tiny, name):
+    model = tiny(name)
     stack = floors.floors(model)
-    assert [floor.name for floor in stack] == ["embeddings", "layer 0", "layer 1", "layer 2", "head"]
+    assert [floor.name for floor in stack] == ["embeddings", *(f"layer {i}" for i in range(4)), "head"]
     placed = [name for floor in stack for name in floor.parameters]
     assert sorted(placed) == sorted(name for name, _ in model.named_parameters())
 
 
-@pytest.mark.parametrize("kind", floors.ANATOMIES)
-def test_the_word_table_is_on_the_lowest_floor_and_has_a_row_for_each_token(kind):
-    model = _models()[kind]
+@pytest.mark.parametrize("name", NAMES)
+def test_the_word_table_is_on_the_lowest_floor_and_has_a_row_for_each_token(tiny, name):
+    model = tiny(name)
     name, table = floors.word_table(model)
     assert table is floors.floors(model)[0].parameters[name]
     assert table.shape == (61, 24)
+
+
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "T5ForConditionalGeneration"])
+def test_a_head_that_is_the_word_table_cannot_learn_alone(tiny, name):
+    stack = floors.floors(tiny(name, tie_word_embeddings=True))
+    assert not stack[-1].parameters
+    with pytest.raises(TrainingError, match="this head shares its weights with the embeddings"):
+        floors.learning(stack, 0)
+    assert [floor.name for floor in floors.learning(stack, 1)] == ["layer 3"]
+
+
+def test_what_closes_a_list_of_layers_learns_with_its_last(tiny):
+    t5 = floors.floors(tiny("T5ForConditionalGeneration"))
+    closing = [name for floor in t5 for name in floor.parameters if "final_layer_norm" in name]
+    assert closing == ["encoder.final_layer_norm.weight", "decoder.final_layer_norm.weight"]
+    assert closing[0] in t5[2].parameters
+    assert closing[1] in t5[4].parameters
+    assert "model.norm.weight" in floors.floors(tiny("LlamaForCausalLM"))[4].parameters
 
 
 @pytest.mark.parametrize(
@@ -83,9 +101,26 @@ def test_a_depth_beyond_the_model_is_refused(tiny_bert):
 
 
 def test_an_unknown_model_type_is_refused_by_name():
-    model = GPT2ForSequenceClassification(GPT2Config(n_layer=1, n_embd=24, n_head=3, vocab_size=61))
-    with pytest.raises(TrainingError, match="no floors are known for model type 'gpt2'"):
+    sizes = {"num_hidden_layers": 1, "hidden_size": 24, "ffn_dim": 40, "num_attention_heads": 3}
+    model = OPTForSequenceClassification(OPTConfig(vocab_size=61, word_embed_proj_dim=24, **sizes))
+    with pytest.raises(TrainingError, match="no floors are known for model type 'opt'"):
         floors.floors(model)
+
+
+def test_an_unknown_class_is_refused_by_name(tiny_bert):
+    model = tiny_bert()
+    model.__class__ = type("BertForRegression", (type(model),), {})
+    with pytest.raises(TrainingError, match="BertForRegression cannot be fine-tuned"):
+        floors.floors(model)
+
+
+def test_a_config_that_names_no_class_is_refused(tiny_bert, tmp_path):
+    model = tiny_bert()
+    model.save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace("BertForSequenceClassification", "BertForNothing"))
+    with pytest.raises(CheckpointError, match=r"names no class of transformers .*BertForNothing"):
+        floors.load(tmp_path)
 
 
 def test_loading_a_checkpoint_with_a_missing_tensor_is_refused(tiny_bert, tmp_path):

@@ -8,11 +8,11 @@ from torch.nn import functional
 
 from tasks.model import adapters, boundary, floors, frozen
 from tasks.model.adapters import Adapter
-from tasks.model.batches import Rows
+from tasks.model.batches import Ragged, Rows
 from tasks.model.boundary import Cache
-from tasks.model.frozen import FIRST, MEAN, Frozen, border
+from tasks.model.frozen import MEAN, READ, Frozen, border
 
-ROWS = Rows([[2, *range(5 + n, 9 + 2 * n), 3] for n in range(12)], None, 0)
+ROWS = Rows(Ragged.of([[2, *range(5 + n, 9 + 2 * n), 3] for n in range(12)]), None, 0)
 
 
 def _frozen(model, tmp_path, dtype="float32"):
@@ -62,7 +62,7 @@ def test_float32_states_of_the_same_batches_train_to_the_same_bits(tiny_bert, tm
         model = tiny_bert()
         made = _frozen(model, tmp_path)
         kept = _states_by_batch(model, tmp_path / "states", 2, "float32")
-        forward = made.above(kept, 2) if way == "kept" else made.whole(ROWS)
+        forward = made.above(kept, 2, ROWS) if way == "kept" else made.whole(ROWS)
         losses[way] = _train(model, forward, 2), model.state_dict()
     assert losses["kept"][0] == losses["computed"][0]
     assert all(torch.equal(value, losses["computed"][1][name]) for name, value in losses["kept"][1].items())
@@ -76,7 +76,7 @@ def test_kept_states_train_as_computed_ones_do(tiny_bert, tmp_path, dtype, nearl
     made = _frozen(model, tmp_path, dtype)
     name = made.name(start)
     kept = made.gather(ROWS, "rows", [name], about="test")[name]
-    assert _train(model, made.above(kept, start), start) == pytest.approx(expected, abs=nearly)
+    assert _train(model, made.above(kept, start, ROWS), start) == pytest.approx(expected, abs=nearly)
 
 
 @pytest.mark.parametrize("mean", [True, False])
@@ -88,13 +88,13 @@ def test_one_pass_gives_all_states_and_the_pooled_ones_are_the_models_own(
     monkeypatch.setattr(
         frozen, "_states", lambda *a, _real=frozen._states, **k: passes.append(1) or _real(*a, **k)
     )
-    names = [border(1), border(3), FIRST, *([MEAN] if mean else [])]
+    names = [border(1), border(3), READ, *([MEAN] if mean else [])]
     kept = _frozen(model, tmp_path).gather(ROWS, "rows", names, about="test")
     assert len(passes) == 1
     given = ROWS.batch([4], model.device)
     with torch.no_grad():
         hidden = model.base_model(**given, output_hidden_states=True).hidden_states
-    for name, expected in ((border(1), hidden[1]), (border(3), hidden[3]), (FIRST, hidden[4][:, :1])):
+    for name, expected in ((border(1), hidden[1]), (border(3), hidden[3]), (READ, hidden[4][:, :1])):
         torch.testing.assert_close(kept[name].batch([4])[0], expected, rtol=0, atol=1e-5)
     if mean:
         torch.testing.assert_close(
@@ -174,9 +174,11 @@ def test_a_layer_below_that_has_changed_makes_kept_states_stale(tiny_bert, tmp_p
     assert len(_kept(made)) == 2
 
 
-def test_answers_come_in_the_order_of_the_rows(tiny_bert, tmp_path):
+def test_answers_come_with_the_places_of_their_rows(tiny_bert, tmp_path):
     model = tiny_bert()
-    logits = frozen.answers(_frozen(model, tmp_path).whole(ROWS), ROWS, description="test")
+    found = frozen.answers(_frozen(model, tmp_path).whole(ROWS), ROWS, description="test", size=5)
+    logits = {place: row for places, rows in found for place, row in zip(places, rows, strict=True)}
+    assert sorted(logits) == list(range(12))
     for place in (0, 7, 11):
         with torch.no_grad():
             expected = model(**ROWS.batch([place], model.device)).logits[0]
@@ -185,6 +187,7 @@ def test_answers_come_in_the_order_of_the_rows(tiny_bert, tmp_path):
 
 def test_the_second_text_of_a_pair_reaches_the_model(tiny_bert, tmp_path):
     model = tiny_bert()
-    pairs = Rows(ROWS.input_ids, [[0] * 3 + [1] * (len(row) - 3) for row in ROWS.input_ids], 0)
+    types = Ragged.of([[0] * 3 + [1] * (length - 3) for length in ROWS.lengths])
+    pairs = Rows(ROWS.input_ids, types, 0)
     one, other = (_frozen(model, tmp_path).whole(rows)([3, 4]) for rows in (ROWS, pairs))
     assert not torch.allclose(one, other)

@@ -2,39 +2,14 @@
 
 import pytest
 import torch
-from transformers import (
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-)
 
 from tasks.errors import TrainingError
 from tasks.model import floors, tail
 
 
-def _roberta():
-    return RobertaForSequenceClassification(
-        RobertaConfig(
-            vocab_size=61, hidden_size=24, num_hidden_layers=4, num_attention_heads=3, intermediate_size=40,
-            max_position_embeddings=35, num_labels=3, pad_token_id=1,
-        )
-    ).eval()  # fmt: skip
-
-
-def _distilbert():
-    return DistilBertForSequenceClassification(
-        DistilBertConfig(
-            vocab_size=61, dim=24, n_layers=4, n_heads=3, hidden_dim=40, max_position_embeddings=33,
-            num_labels=3, pad_token_id=0,
-        )
-    ).eval()  # fmt: skip
-
-
-@pytest.fixture(params=["bert", "roberta", "distilbert"])
-def model(request, tiny_bert):
-    torch.manual_seed(0)
-    return {"bert": tiny_bert, "roberta": _roberta, "distilbert": _distilbert}[request.param]()
+@pytest.fixture(params=["Bert", "Roberta", "DistilBert"])
+def model(request, tiny):
+    return tiny(f"{request.param}ForSequenceClassification")
 
 
 @pytest.fixture
@@ -44,6 +19,30 @@ def given(model):
     for row, length in enumerate((9, 7, 4, 9, 2)):
         ids[row, length:], mask[row, length:] = model.config.pad_token_id, 0
     return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "LlamaForCausalLM", "BertForTokenClassification"])
+@pytest.mark.parametrize("start", [1, 3])
+def test_a_tail_of_any_class_computes_what_the_whole_does_at_every_token(tiny, name, start):
+    model = tiny(name)
+    ids, mask = torch.randint(5, 61, (5, 9), generator=torch.Generator().manual_seed(1)), torch.ones(5, 9)
+    mask[1, 6:] = mask[4, 2:] = 0
+    given = {"input_ids": ids, "attention_mask": mask.long()}
+    states = _entering(model, given, start) * given["attention_mask"][..., None]
+    with torch.no_grad():
+        body = tail.tail(model, start, first_token=False)
+        hidden = body(inputs_embeds=states, attention_mask=given["attention_mask"]).last_hidden_state
+        ours, stock = floors.head_logits(model, hidden), model(**given).logits
+    torch.testing.assert_close(ours[mask > 0], stock[mask > 0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "LlamaForCausalLM", "BertForTokenClassification"])
+def test_a_body_that_stops_gives_what_enters_the_layer_before_which_it_does(tiny, name):
+    model = tiny(name)
+    given = {"input_ids": torch.randint(5, 61, (2, 9)), "attention_mask": torch.ones(2, 9).long()}
+    with torch.no_grad():
+        stopped = tail.tail(model, 0, first_token=False, stop=2)(**given).last_hidden_state
+    assert torch.equal(stopped, _entering(model, given, 2))
 
 
 def _entering(model, given, start):

@@ -350,6 +350,6 @@ def test_a_gpu_trains_and_saves_what_a_cpu_can_load(root):
 def test_rows_of_another_kind_are_refused(root, encode):
     encode(root, ["a", "b", "c"], kind="rating")
     with pytest.raises(
-        DataError, match=r"rows of kind 'rating' .* not trained on yet; kinds that can: label, pair"
+        TrainingError, match=r"rows of kind 'rating' .* not trained on yet; kinds that can: label, pair"
     ):
         finetuning.run(_params(HEAD), root, Ledger())

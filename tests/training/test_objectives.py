@@ -13,11 +13,21 @@ from tasks.training.loop import Pace, Work
 from tasks.training.objectives import NOTHING, OBJECTIVES, Settings
 
 ROWS, WIDTH, CLASSES = 24, 7, 3
+LENGTHS = [1 + row % 4 for row in range(ROWS)]  # positions read of each row, where these are several
+OWNER = torch.repeat_interleave(torch.arange(ROWS), torch.tensor(LENGTHS))  # row of each position
+BEGINS = torch.tensor([place for length in LENGTHS for place in range(length)]) == 0
+CLASS = torch.arange(ROWS) ** 2 % CLASSES
+SPANS = torch.stack([BEGINS.roll(-1), BEGINS.roll(-1), BEGINS], dim=1).long()  # each row's last token
 TARGETS = {
-    "label": torch.arange(ROWS) ** 2 % CLASSES,
-    "pair": torch.arange(ROWS) ** 2 % CLASSES,
+    "label": CLASS,
+    "pair": CLASS,
     "labels": (torch.arange(ROWS)[:, None] + torch.arange(CLASSES)) % 2,
     "score": torch.linspace(-1, 2, ROWS),
+    "answer": SPANS,
+    **dict.fromkeys(
+        ("tags", "text", "completion", "chat", "translation", "prefix-remainder"),
+        torch.arange(len(OWNER)) ** 2 % CLASSES,
+    ),
 }
 VARIANTS = {
     "plain": Settings(),
@@ -31,16 +41,23 @@ def test_every_objective_is_tested():
     assert TARGETS.keys() == OBJECTIVES.keys()
 
 
+def _positions(kind, rows):
+    if len(TARGETS[kind]) == ROWS:
+        return torch.as_tensor(rows)
+    return torch.cat([torch.nonzero(row == OWNER)[:, 0] for row in rows])
+
+
 def _work(kind, settings, accumulation, forward):
-    names = [f"row {number}" for number in range(ROWS)]
-    return Work(forward, TARGETS[kind], objectives.find(kind), settings, names, accumulation)
+    targets = lambda rows: TARGETS[kind][_positions(kind, rows)]  # noqa: E731
+    return Work(forward, targets, objectives.find(kind), settings, "row {}".format, accumulation)
 
 
 def _trained(kind, settings, accumulation, *, spoil=None):
     """Weights after three steps on batches of eight, and the losses told."""
     torch.manual_seed(0)
-    inputs, model = torch.randn(ROWS, WIDTH), nn.Linear(WIDTH, CLASSES)
-    forward = lambda rows: model(inputs[rows])  # noqa: E731
+    inputs = torch.randn(len(TARGETS[kind]), WIDTH)
+    model = nn.Linear(WIDTH, 2 if kind == "answer" else CLASSES)
+    forward = lambda rows: model(inputs[_positions(kind, rows)])  # noqa: E731
     work = _work(kind, settings, accumulation, spoil(forward) if spoil else forward)
     adam = updates.optimizer([updates.Group("head", dict(model.named_parameters()), 0.1, 0.0)])
     batches = [list(range(start, start + 8)) for start in (0, 8, 16)]
@@ -48,7 +65,7 @@ def _trained(kind, settings, accumulation, *, spoil=None):
     return model.weight.detach(), [step.loss for step in steps]
 
 
-@pytest.mark.parametrize("kind", OBJECTIVES)
+@pytest.mark.parametrize("kind", sorted(OBJECTIVES))
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("accumulation", [2, 4, 8])
 def test_the_update_is_the_same_for_any_accumulation(kind, variant, accumulation):
@@ -59,7 +76,7 @@ def test_the_update_is_the_same_for_any_accumulation(kind, variant, accumulation
     assert told == pytest.approx(losses, abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", OBJECTIVES)
+@pytest.mark.parametrize("kind", sorted(OBJECTIVES))
 def test_a_batch_that_does_not_fit_gives_the_same_update_in_more_parts(kind, caplog):
     """At most three rows fit; more raise what torch raises without memory."""
     sizes = []
@@ -163,21 +180,66 @@ def test_balanced_weights_give_every_class_the_same_say():
     assert sums == pytest.approx([3.0, 3.0, 3.0])
 
 
+def _figures(kind, *batches):
+    objective = objectives.find(kind)
+    return objective.figures(torch.stack([objective.sums(*batch) for batch in batches]).sum(dim=0))
+
+
 def test_figures_of_each_kind():
-    figures = objectives.find("label").figures(LOGITS, LABELS)
-    assert figures == {
+    assert _figures("label", (LOGITS, LABELS)) == {
         "accuracy": pytest.approx(2 / 3),
         "loss": pytest.approx(_mean("label", LOGITS, LABELS, Settings())),
     }
-    said = objectives.find("labels").figures(
-        torch.tensor([[1.0, -1.0], [1.0, 1.0]]), torch.tensor([[1, 0], [0, 1]])
-    )
+    said = _figures("labels", (torch.tensor([[1.0, -1.0], [1.0, 1.0]]), torch.tensor([[1, 0], [0, 1]])))
     assert (said["accuracy"], said["micro_f1"]) == (0.5, pytest.approx(0.8))
-    guessed = objectives.find("score").figures(torch.tensor([[1.0], [3.0]]), torch.tensor([1.0, 2.0]))
+    guessed = _figures("score", (torch.tensor([[1.0], [3.0]]), torch.tensor([1.0, 2.0])))
     assert (guessed["loss"], guessed["r2"]) == (pytest.approx(0.5), pytest.approx(-1.0))
-    assert math.isfinite(objectives.find("score").figures(torch.ones(2, 1), torch.ones(2))["r2"])
+    assert math.isfinite(_figures("score", (torch.ones(2, 1), torch.ones(2)))["r2"])
+    told = _figures("text", (torch.zeros(5, 8), torch.arange(5)))
+    assert told["perplexity"] == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize("kind", sorted(OBJECTIVES))
+def test_figures_are_the_same_for_any_batches(kind):
+    torch.manual_seed(1)
+    logits = torch.randn(len(TARGETS[kind]), 2 if kind == "answer" else CLASSES)
+    several = [
+        (logits[_positions(kind, rows)], TARGETS[kind][_positions(kind, rows)])
+        for rows in (range(5), range(5, 6), range(6, ROWS))
+    ]
+    assert _figures(kind, *several) == pytest.approx(_figures(kind, (logits, TARGETS[kind])))
+
+
+@pytest.mark.parametrize("kind", sorted(OBJECTIVES))
+def test_the_figure_that_selects_is_one_of_those_told(kind):
+    objective = objectives.find(kind)
+    logits = torch.zeros(len(TARGETS[kind]), 2 if kind == "answer" else CLASSES)
+    assert _figures(kind, (logits, TARGETS[kind])).keys() == set(objective.names)
+    assert objective.selected("auto") in objective.names
+    with pytest.raises(TrainingError, match=r"no figure 'bleu' of these rows"):
+        objective.selected("bleu")
+
+
+def test_a_span_is_told_among_the_tokens_of_its_own_row():
+    """Against torch's cross-entropy over each row's tokens by itself."""
+    torch.manual_seed(1)
+    logits = torch.randn(len(OWNER), 2)
+    expected = 0.0
+    for row in range(ROWS):
+        own, told = logits[row == OWNER], SPANS[row == OWNER]
+        for side in (0, 1):
+            expected += functional.cross_entropy(own[:, side], told[:, side].argmax()).item() / 2 / ROWS
+    assert _mean("answer", logits, SPANS, Settings()) == pytest.approx(expected, abs=1e-6)
+    right = torch.where(SPANS[:, :2] > 0, 9.0, -9.0)
+    assert _figures("answer", (right, SPANS))["accuracy"] == 1.0
+    assert _figures("answer", (-right, SPANS))["accuracy"] == pytest.approx(LENGTHS.count(1) / ROWS)
+
+
+def test_balanced_weights_of_labels_say_how_many_more_rows_are_without():
+    targets = torch.tensor([[1, 0, 0], [0, 0, 1], [0, 0, 1], [0, 0, 1]])
+    assert objectives.balanced_labels(targets, 3).tolist() == pytest.approx([3.0, 1.0, 1 / 3])
 
 
 def test_a_kind_without_an_objective_is_refused_with_those_that_have_one():
-    with pytest.raises(TrainingError, match=r"'rating' .* kinds that can: label, pair, labels, score"):
+    with pytest.raises(TrainingError, match=r"'rating' .* kinds that can: label, pair, labels, score, tags"):
         objectives.find("rating")

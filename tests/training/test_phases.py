@@ -46,14 +46,16 @@ def _planned(model, data, name, depth, *, rate=1e-2, epochs=2, new=None, whole_f
     def measure():
         model.eval()
         with torch.no_grad():
-            return objective.figures(_logits(model, ids), labels)
+            return objective.figures(objective.sums(_logits(model, ids), labels))
 
     orders = [epoch_order([TOKENS] * ROWS, batch_size=8, seed=(len(name), e)) for e in range(epochs)]
     names = [f"row {number}" for number in range(ROWS)]
     return phases.Planned(
         name=name,
         stack=_stack(floors.learning(floors.floors(model), depth)),
-        work=lambda: Work(work(), labels, objective, objectives.Settings(), names),
+        work=lambda: Work(
+            work(), lambda rows: labels[rows], objective, objectives.Settings(), names.__getitem__
+        ),
         measure=more.pop("measure", measure),
         epochs=orders,
         learning_rate=rate,

@@ -1,0 +1,183 @@
+"""Every kind of row that something is learned from, through the whole stage, on tiny models of its class."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from safetensors.torch import load_file
+
+from tasks import files
+from tasks import params as parameters
+from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, TrainedModel, Vocabulary
+from tasks.errors import DataError
+from tasks.model import floors
+from tasks.stages import finetuning
+from tasks.training import objectives
+
+SHIPPED = parameters.load(Path(__file__).parents[2] / "params.yaml")
+SPECIAL = {"pad": 0, "cls": 2, "sep": 3, "mask": 4}
+CASES = [
+    ("answer", "DistilBertForQuestionAnswering"),
+    ("chat", "LlamaForCausalLM"),
+    ("completion", "GPT2LMHeadModel"),
+    ("label", "GPT2ForSequenceClassification"),
+    ("label", "LlamaForSequenceClassification"),
+    ("labels", "BertForSequenceClassification"),
+    ("score", "RobertaForSequenceClassification"),
+    ("tags", "BertForTokenClassification"),
+    ("text", "BertForMaskedLM"),
+    ("text", "LlamaForCausalLM"),
+    ("translation", "T5ForConditionalGeneration"),
+]
+SCHEDULE = (
+    "[{name: upper, depth: 2, epochs: 2, learning_rate: 1.0e-2}, "
+    "{name: whole, depth: all, epochs: 3, learning_rate: 1.0e-2}]"
+)
+
+
+class Ledger:
+    def metrics(self, values, *, step=0): ...
+
+    def file(self, path, folder=""): ...
+
+
+def _columns(kind, rows):
+    """Answers that follow from the tokens, so that something can be learned."""
+    hot = [[int(any(token % 3 == number for token in row)) for number in range(3)] for row in rows]
+    return {
+        "label": lambda: {"label": pa.array([int(row[1]) % 3 for row in rows], pa.int64())},
+        "labels": lambda: {"labels": pa.array(hot, pa.list_(pa.int8()))},
+        "score": lambda: {"label": pa.array([row[1] / 30 for row in rows], pa.float32())},
+        "tags": lambda: {
+            "places": pa.array([[1, 2] for _ in rows], pa.list_(pa.int32())),
+            "tags": pa.array([[int(row[1]) % 3, int(row[2]) % 3] for row in rows], pa.list_(pa.int64())),
+        },
+        "answer": lambda: {
+            "start": pa.array([1 + int(row[1:-1].argmax()) for row in rows], pa.int32()),
+            "end": pa.array([len(row) - 2 for row in rows], pa.int32()),
+        },
+        "text": dict,
+        "chat": lambda: {"prompt_length": pa.array([2 for _ in rows], pa.int32())},
+        "completion": lambda: {"target_ids": _lists([[row[1], row[1], 3] for row in rows])},
+        "translation": lambda: {"target_ids": _lists([[row[1], row[2], 3] for row in rows])},
+    }[kind]()
+
+
+def _lists(rows):
+    return pa.array(rows, pa.list_(pa.int32()))
+
+
+@pytest.fixture
+def root(tmp_path, tiny):
+    def make(kind, name, **more):
+        labels = ["a", "b", "c"] if kind in ("label", "labels", "tags") else []
+        chance = np.random.default_rng(0)
+        tokenizer = tmp_path / "tokenizer"
+        tokenizer.mkdir()
+        (tokenizer / "tokenizer.json").write_text("{}")
+        with files.replace_directory(Vocabulary.folder(tmp_path)) as draft:
+            shutil.move(tokenizer, draft / "tokenizer")
+            Vocabulary.save(draft, size=61, kept=61, fresh=0, special=SPECIAL)
+        with files.replace_directory(ConvertedCheckpoint.folder(tmp_path)) as draft:
+            tiny(name, num_labels=1 if kind == "score" else 3, **more).save_pretrained(draft / "model")
+            ConvertedCheckpoint.save(
+                draft, family="", architecture=name, labels=labels, source="", parameters={}, fresh=[],
+                proofs={},
+            )  # fmt: skip
+        with files.replace_directory(EncodedDataset.folder(tmp_path)) as draft:
+            for split, count in (("train", 48), ("validation", 16), ("test", 16)):
+                sizes = chance.integers(3, 8, size=count)
+                rows = [np.array([2, *chance.integers(5, 30, size=size), 3]) for size in sizes]
+                table = {"id": [f"{split}-{n}" for n in range(count)], "input_ids": _lists(rows)}
+                parquet.write_table(pa.table(table | _columns(kind, rows)), draft / f"{split}.parquet")
+            empty = {name: {} for name in ("rows", "tokens", "truncated", "lost", "unknown")}
+            EncodedDataset.save(draft, kind=kind, labels=labels, max_length=16, **empty)
+        return tmp_path
+
+    return make
+
+
+def _params(**changes):
+    every = {"phases": SCHEDULE, "batch_size": 8, **changes}
+    return parameters.override(SHIPPED, [f"finetuning.{name}={value}" for name, value in every.items()])
+
+
+def _run(root, **changes):
+    return finetuning.run(_params(**changes), root, Ledger())
+
+
+def test_every_kind_with_an_objective_is_tested():
+    assert {kind for kind, _ in CASES} | {"pair", "prefix-remainder"} == objectives.OBJECTIVES.keys()
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_each_kind_is_learned_and_leaves_a_stock_model(root, kind, name):
+    base = root(kind, name)
+    record = _run(base)
+    before = floors.load(ConvertedCheckpoint.folder(base) / "model")
+    model = floors.load(record.path / "model")
+    assert type(model).__name__ == name
+    assert (record.path / "model" / "config.json").read_bytes() == (
+        ConvertedCheckpoint.folder(base) / "model" / "config.json"
+    ).read_bytes()
+    moved = {n for n, value in model.named_parameters() if not value.equal(before.get_parameter(n))}
+    assert moved >= {
+        n for n, _ in model.named_parameters() if "weight" in n and "position" not in n and "wpe" not in n
+    }
+    with (record.path / "steps.csv").open() as stream:
+        losses = [float(row["loss"]) for row in csv.DictReader(stream)]
+    assert len(losses) == 5 * 6
+    assert sum(losses[-6:]) < sum(losses[:6])
+
+
+@pytest.mark.parametrize(("kind", "name"), [CASES[1], CASES[7], CASES[8]])
+def test_the_same_seed_gives_the_same_digest(root, kind, name):
+    base = root(kind, name)
+    digests = []
+    for _ in range(2):
+        digests.append(_run(base).weights)
+        shutil.rmtree(base / ".regraft")
+    assert digests[0] == digests[1]
+    assert _run(base, seed=2).weights != digests[0]
+
+
+@pytest.mark.parametrize(("kind", "name"), [case for case in CASES if case[0] in ("tags", "chat", "answer")])
+def test_states_that_are_kept_give_the_weights_of_computed_ones(root, kind, name):
+    base = root(kind, name)
+    schedule = "[{name: upper, depth: 1, epochs: 3, learning_rate: 1.0e-2}]"
+    weights = []
+    for dtype in ("none", "float32"):
+        record = _run(base, phases=schedule, **{"cache.dtype": dtype})
+        weights.append(load_file(record.path / "model" / "model.safetensors"))
+        assert (base / ".regraft" / "states").exists() == (dtype == "float32")
+    for tensor, value in weights[0].items():
+        np.testing.assert_allclose(weights[1][tensor], value, rtol=0, atol=2e-3)
+
+
+def test_tied_tensors_are_written_once(root):
+    base = root("chat", "LlamaForCausalLM", tie_word_embeddings=True)
+    record = _run(base)
+    tensors = load_file(record.path / "model" / "model.safetensors")
+    assert "lm_head.weight" not in tensors
+    assert "model.embed_tokens.weight" in tensors
+    assert TrainedModel.load(base).weights == record.weights
+
+
+def test_an_adapter_learns_in_a_language_model(root):
+    base = root("completion", "LlamaForCausalLM")
+    record = _run(
+        base, adapter="{kind: lora, rank: 2}", phases="[{name: lora, depth: all, learning_rate: 1.0e-2}]"
+    )
+    before = load_file(ConvertedCheckpoint.folder(base) / "model" / "model.safetensors")
+    after = load_file(record.path / "model" / "model.safetensors")
+    moved = {name for name, value in after.items() if not value.equal(before[name])}
+    assert moved == {name for name in before if "self_attn" in name} | {"lm_head.weight"}
+
+
+def test_class_weights_of_rows_without_classes_are_refused(root):
+    with pytest.raises(DataError, match=r"finetuning\.class_weights: rows of this kind have no classes"):
+        _run(root("score", "BertForSequenceClassification"), class_weights="balanced")
