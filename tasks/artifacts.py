@@ -121,13 +121,13 @@ class ConvertedCheckpoint(Artifact):
 @dataclass(frozen=True, kw_only=True)
 class EncodedDataset(Artifact):
     """`train|validation|test.parquet`: id, input_ids (ragged list of int32) and the kind's own columns, such
-    as label (int64). Packed rows have no id."""
+    as label (int64). Packed rows have no id; the windows of one question share theirs."""
 
     stage = "encoding"
     kind: str
     labels: tuple[str, ...]
     max_length: int
-    rows: Mapping[str, int]
+    rows: Mapping[str, int]  # split -> rows of its file: of kind answer, windows
     tokens: Mapping[str, int]
     truncated: Mapping[str, int]  # split -> rows that lost tokens
     lost: Mapping[str, int]  # split -> tokens cut off

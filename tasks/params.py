@@ -166,6 +166,11 @@ class EncodingParams(Section):
         "none",
         description="kind text only: fill rows of max_length, losing no token (needs regraft[packing])",
     )
+    stride: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="kind answer only: tokens of a context that two windows share; null: a quarter of "
+        "max_length",
+    )
 
 
 class Phase(Section):

@@ -16,8 +16,8 @@ from tasks import files, progress
 from tasks.artifacts import SPLITS, EncodedDataset, PreparedText, Vocabulary
 from tasks.params import EncodingParams, Params
 from tasks.stages import Track
-from tasks.text.tokens import encode, packing, report, rows, vocabulary
-from tasks.text.tokens.encode import Tally
+from tasks.text.tokens import encode, packing, report, rows, vocabulary, windows
+from tasks.text.tokens.tally import Tally, tallied
 
 MANY = 0.1  # share of truncated rows from which a person should hear of it
 LOG = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ def run(params: Params, root: Path, track: Track) -> EncodedDataset:
     job = Job(PreparedText.load(root), vocabulary.load(words.path / "tokenizer"), params.encoding)
     encode.check_length(job.tokenizer, job.settings.max_length)
     packing.check(job.settings.packing, job.prepared.kind)
+    windows.check(job.settings.stride, job.prepared.kind)
     with files.replace_directory(EncodedDataset.folder(root)) as draft:
         found = {split: _write(job, split, draft / f"{split}.parquet") for split in SPLITS}
         tallies = {split: tally for split, (tally, _) in found.items()}
@@ -56,7 +57,7 @@ def run(params: Params, root: Path, track: Track) -> EncodedDataset:
             unknown={split: tally.unknown for split, tally in tallies.items()},
         )
     record = EncodedDataset.load(root)
-    _warn(tallies, job.settings.max_length)
+    _warn(tallies, job.settings.max_length, record.kind)
     _publish(record, words, job.settings, tallies, root / "reports" / "encoding.html", track)
     return record
 
@@ -66,7 +67,7 @@ def _write(job: Job, split: str, target: Path) -> tuple[Tally, int]:
     total, written = Tally(), 0
     with parquet.ParquetWriter(target, job.schema) as writer:
         for encoded in _encoded(job, split):
-            total += encode.tally(encoded)
+            total += tallied(encoded)
             table = _packed(job, encoded).select(job.schema.names)
             writer.write_table(table, row_group_size=rows.BATCH)
             written += len(table)
@@ -75,8 +76,9 @@ def _write(job: Job, split: str, target: Path) -> tuple[Tally, int]:
 
 def _encoded(job: Job, split: str) -> Iterator[pa.Table]:
     path, kind = job.prepared.path / "rows.parquet", job.prepared.kind
-    batches = rows.batches(path, split, encode.wanted(kind))
-    total = -(-job.prepared.rows.get(split, 0) // rows.BATCH)
+    size = windows.ROWS if kind == "answer" else rows.BATCH
+    batches = rows.batches(path, split, encode.wanted(kind), rows=size)
+    total = -(-job.prepared.rows.get(split, 0) // size)
     for table in progress.track(batches, total=total, description=f"encoding {split}"):
         yield encode.shard(
             table,
@@ -84,6 +86,7 @@ def _encoded(job: Job, split: str) -> Iterator[pa.Table]:
             kind=kind,
             max_length=job.settings.max_length if job.settings.packing == "none" else None,
             names=job.prepared.labels,
+            stride=job.settings.stride,
         )
 
 
@@ -93,8 +96,10 @@ def _packed(job: Job, encoded: pa.Table) -> pa.Table:
     return packing.pack(encoded, strategy=job.settings.packing, length=job.settings.max_length)
 
 
-def _warn(tallies: Mapping[str, Tally], max_length: int) -> None:
+def _warn(tallies: Mapping[str, Tally], max_length: int, kind: str) -> None:
     total = sum(tallies.values(), Tally())
+    if total.missed:
+        LOG.warning("%d %s", total.missed, report.MISSED[kind])
     if total.truncated > MANY * total.rows:
         LOG.warning(
             "%.0f %% of the rows are longer than encoding.max_length = %d and lost %d tokens; "

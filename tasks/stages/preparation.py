@@ -172,7 +172,7 @@ def _rules(settings: PreparationParams, kind: str) -> decide.Rules:
         threshold=settings.threshold,
         conflicts=settings.conflicts,
         one_answer=kinds.KINDS[kind].one_answer,
-        near_answers=kinds.KINDS[kind].classes is not None,
+        near_answers=kinds.KINDS[kind].near_answers,
         shares=settings.fractions.model_dump(),
         salt=settings.salt,
         limits=settings.subset.model_dump(),

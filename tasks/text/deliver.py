@@ -65,6 +65,7 @@ class Delivered:
     quarantined: Counter[str] = field(default_factory=Counter)  # reason -> rows
     balance: Counter[tuple[str, str]] = field(default_factory=Counter)  # (class, split) -> rows
     lengths: Counter[tuple[str, int]] = field(default_factory=Counter)  # (split, characters) -> rows
+    detached: int = 0  # rows kept in which a tag I-X follows neither B-X nor I-X
 
     @property
     def total(self) -> int:
@@ -76,6 +77,8 @@ class Delivered:
         self.rows.update(splits)
         self.balance.update(zip(kinds.classes(kept, kind), splits, strict=True))
         self.lengths.update(zip(splits, compute.utf8_length(kept["text"]).to_pylist(), strict=True))
+        if "tags" in kind.columns:
+            self.detached += sum(map(kinds.is_detached, kept["tags"].to_pylist()))
         self.dropped.update(piece.reason[piece.out].tolist())
         self.quarantined.update(piece.reason[piece.aside].tolist())
 
@@ -141,6 +144,7 @@ class _Names:
 
     def details(self, rows: Integers, reasons: Sequence[str]) -> list[str]:
         fates, each = self.fates, zip(rows.tolist(), reasons, self.others(rows), strict=True)
+        said = {row: self._answers(row, int(fates.other[row])) for row in rows.tolist()}
         return [
             SENTENCES.get(reason, "").format(
                 other=other,
@@ -148,11 +152,16 @@ class _Names:
                 split=SPLITS[fates.split[fates.other[row]]],
                 here=SPLITS[fates.split[row]],
                 most=self.limits.get(SPLITS[fates.split[row]]),
-                own=self._answer(row),
-                its=self._answer(int(fates.other[row])),
+                own=said[row][0],
+                its=said[row][1],
             )
             for row, reason, other in each
         ]
+
+    def _answers(self, row: int, other: int) -> tuple[str, str]:
+        """The classes of both; where these are equal, as of tags in another order, no more is known."""
+        own, its = self._answer(row), self._answer(other)
+        return (own, its) if own != its else ("otherwise", "otherwise")
 
     def _answer(self, row: int) -> str:
         place = min(int(np.searchsorted(self.numbers, row)), len(self.numbers) - 1)

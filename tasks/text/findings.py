@@ -179,6 +179,7 @@ def facts(
             (name.replace(kinds.JOINT, " + "), split): n for (name, split), n in delivered.balance.items()
         },
         labels=labels,
+        detached=delivered.detached,
         lengths=lengths(delivered),
         largest=largest,
         conflicts=conflicts,

@@ -7,11 +7,11 @@ completion, the source of a translation, the context of a question. The `answer`
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as compute
 
 from tasks.text import signatures
 
@@ -32,6 +32,7 @@ class Kind:
     answer: tuple[str, ...] = ()
     one_answer: bool = False  # a text with two different answers is a conflict
     classes: str | None = None  # the column that names classes, for strata and label sets
+    near_answers: bool = False  # near-duplicates with different answers are a conflict too
     cleaned: tuple[str, ...] = ("text",)  # spans and tags would slip under cleaning
     compared: tuple[str, ...] = ("text",)
 
@@ -59,14 +60,23 @@ def answers(table: pa.Table, kind: Kind) -> pl.Series:
 
 
 def classes(table: pa.Table, kind: Kind) -> list[str]:
-    """The class of each row for strata: its label, or its labels joined; "" where the kind has no classes."""
+    """The class of each row for strata: its label, or its labels joined, each once and sorted; "" where the
+    kind has no classes."""
     if kind.classes is None:
         return [""] * len(table)
     column = table[kind.classes]
-    joined = column if column.type == pa.string() else compute.binary_join(column, JOINT)
-    encoded = joined.combine_chunks().dictionary_encode()
+    if column.type != pa.string():
+        column = pa.chunked_array([[JOINT.join(sorted(set(row))) for row in column.to_pylist()]], pa.string())
+    encoded = column.combine_chunks().dictionary_encode()
     names = encoded.dictionary.to_pylist()  # one string a class, not one a row
     return [names[number] for number in encoded.indices.to_pylist()]
+
+
+def is_detached(tags: Sequence[str]) -> bool:
+    """Whether a tag I-X follows neither B-X nor I-X: IOB1, where a span may begin so, or a fault of IOB2."""
+    return any(
+        tag.startswith("I-") and before not in (f"B-{tag[2:]}", tag) for before, tag in pairwise(("O", *tags))
+    )
 
 
 def split_text(text: str) -> tuple[str, str] | None:
@@ -84,14 +94,17 @@ def prompt_of(messages: Sequence[Mapping[str, Any]]) -> str:
 LABEL = {"label": pa.string()}
 TARGET = {"target": pa.string()}
 KINDS: Mapping[str, Kind] = {
-    "label": Kind(LABEL, answer=("label",), one_answer=True, classes="label"),
-    "labels": Kind({"labels": STRINGS}, answer=("labels",), one_answer=True, classes="labels"),
+    "label": Kind(LABEL, answer=("label",), one_answer=True, classes="label", near_answers=True),
+    "labels": Kind(
+        {"labels": STRINGS}, answer=("labels",), one_answer=True, classes="labels", near_answers=True
+    ),
     "score": Kind({"score": pa.float64()}, answer=("score",), one_answer=True),
     "pair": Kind(
         {"pair": pa.string(), **LABEL},
         answer=("label",),
         one_answer=True,
         classes="label",
+        near_answers=True,
         cleaned=("text", "pair"),
         compared=("text", "pair"),
     ),
@@ -106,7 +119,12 @@ KINDS: Mapping[str, Kind] = {
     "translation": Kind(TARGET, text="source", answer=("target",), cleaned=("text", "target")),
     "prefix-remainder": Kind(TARGET, made=("target",), answer=("target",), cleaned=("text", "target")),
     "tags": Kind(
-        {"tokens": STRINGS, "tags": STRINGS}, text=None, answer=("tags",), one_answer=True, cleaned=()
+        {"tokens": STRINGS, "tags": STRINGS},
+        text=None,
+        answer=("tags",),
+        one_answer=True,
+        classes="tags",
+        cleaned=(),
     ),
     "answer": Kind(
         {"question": pa.string(), "answers": ANSWERS},

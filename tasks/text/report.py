@@ -106,6 +106,7 @@ class Facts:
     shingle: int
     bands: int
     rows_per_band: int
+    detached: int = 0  # rows that stay in which a tag I-X follows neither B-X nor I-X
 
 
 class Left(NamedTuple):

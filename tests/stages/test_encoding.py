@@ -120,6 +120,54 @@ def test_packed_rows_hold_every_token(prepared, chosen, tmp_path, strategy):
     assert f"packed by {strategy} into" in (tmp_path / "reports" / "encoding.html").read_text()
 
 
+def test_tags_stand_with_the_words_that_are_left(prepared, chosen, tmp_path, caplog):
+    words = ["w1", " ", *["w2"] * 12]
+    row = {"text": " ".join(words), "tokens": words, "tags": ["B-X", "O", *["I-X"] * 12]}
+    prepared(
+        tmp_path,
+        [{"id": f"r{n}", **row, "split": split} for n, split in enumerate(SPLITS)],
+        kind="tags",
+        labels=("B-X", "I-X", "O"),
+    )
+    with caplog.at_level(logging.WARNING):
+        record = encoding.run(chosen, tmp_path, Recorder())
+    (found,) = parquet.read_table(record.path / "test.parquet").to_pylist()
+    assert found["places"] == list(range(1, 9))
+    assert found["tags"] == [0] + [1] * 7
+    assert (record.labels, record.lost["test"]) == (("B-X", "I-X", "O"), 5)
+    assert "3 words give no token, and their tags are neither learnt nor predicted" in caplog.text
+    assert "3 words give no token" in (tmp_path / "reports" / "encoding.html").read_text()
+
+
+def test_a_long_context_becomes_windows_whose_bytes_repeat(prepared, chosen, tmp_path, caplog):
+    context = " ".join(WORDS[:30])
+    spans = [{"text": ["w20 w21"], "answer_start": [context.index("w20")]}, {"text": [], "answer_start": []},
+             {"text": [context], "answer_start": [0]}]  # fmt: skip
+    prepared(
+        tmp_path,
+        [
+            {"id": f"r{n}", "text": context, "question": "w1", "answers": span, "split": split}
+            for n, (split, span) in enumerate(zip(SPLITS, spans, strict=True))
+        ],
+        kind="answer",
+        labels=(),
+    )
+    settings = params.override(chosen, ["encoding.stride=4"])
+    record = encoding.run(settings, tmp_path, Recorder())
+    assert dict(record.rows) == {"train": 6, "validation": 6, "test": 6}
+    assert (dict(record.lost), dict(record.truncated)) == (dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0))
+    found = parquet.read_table(record.path / "train.parquet")
+    assert found.column_names == ["id", "input_ids", "start", "end", "offsets"]
+    held = [row for row in found.to_pylist() if row["end"]]
+    assert held
+    for row in held:
+        assert context[row["offsets"][2 * row["start"]] : row["offsets"][2 * row["end"] + 1]] == "w20 w21"
+    page = (tmp_path / "reports" / "encoding.html").read_text()
+    assert "3 rows became 168 tokens, in 18 windows" in page
+    assert "1 answers fit no window whole" in page
+    assert encoding.run(settings, tmp_path, Recorder()).digest == record.digest
+
+
 def test_a_split_without_rows_is_an_empty_file(prepared, chosen, tmp_path):
     prepared(tmp_path, [row for row in ROWS if row["split"] == "train"])
     record = encoding.run(chosen, tmp_path, Recorder())
@@ -131,6 +179,7 @@ def test_a_split_without_rows_is_an_empty_file(prepared, chosen, tmp_path):
     [
         ("encoding.max_length=13", ParamsError, "13 is more than the 12 tokens"),
         ("encoding.packing=wrapped", ParamsError, "these are of kind label"),
+        ("encoding.stride=4", ParamsError, "encoding.stride = 4 is for rows of kind answer"),
     ],
 )
 def test_what_cannot_work_is_refused_and_nothing_is_written(chosen, tmp_path, assignment, error, message):

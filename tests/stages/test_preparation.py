@@ -295,6 +295,40 @@ def test_every_kind_of_row_is_prepared_and_keeps_its_columns(tmp_path, kind, row
     assert {row["split"] for row in rows} == {"train", "validation", "test"}
 
 
+def test_tags_are_numbered_by_name_also_those_of_test_alone(tmp_path):
+    (tmp_path / "data").mkdir()
+    for split, tags in (("train", ["O", "I-Y"]), ("validation", ["O", "O"]), ("test", ["B-X", "O"])):
+        rows = [{"tokens": [f"{split}{n}", f"w{n * n}"], "tags": tags} for n in range(8)]
+        (tmp_path / "data" / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    source = params.TextSource.model_validate({"path": "data", "kind": "tags"})
+    into = tmp_path / "out"
+    into.mkdir()
+    page = preparation.prepare(
+        tmp_path / "data",
+        source,
+        params.PreparationParams(),
+        into=into,
+        remembered=tmp_path / "ledger.parquet",
+    )
+    assert json.loads((into / "labels.json").read_text()) == ["B-X", "I-Y", "O"]
+    assert "In 8 rows a tag I-X follows neither B-X nor I-X" in page
+
+
+def test_tags_that_differ_in_their_order_alone_contradict_without_a_name(tmp_path):
+    rows = [{"tokens": [f"one{n}", f"two{n * n}"], "tags": ["O", "B"]} for n in range(30)]
+    rows.append({"tokens": ["one7", "two49"], "tags": ["B", "O"]})
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    source = params.TextSource.model_validate({"path": "data.jsonl", "kind": "tags"})
+    into = tmp_path / "out"
+    into.mkdir()
+    preparation.prepare(
+        tmp_path / "data.jsonl", source, params.PreparationParams(), into=into, remembered=tmp_path / "ledger"
+    )
+    details = parquet.read_table(into / "quarantine.parquet")["detail"].to_pylist()
+    assert len(details) == 2
+    assert all(detail.startswith("labelled otherwise, but ") for detail in details)
+
+
 TEXTS = st.sampled_from(
     [
         SENTENCE.format(1, 2, 3),

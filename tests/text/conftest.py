@@ -61,7 +61,7 @@ def decided(tmp_path_factory):
             threshold=threshold,
             conflicts=conflicts,
             one_answer=kinds.KINDS[kind].one_answer,
-            near_answers=kinds.KINDS[kind].classes is not None,
+            near_answers=kinds.KINDS[kind].near_answers,
             shares=more.pop("shares", SHARES),
             salt="s",
             limits=more.pop("limits", NO_LIMITS),

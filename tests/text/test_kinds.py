@@ -30,7 +30,24 @@ def test_answers_are_equal_where_all_their_columns_are():
 
 def test_classes_are_labels_joined_or_nothing():
     assert kinds.classes(pa.table({"labels": [["a", "b"], []]}), KINDS["labels"]) == ["a\x1fb", ""]
+    assert kinds.classes(pa.table({"tags": [["O", "B-X", "O"]]}), KINDS["tags"]) == ["B-X\x1fO"]
     assert kinds.classes(pa.table({"text": ["a"]}), KINDS["text"]) == [""]
+
+
+@pytest.mark.parametrize(
+    ("tags", "detached"),
+    [
+        ("O B-X I-X I-X O", False),
+        ("B-X B-Y I-Y", False),
+        ("I-X", True),
+        ("O I-X", True),
+        ("B-X I-Y", True),
+        ("B-X O I-X", True),
+        ("NOUN I VERB", False),
+    ],
+)
+def test_a_span_that_begins_within_itself_is_noticed(tags, detached):
+    assert kinds.is_detached(tags.split()) == detached
 
 
 @given(st.text(alphabet="ab ", max_size=20))

@@ -46,6 +46,11 @@ def facts(**changes):
     return Facts(**(values | changes))
 
 
+@pytest.mark.parametrize("rows", [0, 3])
+def test_tags_that_begin_within_a_span_are_told(rows):
+    assert (f"In {rows} rows a tag I-X follows neither" in report.render(facts(detached=rows))) == bool(rows)
+
+
 def test_texts_are_escaped_and_nothing_is_fetched():
     page = report.render(facts())
     assert page.count("&lt;script&gt;alert(1)") == 5

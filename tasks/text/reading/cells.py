@@ -157,6 +157,8 @@ def _answered(cells: Row) -> Row:
     if len(spans) != len(starts):
         raise Fault("span_mismatch", f"{len(spans)} answers and {len(starts)} starts")
     for span, start in zip(spans, starts, strict=True):
+        if not span.strip():
+            raise Fault("span_mismatch", "an answer is empty: a question without one has two empty lists")
         if start < 0 or not context.startswith(span, start):
             raise Fault("span_mismatch", f"{_shown(span)} does not stand at character {start} of the context")
     return cells

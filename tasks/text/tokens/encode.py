@@ -1,63 +1,32 @@
 """From rows to token ids: ragged lists, cut at a maximum length, with what the cut cost."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as compute
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from tasks.errors import CheckpointError, DataError, ParamsError, did_you_mean
 from tasks.text import kinds
+from tasks.text.tokens import windows, words
+from tasks.text.tokens.tally import COUNTED
 
 IDS = pa.list_(pa.int32())
-# What stands beside each encoded row and is counted, not written: tokens cut off, tokens not known.
-COUNTED = {"lost": pa.int32(), "unknown": pa.int32()}
 Columns = dict[str, list[Any]]
 
 
 @dataclass(frozen=True)
 class Form:
     """How rows of a kind are encoded. `encode(rows, tokenizer, max_length)` gives the columns of token ids
-    and `lost`; `answer(rows, names)` what is to be predicted; `columns` are all but id and input_ids."""
+    and what is counted; `answer(rows, names, columns)` what is to be predicted of them; `columns` are all but
+    id and input_ids."""
 
-    encode: Callable[[pa.Table, PreTrainedTokenizerBase, int | None], Columns]
+    encode: Callable[..., Columns]
     columns: Mapping[str, pa.DataType] = field(default_factory=dict)
-    answer: Callable[[pa.Table, Sequence[str]], Columns] | None = None
-
-
-@dataclass(frozen=True)
-class Tally:
-    """What the rows of a split came to; `lengths` counts rows by tokens before the cut."""
-
-    rows: int = 0
-    tokens: int = 0
-    truncated: int = 0  # rows that lost tokens
-    lost: int = 0  # tokens cut off
-    unknown: int = 0  # tokens that the vocabulary does not know
-    lengths: Mapping[int, int] = field(default_factory=dict)
-
-    def __add__(self, other: "Tally") -> "Tally":
-        return Tally(
-            self.rows + other.rows,
-            self.tokens + other.tokens,
-            self.truncated + other.truncated,
-            self.lost + other.lost,
-            self.unknown + other.unknown,
-            Counter(self.lengths) + Counter(other.lengths),
-        )
-
-    def fitting(self, share: float) -> int:
-        """Tokens that `share` of the rows do not exceed; 0 without rows."""
-        wanted, seen = share * self.rows, 0
-        for length in sorted(self.lengths):
-            seen += self.lengths[length]
-            if seen >= wanted:
-                return length
-        return 0
+    answer: Callable[[pa.Table, Sequence[str], Columns], Columns] | None = None
 
 
 def check_length(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
@@ -79,7 +48,7 @@ def schema(kind: str, tokenizer: PreTrainedTokenizerBase) -> pa.Schema:
     Raises DataError for a kind that cannot be encoded yet.
     """
     columns = dict(_form(kind).columns)
-    if kind == "pair" and "token_type_ids" in tokenizer.model_input_names:
+    if kind in TYPED and "token_type_ids" in tokenizer.model_input_names:
         columns = {"token_type_ids": IDS, **columns}
     return pa.schema({"id": pa.string(), "input_ids": IDS, **columns})
 
@@ -91,38 +60,31 @@ def shard(
     kind: str,
     max_length: int | None,
     names: Sequence[str] = (),
+    stride: int | None = None,
 ) -> pa.Table:
-    """The rows of `table` (id, text, the kind's columns) as `schema` says, then `lost` and `unknown` (int32).
+    """The rows of `table` (id, text, the kind's columns) as `schema` says, then the int32 columns of
+    `tally.COUNTED`.
 
     Never padded; cut at `max_length`, or, for packing, not at all where it is None, each text then closed by
-    the end token if the tokenizer frames nothing. `names` are all labels in the order of their numbers.
-    Raises DataError for a label that is not among them, CheckpointError for a chat without a template.
+    the end token if the tokenizer frames nothing. `names` are all labels in the order of their numbers. Of
+    kind answer a row becomes several, which share `stride` tokens of the context (see `windows.overlap`).
+    Raises DataError for a label that is not among `names`, CheckpointError for a chat without a template or
+    a tokenizer that cannot say where tokens come from, ParamsError for a stride that is too large.
     """
     form = _form(kind)
-    columns = {"id": table["id"].to_pylist(), **form.encode(table, tokenizer, max_length)}
+    if kind in TRACED and not tokenizer.is_fast:
+        raise CheckpointError(
+            f"rows of kind {kind} need a tokenizer that says where its tokens come from, which this "
+            "checkpoint's does not: take one with a tokenizer.json"
+        )
+    encoder = form.encode if stride is None else partial(form.encode, stride=stride)
+    columns = {"id": table["id"].to_pylist(), **encoder(table, tokenizer, max_length)}
     if form.answer:
-        columns |= form.answer(table, names)
+        columns |= form.answer(table, names, columns)
+    columns.setdefault("missed", [0] * len(columns["id"]))
     columns["unknown"] = _unknown(columns, tokenizer)
     full = pa.schema({**{part.name: part.type for part in schema(kind, tokenizer)}, **COUNTED})
     return pa.table({part.name: columns[part.name] for part in full}, schema=full)
-
-
-def tally(encoded: pa.Table) -> Tally:
-    """The totals of what `shard` gave."""
-    sizes = [
-        compute.list_value_length(encoded[name])
-        for name in ("input_ids", "target_ids")
-        if name in encoded.column_names
-    ]
-    kept = sizes[0] if len(sizes) == 1 else compute.add(*sizes)
-    return Tally(
-        rows=len(encoded),
-        tokens=compute.sum(kept).as_py() or 0,
-        truncated=compute.sum(compute.greater(encoded["lost"], 0)).as_py() or 0,
-        lost=compute.sum(encoded["lost"]).as_py() or 0,
-        unknown=compute.sum(encoded["unknown"]).as_py() or 0,
-        lengths=Counter(compute.add(kept, encoded["lost"]).to_pylist()),
-    )
 
 
 def _form(kind: str) -> Form:
@@ -258,21 +220,29 @@ def _unknown(columns: Columns, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [sum(row.count(unknown) for row in rows) for rows in zip(*parts, strict=True)]
 
 
-def _label(rows: pa.Table, names: Sequence[str]) -> Columns:
+def _label(rows: pa.Table, names: Sequence[str], _: Columns) -> Columns:
     values = rows["label"].to_pylist()
     numbers = _numbers(values, names)
     return {"label": [numbers[value] for value in values]}
 
 
-def _labels(rows: pa.Table, names: Sequence[str]) -> Columns:
+def _labels(rows: pa.Table, names: Sequence[str], _: Columns) -> Columns:
     values = rows["labels"].to_pylist()
     numbers = _numbers((name for row in values for name in row), names)
     hot = [{numbers[name] for name in row} for row in values]
     return {"labels": [[int(place in row) for place in range(len(names))] for row in hot]}
 
 
-def _score(rows: pa.Table, names: Sequence[str]) -> Columns:
+def _score(rows: pa.Table, names: Sequence[str], _: Columns) -> Columns:
     return {"label": rows["score"].to_pylist()}
+
+
+def _tags(rows: pa.Table, names: Sequence[str], columns: Columns) -> Columns:
+    """Of the words that are left."""
+    values = rows["tags"].to_pylist()
+    numbers = _numbers((name for row in values for name in row), names)
+    each = zip(values, columns["words"], strict=True)
+    return {"tags": [[numbers[tags[word]] for word in left] for tags, left in each]}
 
 
 def _numbers(values: Any, names: Sequence[str]) -> dict[str, int]:
@@ -292,10 +262,12 @@ FORMS: Mapping[str, Form] = {
     "translation": Form(_translation, TARGETS),
     "prefix-remainder": Form(_translation, TARGETS),
     "chat": Form(_chat, {"prompt_length": pa.int32()}),
+    "tags": Form(words.encode, {"places": IDS, "tags": pa.list_(pa.int64())}, _tags),
+    "answer": Form(windows.encode, {"start": pa.int32(), "end": pa.int32(), "offsets": IDS}),
 }
+TYPED = ("pair", "answer")  # two texts, told apart by token_type_ids where the tokenizer makes them
+TRACED = ("tags", "answer")  # each token's word or characters must be known
 UNREADY: Mapping[str, str] = {
-    "tags": "a tag must be told to every piece of its word",
-    "answer": "a span of characters must become one of tokens, in windows of the context",
     "preference": "training does not know chosen and rejected texts",
     "rating": "training does not know rated completions",
 }

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks import pages
-from tasks.text.tokens.encode import Tally
+from tasks.text.tokens.tally import Tally
 
 BARS = 24  # of the length histogram
 SHARES = (0.5, 0.9, 0.95, 0.99, 1.0)
+MISSED: Mapping[str, str] = {  # kind -> what it is that is counted as missed
+    "tags": "words give no token, and their tags are neither learnt nor predicted",
+    "answer": "answers fit no window whole, and are learnt as if there were none: raise encoding.stride",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,7 @@ def render(facts: Facts) -> str:
         facts=facts,
         total=total,
         shares=SHARES,
+        missed=MISSED.get(facts.kind),
         histogram=histogram(total, facts.max_length),
     )
 

@@ -239,6 +239,7 @@ def test_another_encoding_decodes_the_same_bytes(table, encoding):
         ("answer", {"context": "abc", "question": "?", "answers": {"text": ["bc"], "answer_start": [0]}}, "span_mismatch"),
         ("answer", {"context": "abc", "question": "?", "answers": {"text": ["c"], "answer_start": [-1]}}, "span_mismatch"),
         ("answer", {"context": "abc", "question": "?", "answers": {"text": [""], "answer_start": [2**40]}}, "span_mismatch"),
+        ("answer", {"context": "a c", "question": "?", "answers": {"text": [" "], "answer_start": [1]}}, "span_mismatch"),
         ("answer", {"context": "abc", "question": "?", "answers": {"text": ["a"], "answer_start": []}}, "span_mismatch"),
         ("answer", {"context": "abc", "question": "?", "answers": {"text": ["a"]}}, "wrong_type"),
         ("answer", {"context": "abc", "question": "?", "answers": {"text": ["a"], "answer_start": ["0"]}}, "wrong_type"),

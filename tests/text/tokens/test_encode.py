@@ -7,6 +7,7 @@ from hypothesis import strategies as some
 from tasks.errors import CheckpointError, DataError, ParamsError
 from tasks.text import kinds
 from tasks.text.tokens import encode, rows, vocabulary
+from tasks.text.tokens.tally import Tally, tallied
 
 TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}{% if add_generation_prompt %}three{% endif %}"
 STRICT = "{{ raise_exception('roles must alternate') }}"
@@ -56,7 +57,7 @@ def test_a_row_of_each_kind(tokenizer, name):
     row, expected, lost = CASES[name]
     kind = name.split(",")[0]
     (found,) = encoded(tokenizer, kind, row).to_pylist()
-    assert found == {"id": "row0", **expected, "lost": lost, "unknown": 0}
+    assert found == {"id": "row0", **expected, "lost": lost, "unknown": 0, "missed": 0}
 
 
 def test_pairs_give_way_where_they_are_longer(tokenizer):
@@ -72,7 +73,7 @@ def test_types_of_tokens_stand_where_the_tokenizer_makes_them(tokenizer, makes):
     tokenizer.model_input_names = names
     found = encoded(tokenizer, "pair", ("one", "two", "a"))
     assert ("token_type_ids" in found.column_names) == makes
-    assert found.schema.names[:-2] == encode.schema("pair", tokenizer).names
+    assert found.schema.names[:-3] == encode.schema("pair", tokenizer).names
 
 
 def test_a_label_row_has_the_columns_that_training_reads(tokenizer):
@@ -80,7 +81,7 @@ def test_a_label_row_has_the_columns_that_training_reads(tokenizer):
     assert [(part.name, str(part.type)) for part in schema] == [
         ("id", "string"), ("input_ids", "list<item: int32>"), ("label", "int64"),
     ]  # fmt: skip
-    assert encoded(tokenizer, "label").schema.names == [*schema.names, "lost", "unknown"]
+    assert encoded(tokenizer, "label").schema.names == [*schema.names, "lost", "unknown", "missed"]
 
 
 @pytest.mark.parametrize("kind", encode.FORMS)
@@ -88,7 +89,7 @@ def test_no_rows_give_the_columns_alone(tokenizer, kind):
     tokenizer.chat_template = TEMPLATE
     found = encoded(tokenizer, kind)
     assert len(found) == 0
-    assert encode.tally(found) == encode.Tally()
+    assert tallied(found) == Tally()
 
 
 def test_a_chat_says_where_its_last_message_begins(tokenizer):
@@ -119,7 +120,7 @@ def test_a_chat_that_no_template_can_write(tokenizer, template, error, message):
         encoded(tokenizer, "chat", ("one", [{"role": "user", "content": "one"}]))
 
 
-@pytest.mark.parametrize("kind", ["tags", "answer", "preference", "rating"])
+@pytest.mark.parametrize("kind", ["preference", "rating"])
 def test_kinds_that_wait_for_a_later_change_are_refused(tokenizer, kind):
     with pytest.raises(DataError, match=f"rows of kind {kind} cannot be encoded yet: "):
         encode.schema(kind, tokenizer)
@@ -139,15 +140,15 @@ def test_for_packing_nothing_is_cut_and_bare_texts_are_closed(tokenizer):
 
 
 def test_totals_are_counted(tokenizer):
-    tally = encode.tally(encoded(tokenizer, "label", ("one four", "a"), (LONG, "b"), max_length=6))
-    assert tally == encode.Tally(2, 10, 1, 4, 1, {4: 1, 10: 1})
+    tally = tallied(encoded(tokenizer, "label", ("one four", "a"), (LONG, "b"), max_length=6))
+    assert tally == Tally(2, 10, 1, 4, 1, {4: 1, 10: 1})
     both = tally + tally
     assert (both.rows, both.fitting(0.5), both.fitting(0.99)) == (4, 4, 10)
 
 
 def test_bytes_do_not_count_as_unknown_where_one_token_has_all_roles(tokenizer):
     tokenizer.eos_token = "[UNK]"
-    assert encode.tally(encoded(tokenizer, "label", ("one four", "a"))).unknown == 0
+    assert tallied(encoded(tokenizer, "label", ("one four", "a"))).unknown == 0
 
 
 def test_a_label_without_a_number_is_refused(tokenizer):
