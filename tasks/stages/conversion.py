@@ -1,4 +1,4 @@
-"""conversion: a pretrained checkpoint and our labels in; a classifier whose every tensor is explained out."""
+"""conversion: a pretrained checkpoint in; a model for our kind of rows, its every tensor explained, out."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,18 @@ from tasks.artifacts import ConvertedCheckpoint, PreparedText, Sources, Vocabula
 from tasks.errors import ArtifactError, DataError
 from tasks.params import ConversionParams, Params
 from tasks.stages import Track
-from tasks.weights import alignment, behaviour, families, picture, place, proof, report, roundtrip, skeleton
+from tasks.weights import (
+    alignment,
+    behaviour,
+    families,
+    picture,
+    place,
+    proof,
+    purposes,
+    report,
+    roundtrip,
+    skeleton,
+)
 from tasks.weights.alignment import Alignment
 from tasks.weights.formats import Checkpoint, open_checkpoint
 from tasks.weights.plan import Plan, plan
@@ -22,12 +33,16 @@ def run(params: Params, root: Path, track: Track) -> ConvertedCheckpoint:
     listing = Sources.folder(root) / "checkpoint.json"
     source = _open(listing, root, params.sources.checkpoint.revision)
     family = families.find(source.config.get("model_type"), family=params.conversion.family)
-    labels = read_labels(PreparedText.folder(root) / "labels.json")
-    config = skeleton.classifier_config(source.config, labels)
+    kind = params.sources.text.kind
+    head, purpose = purposes.choose(kind, family), purposes.find(kind)
+    labels = read_labels(PreparedText.folder(root) / "labels.json") if purpose.named else ()
+    config = skeleton.describe(source.config, head, purpose, labels)
     vocabulary = Vocabulary.load(root)
     words = _aligned(vocabulary, source, family, config)
     config.update(alignment.fields(words, config, vocabulary.special))
-    made = _plan(source, family, config, labels, words, params.conversion)
+    if family.heads[head].last:
+        config.pad_token_id = alignment.padding(config, vocabulary.special)
+    made = _plan(source, family, head, config, purpose, words, params.conversion)
     about = references.read_listing(listing)
     behaviour.demand(set(params.conversion.verify) - {"similarity"}, skeleton.architecture(config))
     facts = {
@@ -61,11 +76,6 @@ def read_labels(path: Path) -> tuple[str, ...]:
         raise ArtifactError(f"{path} is missing: run `dvc repro preparation` first") from None
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise DataError(f"{path} must be a JSON list of label names")
-    if not labels:
-        raise DataError(
-            "rows of this kind (sources.text.kind) have no classes, and only heads that classify can be "
-            "made yet"
-        )
     if len(set(labels)) != len(labels) or len(labels) < 2:
         raise DataError(f"{path} must name at least two labels, each once, not {labels}")
     return tuple(labels)
@@ -97,14 +107,23 @@ def _aligned(
 def _plan(
     source: Checkpoint,
     family: families.Family,
+    head: str,
     config: PretrainedConfig,
-    labels: tuple[str, ...],
+    purpose: purposes.Purpose,
     words: Alignment,
     settings: ConversionParams,
 ) -> Plan:
-    keep_head = skeleton.source_labels(source.config) == labels
-    table = family.rules(labels=len(labels), keep_head=keep_head, words=words.op, reason=words.reason)
-    targets = skeleton.targets(config)
+    model = skeleton.empty(config)
+    table = family.rules(
+        head,
+        source.config,
+        new=purpose.new.format(config.num_labels),
+        replaced=skeleton.replaced(source.config, config, purpose),
+        tied=skeleton.tied(model),
+        words=words.op,
+        reason=words.reason,
+    )
+    targets = skeleton.targets(model)
     return plan(source.entries, table, targets, seed=settings.seed, deviation=settings.deviation)
 
 
@@ -133,6 +152,9 @@ def _write(
     )
     more, digests = roundtrip.prove(plan, draft / "model", settings.verify)
     proofs |= more
+    if levels := {*settings.verify} & {*behaviour.CAUSAL}:
+        judge = behaviour.prepare(levels, plan, facts["architecture"], folder=vocabulary / "tokenizer")
+        proofs |= judge(draft / "model")
     described = {**facts, "seed": plan.seed, "deviation": plan.deviation, "parameters": plan.parameters()}
     described |= {"proofs": proofs} | ({"digests": digests} if digests else {})
     if not words.same:

@@ -143,6 +143,21 @@ def fields(alignment: Alignment, config: PretrainedConfig, special: Mapping[str,
     return found
 
 
+def padding(config: PretrainedConfig, special: Mapping[str, int]) -> int:
+    """The token id of padding for a head that reads the last token which is none: that, or the end of text.
+
+    Raises CheckpointError where there is neither.
+    """
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    found = [config.pad_token_id, special.get("pad"), special.get("eos"), *ends]
+    if not (known := [id for id in found if id is not None]):
+        raise CheckpointError(
+            "the head reads the last token that is not padding, and neither config.json nor the tokenizer "
+            "names a token for padding or for the end of text: write pad_token_id into config.json"
+        )
+    return int(known[0])
+
+
 def check(
     alignment: Alignment, config: PretrainedConfig, special: Mapping[str, int], *, longest: int, behind: bool
 ) -> None:

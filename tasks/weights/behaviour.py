@@ -8,9 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import transformers
 from transformers import PreTrainedModel
-from transformers.models.auto import modeling_auto
 
 from tasks.errors import InputError, ProofError
 from tasks.weights import language, loading, parity, similarity, tokenizer
@@ -32,18 +30,24 @@ class Pair:
 
 
 def prepare(
-    levels: Collection[str], plan: Plan, architecture: str, *, reference: Path | None = None
+    levels: Collection[str],
+    plan: Plan,
+    architecture: str,
+    *,
+    reference: Path | None = None,
+    folder: Path | None = None,
 ) -> Prove:
     """What proves `levels` of the directory that it is given, and returns level -> what it found.
 
-    reference: a directory that transformers reads.
+    reference: a directory that transformers reads. folder: the converted model's tokenizer, where it is not
+    beside the source or the reference.
     Raises InputError where the model has not what a level is about, ProofError where words are needed and
     no tokenizer stands beside the source or the reference.
     """
     demand(levels, architecture)
     source = next(move.source.file for move in plan.moves if move.source)
     own = _own(source) if plan.preserves == "exact" else None
-    words = _words(source, reference) if {*levels} & WORDED else _wordless
+    words = _words(folder or source, reference) if {*levels} & WORDED else _wordless
     if "parity" in levels and not (reference or own):
         raise InputError(
             "parity needs a source that transformers reads and that the plan keeps as it is, or --reference"
@@ -61,11 +65,9 @@ def prepare(
 
 def demand(levels: Collection[str], architecture: str) -> None:
     """Raises InputError with every level that is not for transformers' class `architecture`."""
-    causal = architecture in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-    kind = getattr(transformers, architecture).config_class.model_type
-    encoder = not causal and kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    faults = [f"{level} is for causal language models" for level in CAUSAL if level in levels and not causal]
-    faults += ["similarity is for encoders"] * ("similarity" in levels and not encoder)
+    causal = () if language.fits(architecture) else CAUSAL
+    faults = [f"{level} is for causal language models" for level in causal if level in levels]
+    faults += ["similarity is for encoders"] * ("similarity" in levels and not similarity.fits(architecture))
     if faults:
         raise InputError(
             f"{architecture} cannot be proven so: {', '.join(faults)}: leave out what is not for it"

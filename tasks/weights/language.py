@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
+from transformers.models.auto import modeling_auto
 
 from tasks.errors import ProofError
 from tasks.weights import tokenizer
@@ -29,6 +30,11 @@ CLOSE = 1e-3  # relative difference from the reference's loss
 # tokens (Welleck et al., 2020, Neural text generation with unlikelihood training).
 DISTINCT, LENGTH = 0.5, 3
 COMMONEST = 0.5  # share of one token, from which the tokenizer does not know the text
+
+
+def fits(architecture: str) -> bool:
+    """Whether transformers' class `architecture` is a causal language model."""
+    return architecture in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 def loss(model: PreTrainedModel, encode: Encode) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 
 from tasks.errors import ProofError
@@ -35,13 +35,23 @@ def read(directory: Path, kind: Any, **more: Any) -> Any:
     )
 
 
-def load(directory: Path, kind: Any = AutoModelForSequenceClassification) -> tuple[PreTrainedModel, str]:
-    """transformers reads the directory and fills every tensor of its model from it."""
+def load(directory: Path, kind: Any = None) -> tuple[PreTrainedModel, str]:
+    """transformers reads the directory and fills every tensor of its model from it.
+
+    kind: transformers' class; None: the one that config.json names.
+    """
+    kind = kind or named(directory)
     model, info = read(directory, kind, ignore_mismatched_sizes=True)  # faults below, each with both shapes
     faults = _faults(info)
     if faults:
         raise ProofError(f"transformers does not load {directory.name} whole:\n" + "\n".join(faults))
     return model.eval(), f"{type(model).__name__}: no tensor missing, unexpected or of another shape"
+
+
+def named(directory: Path) -> Any:
+    """transformers' class that config.json names."""
+    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    return getattr(transformers, (config.architectures or [""])[0])
 
 
 def whole(directory: Path) -> tuple[PreTrainedModel, str]:
@@ -50,9 +60,8 @@ def whole(directory: Path) -> tuple[PreTrainedModel, str]:
     Raises ProofError where transformers does not take it, or would make up a tensor.
     """
     try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         with quiet():
-            return load(directory, getattr(transformers, (config.architectures or [""])[0]))
+            return load(directory)
     except REFUSING as error:
         raise refused(error) from None
 

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from tasks.errors import ProofError
 from tasks.weights import loading, place
@@ -33,16 +33,22 @@ def parity(
     """Source and converted model, both read by transformers, compute the same on fixed sequences.
 
     Compared where the plan keeps what fills them: every hidden state (rows, tokens, width), the pooler
-    (rows, width), the logits (rows, labels). With `words` the sequences are of these tokens alone, and each
-    model reads its own ids.
+    (rows, width), the logits (rows, labels) or (rows, tokens, scores). With `words` the sequences are of
+    these tokens alone, each model reads its own ids, and logits of other tokens are left out.
     """
     base = f"{converted.base_model_prefix}."
     pooler = any(move.source and move.target.startswith(f"{base}pooler.") for move in plan.moves)
-    head = any(move.source and not move.target.startswith(base) for move in plan.moves)
-    reference = original(plan, source, base, head=head)
+    head = all(move.source or move.target.startswith(base) for move in plan.moves)
+    reference = original(plan, source, base, type(converted) if head else AutoModel)
     inputs = sequences(converted.config, [ours for _, ours in words] if words else None)
+    if head and reference.config.pad_token_id is None:  # a classifier that reads the last token needs one
+        pad = converted.config.pad_token_id
+        reference.config.pad_token_id = {ours: source for source, ours in words or ()}.get(pad, pad)
     theirs = _states(reference, _translated(inputs, words), pooler=pooler, head=head)
     ours = _states(converted, inputs, pooler=pooler, head=head)
+    if words and head and converted.get_output_embeddings() is not None:
+        theirs["logits"] = theirs["logits"][..., [source for source, _ in words]]
+        ours["logits"] = ours["logits"][..., [ours for _, ours in words]]
     largest = _largest(
         theirs, ours, tolerance, "source and converted model", "look at the rules that fill it"
     )
@@ -118,13 +124,12 @@ def _translated(inputs: Mapping[str, torch.Tensor], words: Words | None) -> Mapp
     if words is None:
         return inputs
     theirs = {ours: source for source, ours in words}
-    ids = [[theirs[id] for id in row] for row in inputs["input_ids"].tolist()]
-    return {**inputs, "input_ids": torch.tensor(ids)}
+    ids = torch.tensor([[theirs[id] for id in row] for row in inputs["input_ids"].tolist()])
+    return {name: ids if name.endswith("input_ids") else value for name, value in inputs.items()}
 
 
-def original(plan: Plan, source: Checkpoint, base: str, *, head: bool) -> PreTrainedModel:
+def original(plan: Plan, source: Checkpoint, base: str, kind: Any = AutoModel) -> PreTrainedModel:
     """The source as transformers itself reads it: an opinion on its names that owes nothing to our rules."""
-    kind = AutoModelForSequenceClassification if head else AutoModel
     with _as_safetensors(source) as directory:
         model, info = loading.read(directory, kind, config=loading.described(source.config))
     kept = {move.target.removeprefix(base) for move in plan.moves if move.source}
@@ -160,8 +165,15 @@ def _states(
         if pooler:
             states["pooler"] = output.pooler_output
         if head:
-            states["logits"] = model(**inputs).logits
+            states["logits"] = _logits(model(**inputs))
     return states
+
+
+def _logits(output: Any) -> torch.Tensor:
+    """Of starts and ends one beside the other, (rows, tokens, 2), where the head has two kinds."""
+    if "start_logits" in output:
+        return torch.stack((output.start_logits, output.end_logits), dim=-1)
+    return output.logits  # type: ignore[no-any-return]
 
 
 def _stacks(output: Any) -> Iterator[tuple[str, Sequence[torch.Tensor]]]:

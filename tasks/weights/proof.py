@@ -22,6 +22,7 @@ from tasks.weights.loading import REFUSING, load, quiet
 from tasks.weights.parity import ROUNDING, Words, original, parity, sequences
 from tasks.weights.plan import Plan
 
+NO_ENCODER = similarity.unjudged("the model is no encoder")
 OTHER_WORDS = similarity.unjudged("the vocabulary is not the source's")
 
 
@@ -51,16 +52,26 @@ def verify(
         if "parity" in levels:
             found["parity"] = parity(plan, source, converted, tolerance=tolerance, words=words)
         if "similarity" in levels:
-            found["similarity"] = alike(plan, source, converted, folder) if words is None else OTHER_WORDS
+            found["similarity"] = alike(plan, source, converted, folder, words)
     return found
 
 
-def alike(plan: Plan, source: Checkpoint, converted: PreTrainedModel, folder: Path | None) -> str:
+def alike(
+    plan: Plan,
+    source: Checkpoint,
+    converted: PreTrainedModel,
+    folder: Path | None,
+    words: Words | None = None,
+) -> str:
     """The converted encoder, with the tokenizer in `folder`, hears what the source with its own does."""
+    if not similarity.fits(type(converted).__name__):
+        return NO_ENCODER
+    if words is not None:
+        return OTHER_WORDS
     theirs, ours = tokenizer.beside(source.directory), folder and tokenizer.beside(folder)
     if not theirs or not ours:
         return similarity.unjudged(tokenizer.ABSENT)
-    first = original(plan, source, f"{converted.base_model_prefix}.", head=False)
+    first = original(plan, source, f"{converted.base_model_prefix}.")
     return similarity.judge(similarity.measure(converted, ours), similarity.measure(first, theirs))
 
 

@@ -46,7 +46,7 @@ class Fill(Op):
 
 
 KEEP, TRANSPOSE, DROP = Op(), Transpose(), Drop()
-NORMAL, ZEROS = Fill("normal"), Fill("zeros")
+NORMAL, ZEROS, ONES = Fill("normal"), Fill("zeros"), Fill("ones")
 
 
 @dataclass(frozen=True)

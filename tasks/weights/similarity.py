@@ -9,11 +9,13 @@ is 0.09 to 0.37) and is what `parity` is for.
 from dataclasses import dataclass
 
 import torch
+import transformers
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
+from transformers.models.auto import modeling_auto
 
 from tasks.errors import ProofError
-from tasks.weights import tokenizer
+from tasks.weights import language, tokenizer
 from tasks.weights.loading import places
 from tasks.weights.tokenizer import Encode
 
@@ -50,6 +52,12 @@ class Likeness:
             f"cosines of {len(PARAPHRASES)} paraphrases from {self.paraphrases:.2f} up, "
             f"of unrelated sentences up to {self.unrelated:.2f}"
         )
+
+
+def fits(architecture: str) -> bool:
+    """Whether transformers' class `architecture` is an encoder."""
+    kind = getattr(transformers, architecture).config_class.model_type
+    return kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not language.fits(architecture)
 
 
 def measure(model: PreTrainedModel, encode: Encode) -> Likeness:

@@ -332,7 +332,7 @@ def test_a_pickle_is_refused(root):
     ("text", "message"),
     [
         ('{"a": 0}', "must be a JSON list"),
-        ("[]", "have no classes"),
+        ("[]", "at least two labels"),
         ('["a"]', "at least two labels"),
         ('["a", "a"]', "each once"),
     ],

@@ -3,6 +3,7 @@
 import json
 import struct
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +11,53 @@ import pytest
 import torch
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     BertConfig,
     DistilBertConfig,
+    GPT2Config,
+    LlamaConfig,
     PretrainedConfig,
     RobertaConfig,
+    T5Config,
 )
 
-from tasks.weights import alignment, place, skeleton
+from tasks.weights import alignment, place, purposes, skeleton
 from tasks.weights.alignment import Alignment, Word
 from tasks.weights.families import find
 from tasks.weights.formats import Checkpoint, open_checkpoint
 from tasks.weights.plan import Plan, plan
 from tasks.weights.rules import Rule
 
-KINDS = {"base": AutoModel, "masked": AutoModelForMaskedLM, "classifier": AutoModelForSequenceClassification}
+KINDS = {
+    "base": AutoModel,
+    "masked": AutoModelForMaskedLM,
+    "classifier": AutoModelForSequenceClassification,
+    "tagger": AutoModelForTokenClassification,
+    "reader": AutoModelForQuestionAnswering,
+    "writer": AutoModelForCausalLM,
+    "translator": AutoModelForSeq2SeqLM,
+}
+DECODERS: dict[str, Callable[..., PretrainedConfig]] = {
+    "gpt2": partial(
+        GPT2Config, n_embd=24, n_inner=40, n_head=3, n_layer=2, n_positions=19, bos_token_id=1, eos_token_id=1
+    ),
+    "llama": partial(
+        LlamaConfig, hidden_size=24, intermediate_size=40, num_attention_heads=4, num_key_value_heads=2,
+        num_hidden_layers=2, max_position_embeddings=19, tie_word_embeddings=True,
+    ),
+    "t5": partial(T5Config, d_model=24, d_kv=7, d_ff=40, num_layers=2, num_decoder_layers=3, num_heads=5),
+}  # fmt: skip
 
 
 def tiny_config(family: str, **fields: Any) -> PretrainedConfig:
     """Hidden 24, intermediate 40, 3 heads, 37 tokens, 19 positions, 2 layers."""
+    if family in DECODERS:
+        return DECODERS[family](vocab_size=37, **fields)
     if family == "distilbert":
         sizes = {"dim": 24, "hidden_dim": 40, "n_heads": 3, "n_layers": 2}
         return DistilBertConfig(**sizes, vocab_size=37, max_position_embeddings=19, **fields)
@@ -83,19 +111,30 @@ def planned(
     source: Checkpoint,
     labels: Sequence[str] = LABELS,
     *,
+    kind: str = "label",
     edit: Callable[[Rule], Rule] = lambda rule: rule,
     words: Alignment | None = None,
 ) -> tuple[Plan, PretrainedConfig]:
     words = words or aligned(range(37))
-    config = skeleton.classifier_config(source.config, labels)
+    family, purpose = find(source.config["model_type"]), purposes.find(kind)
+    head = purposes.choose(kind, family)
+    config = skeleton.describe(source.config, head, purpose, labels if purpose.named else ())
     if not words.same:
         config.update(alignment.fields(words, config, {}))
-    keep = skeleton.source_labels(source.config) == tuple(labels)
-    table = find(source.config["model_type"]).rules(
-        labels=len(labels), keep_head=keep, words=words.op, reason=words.reason
+    if family.heads[head].last:
+        config.pad_token_id = alignment.padding(config, {"eos": 1})
+    model = skeleton.empty(config)
+    table = family.rules(
+        head,
+        source.config,
+        new=purpose.new.format(config.num_labels),
+        replaced=skeleton.replaced(source.config, config, purpose),
+        tied=skeleton.tied(model),
+        words=words.op,
+        reason=words.reason,
     )
     rules = [edit(rule) for rule in table]
-    return plan(source.entries, rules, skeleton.targets(config), seed=17, deviation=0.02), config
+    return plan(source.entries, rules, skeleton.targets(model), seed=17, deviation=0.02), config
 
 
 @pytest.fixture

@@ -11,10 +11,15 @@ from tasks.errors import CheckpointError, PlanError
 from tasks.weights import proof
 from tasks.weights.arithmetic import Embed
 from tasks.weights.families import FAMILIES, find
+from tasks.weights.families.family import SEQUENCES
 from tasks.weights.formats import open_checkpoint
 from tasks.weights.rules import examples, fill, inverse, matches
 
-every_family = pytest.mark.parametrize("family", sorted(FAMILIES))
+every_family = pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
+every_head = pytest.mark.parametrize(
+    ("family", "head"), sorted((name, head) for name, family in FAMILIES.items() for head in family.heads)
+)
+SIZES = {"n_layer": 2, "num_hidden_layers": 2, "num_layers": 2}
 LABELS = ("negative", "neutral", "positive")
 
 
@@ -23,10 +28,14 @@ def lead(rule, name):
     return fill(rule.target, matches(rule.source, name))
 
 
-@every_family
-@pytest.mark.parametrize("keep_head", [True, False])
-def test_every_rule_that_keeps_a_tensor_reads_backwards(family, keep_head):
-    kept = [rule for rule in FAMILIES[family].rules(labels=3, keep_head=keep_head) if not rule.lossy]
+def table(family, head, **options):
+    return FAMILIES[family].rules(head, SIZES, **options)
+
+
+@every_head
+@pytest.mark.parametrize("replaced", ["", "labels differ"])
+def test_every_rule_that_keeps_a_tensor_reads_backwards(family, head, replaced):
+    kept = [rule for rule in table(family, head, replaced=replaced) if not rule.lossy]
     assert kept
     for rule in kept:
         for name in examples(rule.source):
@@ -34,13 +43,25 @@ def test_every_rule_that_keeps_a_tensor_reads_backwards(family, keep_head):
             assert rule.inverse().inverse() == rule
 
 
-@every_family
-def test_no_name_is_matched_by_two_rules(family):
-    rules = FAMILIES[family].rules(labels=3, keep_head=False)
-    names = [name for rule in rules if rule.source for name in examples(rule.source)]
+@every_head
+def test_no_name_is_matched_by_two_rules(family, head):
+    names = [name for rule in table(family, head) if rule.source for name in examples(rule.source)]
     assert len(set(names)) == len(names)
-    others = FAMILIES[family].rules(labels=3, keep_head=False, words=Embed(()), reason="another vocabulary")
+    others = table(family, head, words=Embed(()), reason="another vocabulary")
     assert sorted(name for rule in others if rule.source for name in examples(rule.source)) == sorted(names)
+
+
+@every_head
+def test_every_name_has_a_rule_whatever_the_head(family, head):
+    names = {name for rule in table(family, head) for side in rule.sources for name in examples(side)}
+    others = {
+        name
+        for other in FAMILIES[family].heads
+        for rule in table(family, other)
+        for side in rule.sources
+        for name in examples(side)
+    }
+    assert names == others
 
 
 @every_family
@@ -64,7 +85,7 @@ def test_source_and_converted_model_compute_the_same(save, convert, tmp_path, fa
     assert found["parity"].startswith("max |difference| 0 (tolerance 0)")
     assert "layer 0, layer 1" in found["parity"]
     assert found["load"].endswith("no tensor missing, unexpected or of another shape")
-    head = {f"{module}.{p}" for module in FAMILIES[family].head for p in ("weight", "bias")}
+    head = {name for template in FAMILIES[family].heads[SEQUENCES].linear for name in examples(template)}
     without_pooler = {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
     assert set(plan.fresh()) == head | (without_pooler if (family, kind) == ("bert", "masked") else set())
 
@@ -88,7 +109,7 @@ def test_a_head_for_the_same_labels_in_order_is_kept_and_any_other_is_new(save, 
     plan, _ = convert(source, tmp_path / "other", LABELS[::-1])
     dropped = {unused.source.name: unused.rule.reason for unused in plan.unused}
     assert dropped == dict.fromkeys(plan.fresh(), "new head, labels differ")
-    assert len(dropped) == 2 * len(FAMILIES[family].head)
+    assert len(dropped) == 2 * len(FAMILIES[family].heads[SEQUENCES].linear)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
@@ -157,8 +178,8 @@ def test_a_checkpoint_of_another_wrapper_is_explained_not_guessed(save, convert,
 def test_an_unknown_family_gets_a_suggestion():
     with pytest.raises(CheckpointError, match=r"type 'distillbert'; did you mean 'distilbert'\?"):
         find("distillbert")
-    with pytest.raises(CheckpointError, match="'gpt2'"):
-        find("bert", family="gpt2")
+    with pytest.raises(CheckpointError, match="'gpt3'; did you mean 'gpt2'"):
+        find("bert", family="gpt3")
     assert find("camembert", family="roberta").name == "roberta"
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from tasks.errors import CheckpointError, did_you_mean
+from tasks.weights.families import decoders
 from tasks.weights.families.axes import Axes as Axes
 from tasks.weights.families.bert import BERT
 from tasks.weights.families.distilbert import DISTILBERT
@@ -34,7 +35,9 @@ from tasks.weights.families.t5 import AXES as T5_AXES
 from tasks.weights.families.t5 import T5
 
 BORROWED = "transformers"  # not a table of ours: whichever transformers ships for the model
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (BERT, DISTILBERT, ROBERTA)}
+FAMILIES: Mapping[str, Family] = {
+    family.name: family for family in (BERT, DISTILBERT, ROBERTA, decoders.GPT2, decoders.LLAMA, decoders.T5)
+}
 NAMINGS: Mapping[str, Naming] = {
     naming.name: naming
     for naming in (

@@ -1,6 +1,16 @@
 """BERT (Devlin et al., 2019) and what shares its encoder: MiniLM, TinyBERT, BGE, E5, GTE's first models."""
 
-from tasks.weights.families.family import Family, P, layer_norms, pretraining, same
+from tasks.weights.families.family import (
+    ANSWERS,
+    MASKED,
+    SEQUENCES,
+    TOKENS,
+    Encoder,
+    Head,
+    P,
+    layer_norms,
+    same,
+)
 
 ENCODER = (
     *same(
@@ -18,19 +28,24 @@ ENCODER = (
         ]
     ),
 )
+POOLER = (f"pooler.dense.{P}",)
 
-BERT = Family(
+BERT = Encoder(
     name="bert",
     base="bert.",
-    encoder=(*ENCODER, *same(f"pooler.dense.{P}")),
+    embedding="bert.embeddings.word_embeddings.weight",
+    encoder=ENCODER,
     buffers=("embeddings.position_ids", "embeddings.token_type_ids"),
-    dropped=pretraining(
-        "cls.predictions.bias",
-        f"cls.predictions.decoder.{P}",
-        f"cls.predictions.transform.dense.{P}",
-        "cls.predictions.transform.LayerNorm.{p:weight|bias|gamma|beta}",
-        f"cls.seq_relationship.{P}",
-    ),
-    head=("classifier",),
-    invented=(("pooler.dense", "the checkpoint has no pooler"),),  # as masked-language models have none
+    pooler=POOLER,
+    heads={
+        SEQUENCES: Head((f"classifier.{P}",), pooled=True),
+        TOKENS: Head((f"classifier.{P}",)),
+        ANSWERS: Head((f"qa_outputs.{P}",)),
+        MASKED: Head(
+            (f"cls.predictions.transform.dense.{P}",),
+            norms=("cls.predictions.transform.LayerNorm",),
+            tokens=("cls.predictions.bias", f"cls.predictions.decoder.{P}"),
+        ),
+    },
+    pretraining=(f"cls.seq_relationship.{P}",),
 )

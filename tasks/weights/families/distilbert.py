@@ -1,10 +1,11 @@
 """DistilBERT (Sanh et al., 2019): six of BERT's layers, no pooler, no token types."""
 
-from tasks.weights.families.family import Family, P, pretraining, same
+from tasks.weights.families.family import ANSWERS, MASKED, SEQUENCES, TOKENS, Encoder, Head, P, same
 
-DISTILBERT = Family(
+DISTILBERT = Encoder(
     name="distilbert",
     base="distilbert.",
+    embedding="distilbert.embeddings.word_embeddings.weight",
     encoder=same(
         "embeddings.{e:word|position}_embeddings.weight",
         f"embeddings.LayerNorm.{P}",
@@ -13,6 +14,12 @@ DISTILBERT = Family(
         f"transformer.layer.{{n}}.{{m:sa|output}}_layer_norm.{P}",
     ),
     buffers=("embeddings.position_ids",),
-    dropped=pretraining(f"vocab_transform.{P}", f"vocab_layer_norm.{P}", f"vocab_projector.{P}"),
-    head=("pre_classifier", "classifier"),
+    heads={
+        SEQUENCES: Head((f"pre_classifier.{P}", f"classifier.{P}")),
+        TOKENS: Head((f"classifier.{P}",)),
+        ANSWERS: Head((f"qa_outputs.{P}",)),
+        MASKED: Head(
+            (f"vocab_transform.{P}",), norms=("vocab_layer_norm",), tokens=(f"vocab_projector.{P}",)
+        ),
+    },
 )

@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 from tasks.weights.families.axes import Axes, Width, completed, embedding, linear, norm, together
-from tasks.weights.families.bert import BERT, ENCODER
+from tasks.weights.families.bert import BERT
 from tasks.weights.families.distilbert import DISTILBERT
-from tasks.weights.families.family import Family, P, same
+from tasks.weights.families.family import MASKED, PRETRAINING, Encoder, same, unused
 from tasks.weights.families.naming import Config, Description, Naming, buffers
 from tasks.weights.families.roberta import ROBERTA
 from tasks.weights.rules import Rule
@@ -87,12 +87,14 @@ DISTILBERT_AXES = Axes(
 )
 
 
-def _naming(family: Family, architecture: str, depth: str, sizes: tuple[str, ...]) -> Naming:
+def _naming(family: Encoder, architecture: str, depth: str, sizes: tuple[str, ...]) -> Naming:
     """depth: the field of its config that counts the layers. sizes: the other fields that are sizes."""
     theirs = Description(family.name, needed=(depth,), optional=sizes)
-    kept = tuple(rule for rule in family.encoder if rule.keeps and rule.source == rule.target)
-    others = tuple(rule for rule in family.encoder if rule not in kept)
-    more = (*_variants(family, kept, others), *family.dropped)
+    whole = (*family.encoder, *same(*family.pooler))
+    kept = tuple(rule for rule in whole if rule.source == rule.target)
+    others = tuple(rule for rule in whole if rule not in kept)
+    heads = (*family.heads[MASKED].templates, *family.pretraining)
+    more = (*_variants(family, kept, others), *unused(PRETRAINING, *heads))
     return Naming(
         name=family.name,
         architecture=architecture,
@@ -111,7 +113,7 @@ def _described(theirs: Description, config: Config) -> dict[str, Any]:
     return {field: value for field, value in theirs.checked(config).items() if field != "architectures"}
 
 
-def _variants(family: Family, kept: tuple[Rule, ...], others: tuple[Rule, ...]) -> Iterator[Rule]:
+def _variants(family: Encoder, kept: tuple[Rule, ...], others: tuple[Rule, ...]) -> Iterator[Rule]:
     """The same tensors below the prefix that a model with a head gives them, old names, and buffers."""
     for prefix, rules in (("", others), (family.base, (*kept, *others))):
         yield from (
@@ -120,7 +122,6 @@ def _variants(family: Family, kept: tuple[Rule, ...], others: tuple[Rule, ...]) 
         yield from buffers(*(f"{prefix}{name}" for name in family.buffers))
 
 
-POOLED = replace(ROBERTA, encoder=(*ENCODER, *same(f"pooler.dense.{P}")))  # our classifier has no use for it
 BERT_ENCODER = _naming(BERT, "BertModel", "num_hidden_layers", BERTS)
 DISTILBERT_ENCODER = _naming(DISTILBERT, "DistilBertModel", "n_layers", DISTILS)
-ROBERTA_ENCODER = _naming(POOLED, "RobertaModel", "num_hidden_layers", BERTS)
+ROBERTA_ENCODER = _naming(ROBERTA, "RobertaModel", "num_hidden_layers", BERTS)

@@ -1,88 +1,173 @@
-"""What a family's table is made of: how its checkpoints spell the encoder, the head and what we leave out."""
+"""What a family's table is made of: how its checkpoints spell the layers, the heads and what we leave out."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from tasks.weights.ops import Op
-from tasks.weights.rules import DROP, KEEP, NORMAL, ZEROS, Rule, examples
+from tasks.weights.rules import DROP, KEEP, NORMAL, ONES, ZEROS, Rule, Tie, examples, fill, matches
 
 P = "{p:weight|bias}"
+OLD = "{p:weight|bias|gamma|beta}"  # of a norm, with TensorFlow's names
 BUFFER = "a buffer: the model computes it"
-PRETRAINING = "pretraining head: not a classifier"
-NEW_HEAD = "new head, labels differ"
+UNPOOLED = "the head reads tokens, not the pooler"
+
+SEQUENCES = "sequence classification"
+TOKENS = "token classification"
+ANSWERS = "question answering"
+MASKED = "masked language modelling"
+CAUSAL = "causal language modelling"
+CONDITIONAL = "conditional generation"
+PRETRAINING = "pretraining"  # next sentences, say: no model here has such a head
+
+
+@dataclass(frozen=True)
+class Head:
+    """What stands on top of the layers, for one purpose; all names are templates.
+
+    linear, norms: its tensors, and its norms without the tensors' names.
+    tokens: tensors with a row or a value for each token; transformers ties some of them.
+    pooled: it reads the pooler. last: it reads the last token that is not padding.
+    """
+
+    linear: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
+    pooled: bool = False
+    last: bool = False
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """Of all its tensors in a checkpoint."""
+        return (*self.linear, *(f"{norm}.{OLD}" for norm in self.norms), *self.tokens)
+
+    def rules(self, *, new: str, replaced: str, tied: Mapping[str, str]) -> Iterator[Rule]:
+        """Those that copy the checkpoint's head, or drop it where `replaced` says why, and make up a new one.
+
+        new: why there is a new one. tied: second name -> the tensor that transformers ties it to.
+        """
+        names = [name for template in self.tokens for name in examples(template)]
+        if replaced:
+            yield from dropped(replaced, *self.templates)
+        else:
+            yield from (*same(*self.linear), *layer_norms(self.norms))
+            yield from (tie(name, tied[name]) if name in tied else Rule(name, name) for name in names)
+        made = [name for template in self.linear for name in examples(template)]
+        made += [name for name in names if name not in tied]
+        yield from (_made(name, new, "head") for name in made)
+        for norm in self.norms:
+            yield Rule(None, f"{norm}.weight", ONES, new, "head")
+            yield Rule(None, f"{norm}.bias", ZEROS, new, "head")
 
 
 @dataclass(frozen=True)
 class Family:
-    """Rules of one model type, written without the base prefix, which checkpoints have or have not.
+    """Checkpoints of one model type of transformers, which all of its heads share the layers of.
 
-    head: modules with weight and bias on top of the encoder, made anew unless the labels are the same.
-    dropped: named as the checkpoint names them, base prefix included where there is one.
-    invented: encoder modules that are initialised where the checkpoint lacks them, each with the reason.
-    embeddings: the tables with a row for each token; without the base prefix, as in `encoder`.
+    base: prefix of the layers in a model with a head. embedding: the table with a row for each token.
     behind_pad: positions are counted from behind the padding token's id.
     """
 
     name: str  # transformers' model_type
-    base: str  # prefix of the encoder in the classifier
-    encoder: tuple[Rule, ...]
-    buffers: tuple[str, ...]
-    dropped: tuple[Rule, ...]
-    head: tuple[str, ...]
-    invented: tuple[tuple[str, str], ...] = ()
-    embeddings: tuple[str, ...] = ("embeddings.word_embeddings.weight",)
-    behind_pad: bool = False
+    base: str
+    embedding: str
+    heads: Mapping[str, Head]
+    behind_pad: bool = field(default=False, kw_only=True)
 
-    def rules(self, *, labels: int, keep_head: bool, words: Op = KEEP, reason: str = "") -> tuple[Rule, ...]:
-        """The whole table. keep_head: the checkpoint's classifier has our labels, by name and in order.
+    def rules(
+        self,
+        head: str,
+        config: Mapping[str, Any],
+        *,
+        new: str = "new head",
+        replaced: str = "",
+        tied: Mapping[str, str] | None = None,
+        words: Op = KEEP,
+        reason: str = "",
+    ) -> tuple[Rule, ...]:
+        """The whole table for a model with `head`, one of `heads`; config: the checkpoint's.
 
-        words: what happens to the tables of `embeddings`, and for which reason.
+        new, replaced, tied: as in `Head.rules`. words: what happens to every tensor with a row for each
+        token, and for which reason.
+        Raises CheckpointError for a config that does not describe such a model.
         """
-        encoder = self.encoder if words == KEEP else tuple(self._with_words(words, reason))
-        return (*self._encoder(encoder), *self.dropped, *self._head(labels, keep_head), *self._invented())
+        chosen = self.heads[head]
+        others = {template: name for name, other in self.heads.items() for template in other.templates}
+        rules = (
+            *self._layers(chosen, config),
+            *chosen.rules(new=new, replaced=replaced, tied=tied or {}),
+            *(rule for t, name in others.items() if t not in chosen.templates for rule in unused(name, t)),
+        )
+        return rules if words == KEEP else tuple(_realigned(rules, self._tables(), words, reason))
 
     def embeds(self, name: str) -> bool:
-        """Whether this tensor of a checkpoint is a table with a row for each token."""
-        return name.removeprefix(self.base) in self.embeddings
+        """Whether this tensor of a checkpoint is the table with a row for each token."""
+        return name.endswith(self.embedding.removeprefix(self.base))
 
-    def _with_words(self, words: Op, reason: str) -> Iterator[Rule]:
-        """The encoder's rules, where a template that covers such a table gives way to its names."""
-        for rule in self.encoder:
-            names = list(examples(rule.source)) if isinstance(rule.source, str) else []
-            if not set(names) & set(self.embeddings):
-                yield rule
-                continue
-            for name in names:
-                yield Rule(name, name, words, reason) if name in self.embeddings else Rule(name, name)
+    def _layers(self, head: Head, config: Mapping[str, Any]) -> tuple[Rule, ...]:
+        """All rules but those of `heads`."""
+        raise NotImplementedError
 
-    def _encoder(self, encoder: Sequence[Rule]) -> Iterator[Rule]:
-        for prefix in ("", self.base):
-            for rule in encoder:
-                target = None if rule.target is None else f"{self.base}{rule.target}"
-                yield Rule(f"{prefix}{rule.source}", target, rule.op, rule.reason)
-            for name in self.buffers:
-                yield Rule(f"{prefix}{name}", None, DROP, BUFFER)
-
-    def _head(self, labels: int, keep_head: bool) -> Iterator[Rule]:
-        reason = f"new head, {labels} labels"
-        for module in self.head:
-            old = f"{module}.{P}"
-            yield Rule(old, old, KEEP) if keep_head else Rule(old, None, DROP, NEW_HEAD)
-            yield from _made(module, reason, "head")
-
-    def _invented(self) -> Iterator[Rule]:
-        for module, reason in self.invented:
-            yield from _made(f"{self.base}{module}", reason, module)
+    def _tables(self) -> set[str]:
+        """Names of all tensors with a row or a value for each token."""
+        templates = (template for head in self.heads.values() for template in head.tokens)
+        return {self.embedding, *(name for template in templates for name in examples(template))}
 
 
-def _made(module: str, reason: str, group: str) -> Iterator[Rule]:
-    yield Rule(None, f"{module}.weight", NORMAL, reason, group)
-    yield Rule(None, f"{module}.bias", ZEROS, reason, group)
+@dataclass(frozen=True)
+class Encoder(Family):
+    """Rules of one model type, written without the base prefix, which checkpoints have or have not.
+
+    pooler: what only some heads read, initialised where they do and the checkpoint lacks it.
+    pretraining: of heads that no model here has, named as the checkpoint names them.
+    """
+
+    encoder: tuple[Rule, ...]
+    buffers: tuple[str, ...]
+    pooler: tuple[str, ...] = ()
+    pretraining: tuple[str, ...] = ()
+
+    def _layers(self, head: Head, config: Mapping[str, Any]) -> tuple[Rule, ...]:
+        pooler = same(*self.pooler) if head.pooled else dropped(UNPOOLED, *self.pooler)
+        invented = [name for template in self.pooler for name in examples(template) if head.pooled]
+        return (
+            *(rule for prefix in ("", self.base) for rule in self._below((*self.encoder, *pooler), prefix)),
+            *unused(PRETRAINING, *self.pretraining),
+            *(_made(f"{self.base}{name}", "the checkpoint has no pooler", "pooler") for name in invented),
+        )
+
+    def _below(self, rules: Sequence[Rule], prefix: str) -> Iterator[Rule]:
+        for rule in rules:
+            target = None if rule.target is None else f"{self.base}{rule.target}"
+            yield Rule(f"{prefix}{rule.source}", target, rule.op, rule.reason)
+        yield from dropped(BUFFER, *(f"{prefix}{name}" for name in self.buffers))
+
+
+def _realigned(rules: Iterable[Rule], tables: set[str], words: Op, reason: str) -> Iterator[Rule]:
+    """The rules, where one that fills `tables` gives way to one for each name."""
+    for rule in rules:
+        names = list(examples(rule.source)) if rule.keeps and isinstance(rule.source, str) else []
+        led = {name: fill(str(rule.target), matches(str(rule.source), name) or {}) for name in names}
+        if not tables & {*led.values()}:
+            yield rule
+            continue
+        for name, target in led.items():
+            made = (words, reason) if target in tables else (rule.op, rule.reason)
+            yield Rule(name, target, *made)
+
+
+def _made(name: str, reason: str, group: str) -> Rule:
+    return Rule(None, name, ZEROS if name.endswith("bias") else NORMAL, reason, group)
 
 
 def same(*templates: str) -> tuple[Rule, ...]:
     """Tensors that keep their names."""
     return tuple(Rule(template, template, KEEP) for template in templates)
+
+
+def tie(second: str, first: str) -> Rule:
+    """`second` may be there too, and must then be `first` byte for byte."""
+    return Rule(second, None, Tie(first), f"tied: {first} under a second name")
 
 
 def layer_norms(modules: Sequence[str]) -> tuple[Rule, ...]:
@@ -98,6 +183,11 @@ def layer_norms(modules: Sequence[str]) -> tuple[Rule, ...]:
     )
 
 
-def pretraining(*templates: str) -> tuple[Rule, ...]:
-    """Heads that only pretraining uses."""
-    return tuple(Rule(template, None, DROP, PRETRAINING) for template in templates)
+def dropped(reason: str, *templates: str) -> tuple[Rule, ...]:
+    """Tensors that go nowhere."""
+    return tuple(Rule(template, None, DROP, reason) for template in templates)
+
+
+def unused(purpose: str, *templates: str) -> tuple[Rule, ...]:
+    """Heads for another purpose."""
+    return dropped(f"head for {purpose}: not this model's", *templates)

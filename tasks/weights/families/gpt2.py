@@ -6,8 +6,8 @@ from typing import Any
 from tasks.errors import CheckpointError
 from tasks.weights.arithmetic import Biased
 from tasks.weights.families.axes import Axes, Width, completed, conv1d, embedding, linear, norm, together
-from tasks.weights.families.family import P, same
-from tasks.weights.families.naming import Blocks, Config, Description, Naming, buffers, demand, tie
+from tasks.weights.families.family import P, same, tie
+from tasks.weights.families.naming import Blocks, Config, Description, Naming, buffers, demand
 from tasks.weights.ops import Chain, Op
 from tasks.weights.rules import KEEP, Rule
 

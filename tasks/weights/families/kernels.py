@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from tasks.weights.families.encoders import BERT_ENCODER
+from tasks.weights.families.family import tie
 from tasks.weights.families.gpt2 import BASE, GPT2, HEAD, LAYER, tied
-from tasks.weights.families.naming import Config, tie
+from tasks.weights.families.naming import Config
 from tasks.weights.rules import DROP, TRANSPOSE, Rule
 
 PRETRAINING = "a head on top of the encoder: only the encoder is converted"

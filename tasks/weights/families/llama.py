@@ -5,7 +5,7 @@ from typing import Any
 
 from tasks.errors import CheckpointError
 from tasks.weights.families.axes import Axes, Width, completed, embedding, linear, norm, together
-from tasks.weights.families.family import P, same
+from tasks.weights.families.family import P, same, tie
 from tasks.weights.families.naming import (
     Blocks,
     Config,
@@ -15,7 +15,6 @@ from tasks.weights.families.naming import (
     demand,
     demand_equal,
     lacks,
-    tie,
 )
 from tasks.weights.ops import Rotary
 from tasks.weights.rules import Rule

@@ -5,6 +5,7 @@ Fields: `Config` of run.c, github.com/karpathy/llama2.c; what they leave out is 
 
 from typing import Any
 
+from tasks.weights.families.family import tie
 from tasks.weights.families.llama import (
     BASE,
     SIZED,
@@ -18,7 +19,7 @@ from tasks.weights.families.llama import (
     rules,
     sizes,
 )
-from tasks.weights.families.naming import Config, Naming, buffers, demand, demand_equal, tie
+from tasks.weights.families.naming import Config, Naming, buffers, demand, demand_equal
 from tasks.weights.rules import Rule
 
 EPSILON = 1e-5  # rmsnorm of run.c

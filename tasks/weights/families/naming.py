@@ -7,7 +7,7 @@ from typing import Any
 
 from tasks.errors import CheckpointError
 from tasks.weights.arithmetic import Replicate
-from tasks.weights.families.family import BUFFER
+from tasks.weights.families.family import BUFFER, tie
 from tasks.weights.ops import Chain, Shape
 from tasks.weights.rules import DROP, KEEP, Rule, Tie, expand, inverse
 
@@ -148,11 +148,6 @@ class Naming:
 def buffers(*templates: str) -> tuple[Rule, ...]:
     """Tensors that old checkpoints hold and no model reads."""
     return tuple(Rule(template, None, DROP, BUFFER, function="exact") for template in templates)
-
-
-def tie(second: str, first: str) -> Rule:
-    """`second` may be there too, and must then be `first` byte for byte."""
-    return Rule(second, None, Tie(first), f"tied: {first} under a second name")
 
 
 def lacks(given: Config, name: str) -> bool:

@@ -1,20 +1,24 @@
 """RoBERTa (Liu et al., 2019): BERT's encoder, a head of its own in place of the pooler."""
 
-from tasks.weights.families.bert import ENCODER
-from tasks.weights.families.family import Family, P, pretraining
-from tasks.weights.rules import DROP, Rule
+from tasks.weights.families.bert import ENCODER, POOLER
+from tasks.weights.families.family import ANSWERS, MASKED, SEQUENCES, TOKENS, Encoder, Head, P
 
-ROBERTA = Family(
+ROBERTA = Encoder(
     name="roberta",
     base="roberta.",
-    encoder=(
-        *ENCODER,
-        Rule(f"pooler.dense.{P}", None, DROP, "the classifier reads the first token, not the pooler"),
-    ),
+    embedding="roberta.embeddings.word_embeddings.weight",
+    encoder=ENCODER,
     buffers=("embeddings.position_ids", "embeddings.token_type_ids"),
-    dropped=pretraining(
-        "lm_head.bias", f"lm_head.dense.{P}", f"lm_head.layer_norm.{P}", f"lm_head.decoder.{P}"
-    ),
-    head=("classifier.dense", "classifier.out_proj"),
+    pooler=POOLER,
+    heads={
+        SEQUENCES: Head((f"classifier.dense.{P}", f"classifier.out_proj.{P}")),
+        TOKENS: Head((f"classifier.{P}",)),
+        ANSWERS: Head((f"qa_outputs.{P}",)),
+        MASKED: Head(
+            (f"lm_head.dense.{P}",),
+            norms=("lm_head.layer_norm",),
+            tokens=("lm_head.bias", f"lm_head.decoder.{P}"),
+        ),
+    },
     behind_pad=True,
 )

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 
 from tasks.weights.families.axes import Axes, completed, embedding, linear, norm, together
-from tasks.weights.families.family import same
-from tasks.weights.families.naming import Config, Description, Naming, buffers, tie
+from tasks.weights.families.family import same, tie
+from tasks.weights.families.naming import Config, Description, Naming, buffers
 from tasks.weights.rules import Rule
 
 BUCKETS = "relative_attention_num_buckets"
