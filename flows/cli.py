@@ -16,7 +16,7 @@ from tasks.errors import InputError, RegraftError
 from tasks.presets import PRESETS
 
 EXIT_CODES = """Exit codes: 0 done · 1 failed · 2 something you wrote or brought is not usable ·
-3 not promoted · 130 interrupted."""
+3 not promoted · 4 failed, and would fail alike again · 130 interrupted."""
 
 app = typer.Typer(
     name="regraft",

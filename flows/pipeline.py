@@ -25,7 +25,7 @@ from flows import workspace
 from flows.stage import Leaf, Message, in_order, reproduce
 from tasks import environment
 from tasks import params as parameters
-from tasks.errors import InputError
+from tasks.errors import RegraftError
 from tasks.params import Params
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def _bring_up_to_date(stage: str, root: Path, leaf: Leaf) -> State[None] | None:
 def _worth_another_try(task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
     """The same input is refused the same way the second time."""
     error = state.result(raise_on_failure=False)
-    if isinstance(error, InputError):
+    if isinstance(error, RegraftError) and error.lasting():
         return False
     log.warning("%s failed: %s; trying again if tries are left", task.name, error)
     return True

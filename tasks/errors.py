@@ -8,11 +8,12 @@ RegraftError                 exit code 1
 │   └── CheckpointError      the weights: a pickle, a git-LFS pointer, a torn file
 │       ├── PlanError        a tensor without an explanation
 │       └── ProofError       the converted checkpoint is not what the plan promised
-├── ArtifactError            a stage's output is missing or is not what its manifest says
-├── TrainingError            a loss that is not a number, a schedule the model cannot follow
+├── ArtifactError            exit code 4: a stage's output is missing or is not what its manifest says
+├── TrainingError            exit code 4: a loss that is not a number, a schedule the model cannot follow
 ├── TrackingError            the MLflow server cannot be reached or refuses
 └── WorkspaceError           git or DVC cannot give the run a place of its own
 
+What has an exit code of its own fails alike each time; only the others are worth another try.
 A message is a sentence that names the file, row or tensor and the remedy. A refusal to promote is a
 `Verdict`, not an error.
 """
@@ -27,6 +28,11 @@ class RegraftError(Exception):
     """Base of every error that carries a remedy in its message."""
 
     exit_code = 1
+
+    @classmethod
+    def lasting(cls) -> bool:
+        """Whether another try on the same input would fail alike."""
+        return cls.exit_code != RegraftError.exit_code
 
 
 class InputError(RegraftError):
@@ -58,11 +64,11 @@ class ProofError(CheckpointError):
 
 
 class ArtifactError(RegraftError):
-    pass
+    exit_code = 4
 
 
 class TrainingError(RegraftError):
-    pass
+    exit_code = 4
 
 
 class TrackingError(RegraftError):

@@ -116,13 +116,29 @@ def _champion_is_used(project, command):
 def test_a_stage_that_refuses_its_input_is_not_tried_again(project, command):
     table = project / "reviews.csv"
     table.write_text(table.read_text().replace("review,verdict", "revue,verdict"))
-    done = subprocess.run(["regraft", "run"], cwd=project, capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
-    assert "did you mean 'revue'?" in done.stderr
+    told = _refused(project, "run", code=2)
+    assert "did you mean 'revue'?" in told
+    assert _tries_of_failed_tasks(project) == [1]
+
+
+def test_a_training_that_would_fail_alike_again_is_not_tried_again(project):
+    phases = "[{name: deep, depth: 9, learning_rate: 1.0e-3}]"
+    told = _refused(project, "run", "-S", f"finetuning.phases={phases}", code=4)
+    assert "depth 9: the model has" in told
+    assert _tries_of_failed_tasks(project) == [1]
+
+
+def _refused(project, *arguments, code):
+    done = subprocess.run(["regraft", *arguments], cwd=project, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def _tries_of_failed_tasks(project):
     with sqlite3.connect(project / ".regraft" / "prefect" / "prefect.db") as database:
         runs = database.execute("select name, state_name, run_count from task_run").fetchall()
-    assert [count for name, state, count in runs if state == "Failed"] == [1]
+    return [count for name, state, count in runs if state == "Failed"]
 
 
 def test_the_contract_with_dvc_holds():

@@ -178,7 +178,11 @@ def source_names(directory):
 
 
 def labelled(**more):
-    return {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}, **more}
+    return {
+        "id2label": dict(enumerate(LABELS)),
+        "label2id": {label: i for i, label in enumerate(LABELS)},
+        **more,
+    }
 
 
 @pytest.mark.parametrize("family", sorted((*ENCODERS, *DECODERS)))
