@@ -114,16 +114,17 @@ def _plan(
     settings: ConversionParams,
 ) -> Plan:
     model = skeleton.empty(config)
+    tied = skeleton.tied(model, source.entries)
     table = family.rules(
         head,
         source.config,
         new=purpose.new.format(config.num_labels),
         replaced=skeleton.replaced(source.config, config, purpose),
-        tied=skeleton.tied(model),
+        tied=tied,
         words=words.op,
         reason=words.reason,
     )
-    targets = skeleton.targets(model)
+    targets = skeleton.targets(model, tied)
     return plan(source.entries, table, targets, seed=settings.seed, deviation=settings.deviation)
 
 
