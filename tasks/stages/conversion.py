@@ -40,8 +40,8 @@ def run(params: Params, root: Path, track: Track) -> ConvertedCheckpoint:
     vocabulary = Vocabulary.load(root)
     words = _aligned(vocabulary, source, family, config)
     config.update(alignment.fields(words, config, vocabulary.special))
-    if family.heads[head].last:
-        config.pad_token_id = alignment.padding(config, vocabulary.special)
+    padding = alignment.padding(config, vocabulary.special) if family.heads[head].last else None
+    config.pad_token_id = config.pad_token_id if padding is None else padding
     made = _plan(source, family, head, config, purpose, words, params.conversion)
     about = references.read_listing(listing)
     behaviour.demand(set(params.conversion.verify) - {"similarity"}, skeleton.architecture(config))
@@ -52,6 +52,8 @@ def run(params: Params, root: Path, track: Track) -> ConvertedCheckpoint:
         "architecture": skeleton.architecture(config),
         "labels": labels,
     }
+    if padding is not None:
+        facts["padding"] = f"token {padding}: the head reads the last token of a text that is not this one"
     with files.replace_directory(ConvertedCheckpoint.folder(root)) as draft:
         proofs = _write(made, source, draft, config, words, facts, params.conversion, vocabulary.path)
     page = report.Facts(
@@ -114,16 +116,17 @@ def _plan(
     settings: ConversionParams,
 ) -> Plan:
     model = skeleton.empty(config)
+    tied = skeleton.tied(model, source.entries)
     table = family.rules(
         head,
         source.config,
         new=purpose.new.format(config.num_labels),
         replaced=skeleton.replaced(source.config, config, purpose),
-        tied=skeleton.tied(model),
+        tied=tied,
         words=words.op,
         reason=words.reason,
     )
-    targets = skeleton.targets(model)
+    targets = skeleton.targets(model, tied)
     return plan(source.entries, table, targets, seed=settings.seed, deviation=settings.deviation)
 
 

@@ -14,6 +14,7 @@ from tasks.weights.plan import ACTIONS, USUAL
 class Facts:
     """What the page shows. rows: as `Plan.rows()` gives them; proofs: level -> sentence.
 
+    padding: what the head takes for it, where it has to tell.
     picture: of the embedding table, where it does not stay as it is.
     """
 
@@ -26,6 +27,7 @@ class Facts:
     labels: Sequence[str]
     rows: Sequence[Mapping[str, Any]]
     proofs: Mapping[str, str]
+    padding: str = ""
     picture: Picture | None = None
 
 

@@ -1,6 +1,6 @@
 """The model to be filled, empty: transformers says which tensors it has, so that no list is kept by hand."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from textwrap import shorten
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers.models.auto import modeling_auto
 
 from tasks.errors import CheckpointError
 from tasks.weights.families import family as heads
+from tasks.weights.families.decoders import OUTPUT
 from tasks.weights.inert import inert
 from tasks.weights.plan import Target
 from tasks.weights.purposes import Purpose
@@ -84,26 +85,26 @@ def empty(config: PretrainedConfig) -> PreTrainedModel:
     return model
 
 
-def targets(model: PreTrainedModel) -> Mapping[str, Target]:
-    """Name, shape and dtype of every tensor that the model saves; tied ones count once."""
-    second = tied(model)
+def targets(model: PreTrainedModel, tied: Collection[str]) -> Mapping[str, Target]:
+    """Name, shape and dtype of every tensor that the model saves, which are all but the `tied`."""
     return {
         name: Target(tuple(value.shape), DTYPES[value.dtype])
         for name, value in model.state_dict().items()
-        if name not in second
+        if name not in tied
     }
 
 
-def tied(model: PreTrainedModel) -> Mapping[str, str]:
-    """Name of a tensor that is another one -> the name of that."""
-    own = "" if _scales(model.config) else "lm_head.weight"
-    return {name: first for name, first in model.all_tied_weights_keys.items() if name != own}
+def tied(model: PreTrainedModel, held: Collection[str]) -> Mapping[str, str]:
+    """Name of a tensor that is another one -> the name of that. held: names in the checkpoint."""
+    own = {OUTPUT} & {*held} if not _scales(model.config) else ()
+    return {name: first for name, first in model.all_tied_weights_keys.items() if name not in own}
 
 
 def _scales(config: PretrainedConfig) -> bool:
     """Whether T5's output is its embeddings, scaled; version 1.1 has a table of its own.
 
-    transformers reads that from `tie_word_embeddings`, and then calls all of them tied.
+    transformers reads that from `tie_word_embeddings`, and then calls all of them tied: what it does follows
+    from whether the checkpoint holds such a table.
     """
     return bool(getattr(config, "scale_decoder_outputs", True))
 

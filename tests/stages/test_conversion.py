@@ -10,10 +10,13 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
     RobertaConfig,
     RobertaModel,
 )
@@ -341,6 +344,101 @@ def test_labels_must_be_a_list_of_different_names(tmp_path: Path, text, message)
     (tmp_path / "labels.json").write_text(text)
     with pytest.raises(DataError, match=message):
         conversion.read_labels(tmp_path / "labels.json")
+
+
+def of_kind(kind, text=PARAMS):
+    return text.replace("path: table.csv", f"path: table.csv, kind: {kind}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture", "fresh"),
+    [
+        ("labels", "BertForSequenceClassification", 3 * 24 + 3),
+        ("score", "BertForSequenceClassification", 24 + 1),
+        ("tags", "BertForTokenClassification", 3 * 24 + 3),
+        ("answer", "BertForQuestionAnswering", 2 * 24 + 2),
+        ("text", "BertForMaskedLM", 24 * 24 + 3 * 24 + 37),
+    ],
+)
+def test_the_kind_of_row_chooses_the_head(root, kind, architecture, fresh):
+    see(root)
+    if kind in ("score", "answer", "text"):
+        (root / "data" / "preparation" / "labels.json").write_text("[]")  # such rows have no classes
+    record, _ = run(root, of_kind(kind))
+    assert record.architecture == architecture
+    assert record.parameters["initialised"] == fresh
+    assert record.labels == (tuple(LABELS) if kind in ("labels", "tags") else ())
+    assert record.proofs["parity"].startswith("max |difference| 0 ")
+    page = (root / "reports" / "conversion.html").read_text()
+    assert ("<dt>Labels</dt>" in page) == bool(record.labels)
+    assert "<dt>Padding</dt>" not in page
+
+
+def test_tags_without_names_are_refused(root):
+    see(root)
+    (root / "data" / "preparation" / "labels.json").write_text("[]")
+    with pytest.raises(DataError, match=r"labels\.json must name at least two labels"):
+        run(root, of_kind("tags"))
+
+
+def test_a_kind_that_an_encoder_cannot_serve_is_refused_with_what_can(root):
+    see(root)
+    with pytest.raises(CheckpointError, match=r"kind 'chat' .* type 'bert' .* of type gpt2 or llama"):
+        run(root, of_kind("chat"))
+    assert not ConvertedCheckpoint.folder(root).exists()
+
+
+@pytest.fixture
+def writer(root):
+    """The same project with a tiny GPT-2, whose tokenizer has no padding."""
+    shutil.rmtree(root / "checkpoint")
+    torch.manual_seed(3)
+    config = GPT2Config(
+        n_embd=24, n_inner=40, n_head=3, n_layer=2, n_positions=19, vocab_size=37, bos_token_id=7,
+        eos_token_id=7,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(root / "checkpoint")
+    vocabulary(root, special={"eos": 7})
+    see(root)
+    return root
+
+
+def test_a_classifier_that_reads_the_last_token_says_what_padding_is(writer):
+    record, _ = run(writer)
+    assert (record.architecture, record.fresh) == ("GPT2ForSequenceClassification", ("score.weight",))
+    config = json.loads((record.path / "model" / "config.json").read_text())
+    assert config["pad_token_id"] == 7
+    told = "token 7: the head reads the last token of a text that is not this one"
+    assert json.loads((record.path / "plan.json").read_text())["padding"] == told
+    assert told in (writer / "reports" / "conversion.html").read_text()
+    assert record.proofs["similarity"] == "not judged: the model is no encoder"
+
+
+def test_added_tokens_grow_the_table_that_is_the_output_too(writer):
+    vocabulary(writer, [*range(37), None], pieces=[[4, 5]], special={"eos": 7})
+    record, _ = run(writer, of_kind("chat"))
+    assert (record.architecture, record.fresh) == ("GPT2LMHeadModel", ())
+    assert "that both vocabularies have (37 of 38)" in record.proofs["parity"]
+    assert record.proofs["parity"].endswith("logits")
+    model = GPT2LMHeadModel.from_pretrained(record.path / "model")
+    assert model.lm_head.weight is model.transformer.wte.weight
+    old = load_file(writer / "checkpoint" / "model.safetensors")["transformer.wte.weight"]
+    assert torch.equal(model.lm_head.weight[:37], old)
+    assert torch.equal(model.lm_head.weight[37], old[[4, 5]].double().mean(dim=0).float())
+
+
+def test_the_loss_of_a_model_that_writes_is_judged_with_the_projects_tokenizer(writer):
+    with pytest.raises(ProofError, match="no tokenizer beside the checkpoint"):
+        run(writer, of_kind("text", with_levels("loss")))
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = dict(zip(sorted(pre_tokenizers.ByteLevel.alphabet()), range(256), strict=True))
+    folder = Vocabulary.folder(writer) / "tokenizer"
+    words.model = models.BPE(vocab={letter: id % 37 for letter, id in alphabet.items()}, merges=[])
+    words.save(str(folder / "tokenizer.json"))
+    with pytest.raises(ProofError, match=r"nats a token, guessing has ln\(37\)"):
+        run(writer, of_kind("text", with_levels("loss")))  # drawn at random, it knows no English
+    assert not ConvertedCheckpoint.folder(writer).exists()
 
 
 def test_stages_that_have_not_run_are_named(root):

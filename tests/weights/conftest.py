@@ -124,17 +124,18 @@ def planned(
     if family.heads[head].last:
         config.pad_token_id = alignment.padding(config, {"eos": 1})
     model = skeleton.empty(config)
+    tied = skeleton.tied(model, source.entries)
     table = family.rules(
         head,
         source.config,
         new=purpose.new.format(config.num_labels),
         replaced=skeleton.replaced(source.config, config, purpose),
-        tied=skeleton.tied(model),
+        tied=tied,
         words=words.op,
         reason=words.reason,
     )
     rules = [edit(rule) for rule in table]
-    return plan(source.entries, rules, skeleton.targets(model), seed=17, deviation=0.02), config
+    return plan(source.entries, rules, skeleton.targets(model, tied), seed=17, deviation=0.02), config
 
 
 @pytest.fixture

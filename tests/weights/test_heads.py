@@ -1,7 +1,6 @@
 """Every kind of row gets its head, whatever the family: explained whole, loaded whole, computing the same."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tasks.errors import CheckpointError, PlanError
 from tasks.params import TextSource
-from tasks.weights import alignment, proof, purposes, similarity, skeleton
+from tasks.weights import alignment, loading, proof, purposes, similarity, skeleton
 from tasks.weights.families import FAMILIES, find
 from tasks.weights.families.family import CAUSAL, CONDITIONAL, MASKED
 from tasks.weights.purposes import PURPOSES
@@ -123,9 +122,7 @@ def test_the_head_of_pretraining_is_copied_for_more_pretraining(save, convert, t
 def test_a_second_name_of_the_embeddings_is_said_to_be_tied_and_must_be(save, convert, tmp_path, family):
     kind = "translation" if family == "t5" else "text"
     path = save(tmp_path / "source", family, PRETRAINED[family]) / "model.safetensors"
-    tied = skeleton.tied(getattr(transformers, config_of(path.parent)["architectures"][0])(
-        transformers.AutoConfig.from_pretrained(path.parent)
-    ))  # fmt: skip
+    tied = loading.named(path.parent).from_pretrained(path.parent).all_tied_weights_keys
     tensors = load_file(path)
     save_file({**tensors, **{second: tensors[first].clone() for second, first in tied.items()}}, path)
     plan, _ = convert(path.parent, tmp_path / "model", kind=kind)
@@ -275,17 +272,20 @@ GROWN = [*range(37), None, None]  # <|user|> and one more, each the mean of rows
 MOVED = [1, 0, *range(36, 1, -1), None]
 
 
-def separate(directory):
-    """As T5 of version 1.1 is, which transformers reads and no longer writes."""
-    path = directory / "config.json"
-    path.write_text(json.dumps(config_of(directory) | {"tie_word_embeddings": False}))
+def separate(directory, **fields):
+    """As T5 of version 1.1 is; transformers before its version 5 said so by `tie_word_embeddings`."""
+    config = config_of(directory) | (fields or {"tie_word_embeddings": False})
+    if "scale_decoder_outputs" not in fields:
+        config.pop("scale_decoder_outputs", None)
+    (directory / "config.json").write_text(json.dumps(config))
     tensors = load_file(directory / "model.safetensors")
     save_file({**tensors, "lm_head.weight": tensors["shared.weight"] + 1}, directory / "model.safetensors")
 
 
-def test_a_t5_whose_output_is_not_its_embeddings_stays_so(save, convert, tmp_path):
+@pytest.mark.parametrize("field", ["scale_decoder_outputs", "tie_word_embeddings"])
+def test_a_t5_whose_output_is_not_its_embeddings_stays_so(save, convert, tmp_path, field):
     path = save(tmp_path / "source", "t5", "translator")
-    separate(path)
+    separate(path, **{field: False})
     plan, source = convert(path, tmp_path / "model", kind="translation")
     assert "lm_head.weight" in {move.target for move in plan.moves}
     assert prove(plan, source, tmp_path / "model")["parity"].endswith("logits")
@@ -332,9 +332,3 @@ def test_what_each_class_is_to_the_proofs():
         for head in heads.keys() & family.heads.keys():
             assert similarity.fits(skeleton.CLASSES[head][family.name]) == heads[head]
     assert not similarity.fits("GPT2ForSequenceClassification")
-
-
-def test_a_purpose_that_keeps_its_head_says_so():
-    config = skeleton.describe({"model_type": "bert"}, MASKED, PURPOSES["text"])
-    assert skeleton.replaced({"architectures": ["BertForPreTraining"]}, config, PURPOSES["text"]) == ""
-    assert replace(PURPOSES["text"], outputs=("x",)) != PURPOSES["text"]

@@ -1,6 +1,6 @@
 """What writes: GPT-2, Llama and T5, by the tables that `regraft convert` has for transformers' own names."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,8 @@ class Decoder(Family):
 
     naming: Naming
 
-    def _layers(self, head: Head, config: Mapping[str, Any]) -> tuple[Rule, ...]:
-        table = self.naming.table(config)
+    def _layers(self, head: Head, config: Mapping[str, Any], tied: Collection[str]) -> tuple[Rule, ...]:
+        table = self.naming.table({**config, "tie_word_embeddings": OUTPUT in tied})
         return tuple(_without_output(table)) if head == SCORE else table
 
     def _tables(self) -> set[str]:

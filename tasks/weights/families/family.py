@@ -1,6 +1,6 @@
 """What a family's table is made of: how its checkpoints spell the layers, the heads and what we leave out."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,11 +91,11 @@ class Family:
         token, and for which reason.
         Raises CheckpointError for a config that does not describe such a model.
         """
-        chosen = self.heads[head]
+        chosen, second = self.heads[head], tied or {}
         others = {template: name for name, other in self.heads.items() for template in other.templates}
         rules = (
-            *self._layers(chosen, config),
-            *chosen.rules(new=new, replaced=replaced, tied=tied or {}),
+            *self._layers(chosen, config, second),
+            *chosen.rules(new=new, replaced=replaced, tied=second),
             *(rule for t, name in others.items() if t not in chosen.templates for rule in unused(name, t)),
         )
         return rules if words == KEEP else tuple(_realigned(rules, self._tables(), words, reason))
@@ -104,7 +104,7 @@ class Family:
         """Whether this tensor of a checkpoint is the table with a row for each token."""
         return name.endswith(self.embedding.removeprefix(self.base))
 
-    def _layers(self, head: Head, config: Mapping[str, Any]) -> tuple[Rule, ...]:
+    def _layers(self, head: Head, config: Mapping[str, Any], tied: Collection[str]) -> tuple[Rule, ...]:
         """All rules but those of `heads`."""
         raise NotImplementedError
 
@@ -127,7 +127,7 @@ class Encoder(Family):
     pooler: tuple[str, ...] = ()
     pretraining: tuple[str, ...] = ()
 
-    def _layers(self, head: Head, config: Mapping[str, Any]) -> tuple[Rule, ...]:
+    def _layers(self, head: Head, config: Mapping[str, Any], tied: Collection[str]) -> tuple[Rule, ...]:
         pooler = same(*self.pooler) if head.pooled else dropped(UNPOOLED, *self.pooler)
         invented = [name for template in self.pooler for name in examples(template) if head.pooled]
         return (
