@@ -74,9 +74,9 @@ def _differences(plan: Plan, path: Path) -> Iterator[str]:
     from concurrent.futures import ThreadPoolExecutor  # late: slow to import, and not always needed
 
     entries = _held(path)
-    plain, made = _divided(plan)
+    plain, made = divided(plan)
     with ThreadPoolExecutor() as pool:  # reading leaves the interpreter to others
-        same = pool.map(lambda move: _copied(move.step.sources[0], entries[move.target]), plain)
+        same = pool.map(lambda move: copied(move.step.sources[0], entries[move.target]), plain)
         yield from (
             _told(move.step, [move.target]) for move, well in zip(plain, same, strict=True) if not well
         )
@@ -85,7 +85,7 @@ def _differences(plan: Plan, path: Path) -> Iterator[str]:
             yield _told(moves[0].step, wrong)
 
 
-def _divided(plan: Plan) -> tuple[list[Move], list[list[Move]]]:
+def divided(plan: Plan) -> tuple[list[Move], list[list[Move]]]:
     """Tensors that only change their names, and what else each step makes."""
     plain, made = [], dict[int, list[Move]]()
     for move in plan.moves:
@@ -126,7 +126,7 @@ def _undone(step: Step, made: "list[NDArray[Any]]") -> Iterator[str]:
         yield from () if same else step.targets
 
 
-def _copied(source: TensorEntry, entry: TensorEntry) -> bool:
+def copied(source: TensorEntry, entry: TensorEntry) -> bool:
     """Whether two tensors have the same bytes, a megabyte at a time, which stays in the processor's cache."""
     if source.nbytes != entry.nbytes:
         return False
