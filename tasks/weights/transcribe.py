@@ -178,10 +178,13 @@ def transcribe(
     with files.replace_directory(target) as draft:
         metadata = {"family": name, "plan": made.digest()}
         metadata |= {"source": _digest(made)} if "digests" in levels else {}
-        path = place.write(made, draft, transcription.config, metadata=metadata, shard_size=shard_size)
-        found = {"structure": content.structure(made, path), "content": content.content(made, path)}
-        more, digests = roundtrip.prove(made, draft, levels)
-        found |= more | dict(prove(draft) if prove else {})
+        path = place.write(
+            made, draft, transcription.config, metadata=metadata, durable=False, shard_size=shard_size
+        )
+        with files.synced(sorted(draft.iterdir())):
+            found = {"structure": content.structure(made, path), "content": content.content(made, path)}
+            more, digests = roundtrip.prove(made, draft, levels)
+            found |= more | dict(prove(draft) if prove else {})
         described: dict[str, Any] = {"family": name, "preserves": made.preserves, "proofs": found}
         described |= {"parameters": made.parameters()} | ({"digests": digests} if digests else {})
         files.write_text(draft / "plan.json", files.canonical_json({**described, "rows": made.rows()}))
