@@ -13,16 +13,14 @@ def main() -> None:
 
 
 def _ours(what: str, source: Path, target: Path, family: str) -> None:
-    from tasks import files
-    from tasks.weights import content, place, transcribe
+    from tasks.weights import content, place, roundtrip, transcribe
     from tasks.weights.families import find_naming
     from tasks.weights.formats import SINGLE, open_checkpoint
 
-    if what == "digest":
-        files.digest_file(target / SINGLE)
-        return
     made = transcribe.planned(open_checkpoint(source), find_naming(family))
-    if what == "verify":
+    if what == "digest":
+        roundtrip.digests(made.plan, open_checkpoint(target).entries)
+    elif what == "verify":
         content.content(made.plan, target / SINGLE, finite=False)
     else:
         place.write(made.plan, target, made.config, metadata={}, durable=what == "durable")

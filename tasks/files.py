@@ -98,13 +98,28 @@ def link(source: Path, target: Path) -> None:
             shutil.copyfile(source, draft)
 
 
+@contextmanager
+def synced(paths: Iterable[Path]) -> Iterator[None]:
+    """While the body goes on, the disk takes in the files; it has them when the body has ended.
+
+    Raises OSError where it could not.
+    """
+    from concurrent.futures import ThreadPoolExecutor  # late: slow to import, and not always needed
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting = [pool.submit(_sync, path) for path in paths]
+        yield
+        for one in waiting:
+            one.result()
+
+
 def write_text(target: Path, text: str) -> None:
     with replace_file(target) as draft:
         draft.write_text(text, encoding="utf-8")
 
 
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

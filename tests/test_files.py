@@ -116,3 +116,15 @@ def test_where_the_disk_has_no_second_names_a_link_is_a_copy(tmp_path, monkeypat
     (tmp_path / "best").write_text("one")
     files.link(tmp_path / "best", tmp_path / "point")
     assert (tmp_path / "point").read_text() == "one"
+
+
+def test_what_the_disk_could_not_take_in_meanwhile_is_told_at_the_end(tmp_path, monkeypatch):
+    def failing(handle: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    (tmp_path / "one").write_text("1")
+    monkeypatch.setattr(os, "fsync", failing)
+    reached = False
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)), files.synced([tmp_path / "one"]):
+        reached = True
+    assert reached

@@ -74,9 +74,9 @@ def _differences(plan: Plan, path: Path) -> Iterator[str]:
     from concurrent.futures import ThreadPoolExecutor  # late: slow to import, and not always needed
 
     entries = _held(path)
-    plain, made = _divided(plan)
+    plain, made = divided(plan)
     with ThreadPoolExecutor() as pool:  # reading leaves the interpreter to others
-        same = pool.map(lambda move: _copied(move.step.sources[0], entries[move.target]), plain)
+        same = pool.map(lambda move: copied(move.step.sources[0], entries[move.target]), plain)
         yield from (
             _told(move.step, [move.target]) for move, well in zip(plain, same, strict=True) if not well
         )
@@ -85,7 +85,7 @@ def _differences(plan: Plan, path: Path) -> Iterator[str]:
             yield _told(moves[0].step, wrong)
 
 
-def _divided(plan: Plan) -> tuple[list[Move], list[list[Move]]]:
+def divided(plan: Plan) -> tuple[list[Move], list[list[Move]]]:
     """Tensors that only change their names, and what else each step makes."""
     plain, made = [], dict[int, list[Move]]()
     for move in plan.moves:
@@ -103,24 +103,30 @@ def _told(step: Step, wrong: Sequence[str]) -> str:
 
 def _wrong(moves: Sequence[Move], plan: Plan, held: Mapping[str, TensorEntry]) -> list[str]:
     """Of what one step made; it is undone, whatever runs of bytes it was copied from, and compared then."""
+    from tasks.weights import tiles  # late: imports numpy
+
     step = moves[0].step
     if not step.sources:
         drawn = {m.target: place.initial(m, seed=plan.seed, deviation=plan.deviation) for m in moves}
-        return [name for name, array in drawn.items() if not _equal(array, place.array(held[name]))]
+        return [name for name, array in drawn.items() if not tiles.equal(array, place.array(held[name]))]
     return [*_undone(step, [place.array(held[name]) for name in step.targets])]
 
 
 def _undone(step: Step, made: "list[NDArray[Any]]") -> Iterator[str]:
+    from tasks.weights import tiles
+
     if step.rule.lossy:
         again = zip(step.targets, place.made(step), made, strict=True)
-        yield from (name for name, ours, theirs in again if not _equal(ours, theirs))
+        yield from (name for name, ours, theirs in again if not tiles.equal(ours, theirs))
     else:
         back = step.rule.op.inverse().forward(made, step.dtype)
-        same = all(_equal(place.array(entry), array) for entry, array in zip(step.sources, back, strict=True))
+        same = all(
+            tiles.equal(place.array(entry), array) for entry, array in zip(step.sources, back, strict=True)
+        )
         yield from () if same else step.targets
 
 
-def _copied(source: TensorEntry, entry: TensorEntry) -> bool:
+def copied(source: TensorEntry, entry: TensorEntry) -> bool:
     """Whether two tensors have the same bytes, a megabyte at a time, which stays in the processor's cache."""
     if source.nbytes != entry.nbytes:
         return False
@@ -131,13 +137,6 @@ def _copied(source: TensorEntry, entry: TensorEntry) -> bool:
             if len(piece) != size or piece != os.pread(theirs.fileno(), size, source.start + start):
                 return False
     return True
-
-
-def _equal(one: "NDArray[Any]", other: "NDArray[Any]") -> bool:
-    """Bit for bit: raw items are integers, so that even what is not a number equals itself."""
-    import numpy as np
-
-    return one.shape == other.shape and bool(np.array_equal(one, other))
 
 
 def _wild(entry: TensorEntry) -> Iterator[str]:

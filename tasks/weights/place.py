@@ -168,17 +168,17 @@ def _copy_all(moves: list[Move], sink: BinaryIO) -> None:
 
 def _make_all(moves: Iterator[Move], plan: Plan, sink: BinaryIO) -> None:
     for step, parts in groupby(moves, key=lambda move: move.step):
-        given = made(step) if step.sources else []
-        for move in parts:
-            drawn = None if given else initial(move, seed=plan.seed, deviation=plan.deviation)
-            _write_array(sink, given[move.part] if drawn is None else drawn)
+        _make(step, parts, plan, sink)  # what it holds is let go before the next step takes as much
 
 
-def _write_array(sink: BinaryIO, values: "NDArray[Any]") -> None:
-    import numpy as np
+def _make(step: Step, parts: Iterator[Move], plan: Plan, sink: BinaryIO) -> None:
+    from tasks.weights import tiles  # late: imports numpy
 
-    if values.size:
-        _write_all(sink, np.ascontiguousarray(values).data.cast("B"))
+    given = made(step) if step.sources else []
+    for move in parts:
+        drawn = None if given else initial(move, seed=plan.seed, deviation=plan.deviation)
+        for piece in tiles.pieces(given[move.part] if drawn is None else drawn):
+            _write_all(sink, piece.data.cast("B"))
 
 
 def _copy(path: Path, start: int, stop: int, sink: BinaryIO) -> None:

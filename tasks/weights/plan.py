@@ -183,8 +183,11 @@ def _match(
     """What each rule has to work on, tensors that are dropped, a fault for each without exactly one rule."""
     uses: dict[tuple[int, Bound], dict[tuple[int, int], TensorEntry]] = {}
     unused, orphans, faults = [], [], []
+    places = [
+        (n, place, template) for n, rule in enumerate(rules) for place, template in enumerate(rule.sources)
+    ]
     for name, entry in entries.items():
-        found = list(_matching(rules, name))
+        found = list(_matching(places, name))
         if len(found) > 1:
             told = "; ".join(str(rules[number]) for number, _, _ in found)
             faults.append(f"{name!r} is matched by {len(found)} rules: {told}")
@@ -200,13 +203,15 @@ def _match(
     return [(number, (bound, taken)) for (number, bound), taken in uses.items()], unused, faults
 
 
-def _matching(rules: Sequence[Rule], name: str) -> Iterator[tuple[int, Bound, tuple[int, int]]]:
-    for number, rule in enumerate(rules):
-        for place, template in enumerate(rule.sources):
-            if (bound := matches(template, name)) is not None:
-                star = starred(template)
-                rest = frozenset((key, value) for key, value in bound.items() if key != star)
-                yield number, rest, (place, int(bound[star]) if star else 0)
+def _matching(
+    places: Sequence[tuple[int, int, str]], name: str
+) -> Iterator[tuple[int, Bound, tuple[int, int]]]:
+    """places: the number of each rule, that of each of its sources, its template."""
+    for number, place, template in places:
+        if (bound := matches(template, name)) is not None:
+            star = starred(template)
+            rest = frozenset((key, value) for key, value in bound.items() if key != star)
+            yield number, rest, (place, int(bound[star]) if star else 0)
 
 
 def _step(rule: Rule, use: Use, faults: list[str]) -> Iterator[Step]:

@@ -161,7 +161,14 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 def matches(template: str | None, name: str) -> Mapping[str, str] | None:
     """What each placeholder of `template` stands for in `name`; None where the whole name does not match."""
-    found = _pattern(template).fullmatch(name) if template is not None else None
+    if template is None:
+        return None
+    before, after = _ends(template)
+    if not (
+        name.startswith(before) and name.endswith(after)
+    ):  # compiling a pattern costs more than most names
+        return None
+    found = _pattern(template).fullmatch(name)
     return None if found is None else found.groupdict()
 
 
@@ -196,17 +203,31 @@ def expand(templates: Iterable[str], numbers: Mapping[str, Iterable[int]]) -> It
 
 @lru_cache(maxsize=4096)
 def _ends(template: str) -> tuple[str, str]:
-    """What stands before its first placeholder, and what after its last one, backwards."""
+    """What stands before its first placeholder, and what after its last one."""
     parts = PLACEHOLDER.sub("{", template).split("{")
-    return parts[0], parts[-1][::-1]
+    return parts[0], parts[-1]
+
+
+@lru_cache(maxsize=4096)
+def _words(template: str) -> tuple[str, ...]:
+    """What stands between its dots, a placeholder as "{"; nothing where a placeholder may hold a dot."""
+    held = any("." in (found[3] or "") for found in PLACEHOLDER.finditer(template))
+    return () if held else tuple(PLACEHOLDER.sub("{", template).split("."))
+
+
+def _apart(ours: Sequence[str], theirs: Sequence[str]) -> bool:
+    """Whether names that are made of these words are never the same."""
+    if not ours or not theirs:
+        return False
+    different = ((one, other) for one, other in zip(ours, theirs, strict=False) if one != other)
+    return len(ours) != len(theirs) or any("{" not in one and "{" not in other for one, other in different)
 
 
 @lru_cache(maxsize=65536)
 def overlap(one: str, other: str) -> bool:
     """Whether some name matches both templates."""
-    for ours, theirs in zip(_ends(one), _ends(other), strict=True):
-        if not (ours.startswith(theirs) or theirs.startswith(ours)):
-            return False  # what stands before the first placeholder differs, or what stands after the last
+    if _apart(_words(one), _words(other)):
+        return False
     digits = {int(number) for side in (one, other) for number in re.findall(r"\d+", side)} | {0, 12}
     return any(matches(other, name) is not None for name in examples(one, sorted(digits))) or any(
         matches(one, name) is not None for name in examples(other, sorted(digits))

@@ -13,6 +13,7 @@ from tasks import files
 from tasks.errors import CheckpointError, InputError
 from tasks.weights import content, partial, place, roundtrip, width
 from tasks.weights.families import AXES, find_blocks
+from tasks.weights.families.axes import Axes, Layout
 from tasks.weights.families.naming import WRAPPERS, Naming
 from tasks.weights.formats import Checkpoint
 from tasks.weights.inert import inert
@@ -81,8 +82,9 @@ def _planned(
     _demand_tensors(source, naming.numbers(theirs))
     expected, held = naming.expected(theirs, reverse=reverse), {}
     if reverse:
-        held = {name: _shaped(_own(name, naming), naming, theirs) for name in source.entries}
-    targets = {name: FLOATS if reverse else _shaped(name, naming, theirs) for name in expected}
+        held = _shaped({name: _own(name, naming) for name in source.entries}, naming, theirs)
+    names = {name: name for name in expected}
+    targets = dict.fromkeys(expected, FLOATS) if reverse else _shaped(names, naming, theirs)
     made = plan(source.entries, _table(source, naming, theirs, reverse=reverse), targets, given=held)
     whole = _told(made, naming, theirs, reverse=reverse)
     return whole if layers is None else _part(source, naming, theirs, whole, layers)
@@ -95,10 +97,17 @@ def _table(source: Checkpoint, naming: Naming, theirs: Config, *, reverse: bool)
     return naming.joining(theirs, shapes, source.parts)
 
 
-def _shaped(name: str, naming: Naming, theirs: Config) -> Target:
-    """A tensor under transformers' name, with the shape that transformers' config makes."""
+def _shaped(names: Mapping[str, str], naming: Naming, theirs: Config) -> dict[str, Target]:
+    """Each key of `names` with the shape that its value has in transformers' model of this config."""
     axes = AXES[naming.architecture]
-    return replace(FLOATS, shape=axes.shape(name, theirs), origin=axes.origin(name, theirs))
+    layouts = {name: axes.layout(own) for name, own in names.items()}
+    targets = {layout: _laid(axes, layout, theirs) for layout in {*layouts.values()}}
+    return {name: targets[layout] for name, layout in layouts.items()}
+
+
+def _laid(axes: Axes, layout: Layout | None, theirs: Config) -> Target:
+    shape = None if layout is None else axes.lengths(layout, theirs)
+    return replace(FLOATS, shape=shape, origin=axes.origin(layout, theirs))
 
 
 def _own(name: str, naming: Naming) -> str:
@@ -169,10 +178,13 @@ def transcribe(
     with files.replace_directory(target) as draft:
         metadata = {"family": name, "plan": made.digest()}
         metadata |= {"source": _digest(made)} if "digests" in levels else {}
-        path = place.write(made, draft, transcription.config, metadata=metadata, shard_size=shard_size)
-        found = {"structure": content.structure(made, path), "content": content.content(made, path)}
-        more, digests = roundtrip.prove(made, draft, levels)
-        found |= more | dict(prove(draft) if prove else {})
+        path = place.write(
+            made, draft, transcription.config, metadata=metadata, durable=False, shard_size=shard_size
+        )
+        with files.synced(sorted(draft.iterdir())):
+            found = {"structure": content.structure(made, path), "content": content.content(made, path)}
+            more, digests = roundtrip.prove(made, draft, levels)
+            found |= more | dict(prove(draft) if prove else {})
         described: dict[str, Any] = {"family": name, "preserves": made.preserves, "proofs": found}
         described |= {"parameters": made.parameters()} | ({"digests": digests} if digests else {})
         files.write_text(draft / "plan.json", files.canonical_json({**described, "rows": made.rows()}))

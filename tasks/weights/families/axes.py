@@ -67,14 +67,16 @@ class Axes:
 
     def shape(self, name: str, config: Config) -> Shape | None:
         """That of a tensor in a model of this config; None for one that is no parameter of the class."""
-        layout, sizes = self.layout(name), self.sizes(config)
-        if layout is None:
-            return None
+        layout = self.layout(name)
+        return None if layout is None else self.lengths(layout, config)
+
+    def lengths(self, layout: Layout, config: Config) -> Shape:
+        sizes = self.sizes(config)
         return tuple(sum(sizes[part] for part in parts(axis)) for axis in layout.axes)
 
-    def origin(self, name: str, config: Config) -> str:
+    def origin(self, layout: Layout | None, config: Config) -> str:
         """The fields that make the shape of a parameter, as a sentence begins: "the config's … make"."""
-        layout, full = self.layout(name), self.full(config)
+        full = self.full(config)
         axes = [part for axis in (layout.axes if layout else ()) for part in parts(axis)]
         fields = list(dict.fromkeys(field for axis in axes for field in self.fields[axis]))
         told = [f"{f} {full[f]}{' by default' * (config.get(f) is None)}" for f in fields]
