@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from tasks.errors import CheckpointError, TrainingError, did_you_mean
 
@@ -49,12 +50,13 @@ class Floor:
 
 
 def load(directory: Path, *, device: str = "cpu") -> PreTrainedModel:
-    """The classifier in `directory`, float32, in eval mode.
+    """The model in `directory`, of the class that its config names, float32, in eval mode.
 
     Raises CheckpointError if a tensor is missing, left over or of another shape: transformers would only
     print a table and return random layers.
     """
-    model, report = AutoModelForSequenceClassification.from_pretrained(
+    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    model, report = getattr(transformers, config.architectures[0]).from_pretrained(
         directory, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
     )
     faults = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
