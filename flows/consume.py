@@ -1,8 +1,10 @@
-"""`regraft predict`: label texts with the registered champion."""
+"""`regraft predict`: what the registered champion says of texts."""
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tasks import files
 from tasks.errors import InputError, did_you_mean
@@ -11,20 +13,31 @@ from tasks.params import Params, TextSource
 from tasks.text.kinds import KINDS
 
 LONGEST = 100_000_000  # characters of one field
+BETWEEN = ";"  # labels of one cell, unless sources.text.separator says otherwise
+Names = Sequence[str]
+
+
+@dataclass(frozen=True)
+class Telling:
+    """How an answer is told, given the label names: in a `line`, and in `cells` of a table under `columns`;
+    `separator` stands between the labels of a cell."""
+
+    line: Callable[[Any, Names], str]
+    columns: Callable[[Names], list[str]]
+    cells: Callable[[Any, Names, str], list[str]]
 
 
 def predict(
     params: Params, root: Path, text: str, output: Path | None, *, pair: str | None = None
 ) -> Iterator[str]:
-    """One line for a text, or for it and its `pair`; for a CSV file a copy of it with `prediction` and
-    `probability` columns.
+    """One line for a text, or for it and its `pair`; for a CSV file a copy of it with what TELLINGS adds.
 
     Raises InputError for a file without the columns that hold the texts.
     """
     path = Path(text)
     if path.suffix.lower() not in (".csv", ".tsv") or pair is not None:
-        label, probability = _label(params, root, [text if pair is None else (text, pair)])[0]
-        yield f"{label} ({probability:.3f})"
+        kind, names, answers = _ask(params, root, [text if pair is None else (text, pair)])
+        yield TELLINGS[kind].line(answers[0], names)
         return
     target = output or path.with_name(f"{path.stem}.predicted{path.suffix}")
     count = _table(params, root, path, target)
@@ -33,21 +46,22 @@ def predict(
 
 def _table(params: Params, root: Path, path: Path, target: Path) -> int:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    kind = KINDS[params.sources.text.kind]
-    columns = [params.sources.text.columns.get(name, name) for name in kind.compared]
+    source = params.sources.text
+    columns = [source.columns.get(name, name) for name in KINDS[source.kind].compared]
     if not path.is_file():
         raise InputError(f"no such file: {path}")
-    header, rows = _read(path, delimiter, params.sources.text)
+    header, rows = _read(path, delimiter, source)
     for column in columns:
         if column not in header:
             raise InputError(f"{path} has no column {column!r}; {did_you_mean(column, header)}")
     texts = [tuple(row[column] or "" for column in columns) for row in rows]
-    found = _label(params, root, [(one[0], one[1]) if len(one) == 2 else one[0] for one in texts])
+    kind, names, answers = _ask(params, root, [(t[0], t[1]) if len(t) == 2 else t[0] for t in texts])
+    telling, separator = TELLINGS[kind], source.separator or BETWEEN
     with files.replace_file(target) as draft, draft.open("w", encoding="utf-8", newline="") as out:
-        writer = csv.DictWriter(out, [*header, "prediction", "probability"], delimiter=delimiter)
-        writer.writeheader()
-        for row, (label, probability) in zip(rows, found, strict=True):
-            writer.writerow({**row, "prediction": label, "probability": f"{probability:.6f}"})
+        writer = csv.writer(out, delimiter=delimiter)
+        writer.writerow([*header, *telling.columns(names)])
+        for row, answer in zip(rows, answers, strict=True):
+            writer.writerow([*(row[name] for name in header), *telling.cells(answer, names, separator)])
     return len(rows)
 
 
@@ -71,11 +85,50 @@ def _read(path: Path, delimiter: str, source: TextSource) -> tuple[list[str], li
     return header, rows
 
 
-def _label(params: Params, root: Path, texts: Sequence[Text]) -> list[tuple[str, float]]:
-    if not texts:
-        return []
+def _ask(params: Params, root: Path, texts: Sequence[Text]) -> tuple[str, Names, Any]:
+    """The champion's kind of row, its label names, an answer a text."""
     from tasks.stages import promotion
 
-    labels, probabilities = promotion.predict(params, root, texts)
-    best = probabilities.argmax(axis=1)
-    return [(labels[place], float(row[place])) for place, row in zip(best, probabilities, strict=True)]
+    return promotion.predict(params, root, texts)
+
+
+def _most_likely(shares: Any, names: Names) -> tuple[str, float]:
+    best = int(shares.argmax())
+    return names[best], float(shares[best])
+
+
+def _one_line(shares: Any, names: Names) -> str:
+    label, probability = _most_likely(shares, names)
+    return f"{label} ({probability:.3f})"
+
+
+def _one_cells(shares: Any, names: Names, separator: str) -> list[str]:
+    label, probability = _most_likely(shares, names)
+    return [label, f"{probability:.6f}"]
+
+
+def _many_line(shares: Any, names: Names) -> str:
+    """The labels that hold, the likeliest first; where none does, the likeliest in brackets."""
+    ranked = sorted(zip(names, shares.tolist(), strict=True), key=lambda pair: -pair[1])
+    held = [f"{name} ({share:.3f})" for name, share in ranked if share >= 0.5]
+    return ", ".join(held) or f"no label (the likeliest is {ranked[0][0]}, {ranked[0][1]:.3f})"
+
+
+def _many_cells(shares: Any, names: Names, separator: str) -> list[str]:
+    held = [name for name, share in zip(names, shares, strict=True) if share >= 0.5]
+    return [separator.join(held), *(f"{share:.6f}" for share in shares)]
+
+
+ONE = Telling(_one_line, lambda names: ["prediction", "probability"], _one_cells)
+TELLINGS: Mapping[str, Telling] = {
+    "label": ONE,
+    "pair": ONE,
+    "labels": Telling(
+        _many_line, lambda names: ["prediction", *(f"probability of {name}" for name in names)], _many_cells
+    ),
+    "score": Telling(
+        lambda score, names: f"{score:.6g}",
+        lambda names: ["prediction"],
+        lambda score, names, separator: [f"{score:.6g}"],
+    ),
+}

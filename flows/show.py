@@ -15,6 +15,8 @@ from tasks.artifacts import SPLITS, Evaluation, PreparedText, Promotion
 
 NAMES = {  # contestant -> what it is, in the order of the table
     "majority": "majority",
+    "shares": "shares",
+    "mean": "mean",
     "tfidf": "TF-IDF",
     "frozen": "frozen features",
     "head": "head only",

@@ -301,8 +301,12 @@ class FinetuningParams(Section):
 
 
 class EvaluationParams(Section):
-    metrics: tuple[str, ...] = Field(("accuracy", "macro_f1", "log_loss"), min_length=1)
-    baselines: tuple[str, ...] = ("majority", "tfidf", "frozen")
+    metrics: Literal["auto"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        "auto", description="names; auto: the usual ones of the kind of row"
+    )
+    baselines: Literal["auto"] | tuple[str, ...] = Field(
+        "auto", description="names; auto: all that there are for the kind of row"
+    )
     resamples: Annotated[int, Field(ge=100)] = Field(1000, description="bootstrap resamples per interval")
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     seed: int = 1
@@ -313,8 +317,8 @@ class PromotionParams(Section):
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = Field(
         0.05, description="two-sided level of the paired test against the champion"
     )
-    must_beat: tuple[str, ...] = Field(
-        ("majority", "tfidf", "frozen"), description="baselines that the model must beat by a paired test"
+    must_beat: Literal["auto"] | tuple[str, ...] = Field(
+        "auto", description="baselines that the model must beat by a paired test; auto: all evaluated ones"
     )
     move_alias: bool = Field(True, description="false writes the verdict and touches no alias")
 

@@ -1,24 +1,22 @@
 """What fine-tuning must be worth more than: answers that need no fine-tuning.
 
-A baseline learns from training inputs and their labels and answers test inputs whose labels it never sees.
-Its regularisation is fixed, with its reason.
+A baseline learns from training inputs and what is true of them and answers test inputs of which it is never
+told. Its regularisation is fixed, with its reason. BASELINES, at the foot, has those of each kind of row.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tasks.errors import ParamsError, did_you_mean
-from tasks.evaluation.predictions import Labels, Probabilities
-
-Array = NDArray[Any]
+from tasks.evaluation.judging import Auto
+from tasks.evaluation.predictions import Array, Labels, Probabilities
 
 ITERATIONS = 2000  # L-BFGS stops at its tolerance long before; the default of 100 does not reach it
 
@@ -34,21 +32,27 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Baseline:
-    """`answer(train, labels, test, classes)` -> (test rows, classes); the description goes to the report."""
+    """`answer(train, actual, test, classes)` -> answers to the test rows, as `predictions.FORMS` says; the
+    description goes to the report."""
 
-    answer: Callable[[Inputs, Labels, Inputs, int], Probabilities]
+    answer: Callable[[Inputs, Array, Inputs, int], Array]
     description: str
 
 
-def known(names: Iterable[str]) -> tuple[str, ...]:
-    """`names`, if BASELINES has them all. Raises ParamsError that lists every one it does not have."""
-    unknown = [name for name in names if name not in BASELINES]
-    if unknown:
+def chosen(kind: str, names: Sequence[str] | Auto) -> dict[str, Baseline]:
+    """The baselines of these names, for rows of `kind`; all that there are where `names` is auto.
+
+    Raises ParamsError that lists every one that there is not.
+    """
+    known = BASELINES[kind]
+    wanted = tuple(known) if names == "auto" else tuple(names)
+    if unknown := [name for name in wanted if name not in known]:
         faults = (
-            f"evaluation.baselines: no baseline {name!r}; {did_you_mean(name, BASELINES)}" for name in unknown
+            f"evaluation.baselines: no baseline {name!r} for rows of kind {kind}; {did_you_mean(name, known)}"
+            for name in unknown
         )
         raise ParamsError("\n".join(faults))
-    return tuple(names)
+    return {name: known[name] for name in wanted}
 
 
 def majority(train: Inputs, labels: Labels, test: Inputs, classes: int) -> Probabilities:
@@ -64,10 +68,8 @@ def tfidf(train: Inputs, labels: Labels, test: Inputs, classes: int) -> Probabil
     C of 0.3, 1, 3, 10 and 30; a baseline must be the strongest of its kind. Words seen once are left
     out, unless nothing else is there.
     """
-    vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), max_features=60_000)
-    vectorizer.set_params(min_df=_minimum(vectorizer.build_analyzer(), train.texts))
     regression = LogisticRegression(C=1.0, max_iter=ITERATIONS)
-    return _fit(make_pipeline(vectorizer, regression), train.texts, labels, test.texts, classes)
+    return _fit(make_pipeline(_words(train.texts), regression), train.texts, labels, test.texts, classes)
 
 
 def frozen(train: Inputs, labels: Labels, test: Inputs, classes: int) -> Probabilities:
@@ -79,6 +81,65 @@ def frozen(train: Inputs, labels: Labels, test: Inputs, classes: int) -> Probabi
     regression = LogisticRegression(C=0.01, max_iter=ITERATIONS)
     pipeline = make_pipeline(StandardScaler(), regression)
     return _fit(pipeline, train.features(), labels, test.features(), classes)
+
+
+def shares(train: Inputs, labels: Array, test: Inputs, classes: int) -> Probabilities:
+    """How often each label holds in training, for every row: (rows, classes)."""
+    return np.tile(labels.mean(axis=0, dtype=np.float32), (len(test.texts), 1))
+
+
+def tfidf_each(train: Inputs, labels: Array, test: Inputs, classes: int) -> Probabilities:
+    """`tfidf` for each label by itself, yes or no: (rows, classes)."""
+    vectorizer = _words(train.texts)
+    seen, asked = vectorizer.fit_transform(train.texts), vectorizer.transform(test.texts)
+    return _fit_each(LogisticRegression(C=1.0, max_iter=ITERATIONS), seen, labels, asked)
+
+
+def frozen_each(train: Inputs, labels: Array, test: Inputs, classes: int) -> Probabilities:
+    """`frozen` for each label by itself, yes or no: (rows, classes)."""
+    scaler = StandardScaler()
+    seen, asked = scaler.fit_transform(train.features()), scaler.transform(test.features())
+    return _fit_each(LogisticRegression(C=0.01, max_iter=ITERATIONS), seen, labels, asked)
+
+
+def mean(train: Inputs, scores: Array, test: Inputs, classes: int) -> Array:
+    """The mean of training, for every row: (rows,)."""
+    return np.full(len(test.texts), scores.mean(dtype=np.float64), dtype=np.float32)
+
+
+def tfidf_score(train: Inputs, scores: Array, test: Inputs, classes: int) -> Array:
+    """Ridge regression on the words of `tfidf`: (rows,).
+
+    alpha = 1: on the rows named there, with -1, 0 and 1 for the three labels, r2 was .23, .34, .41, .40 and
+    .32 for alpha of 0.1, 0.3, 1, 3 and 10.
+    """
+    pipeline = make_pipeline(_words(train.texts), Ridge(alpha=1.0))
+    return np.asarray(pipeline.fit(train.texts, scores).predict(test.texts), dtype=np.float32)
+
+
+def frozen_score(train: Inputs, scores: Array, test: Inputs, classes: int) -> Array:
+    """Ridge regression on standardised features of the model as it came: (rows,).
+
+    alpha is the best for training rows left out one at a time, which costs no further fit (Golub et al.
+    1979).
+    """
+    pipeline = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-1, 5, 13)))
+    fitted = pipeline.fit(train.features(), scores.astype(np.float64))
+    return np.asarray(fitted.predict(test.features()), dtype=np.float32)
+
+
+def _words(texts: Sequence[str]) -> TfidfVectorizer:
+    vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), max_features=60_000)
+    return vectorizer.set_params(min_df=_minimum(vectorizer.build_analyzer(), texts))
+
+
+def _fit_each(regression: Any, train: Any, labels: Array, test: Any) -> Probabilities:
+    """The probability of each label; of one that all or no training rows have, 1 or 0."""
+    answers = np.empty((test.shape[0], labels.shape[1]), dtype=np.float32)
+    for place, held in enumerate(labels.T):
+        varied = held.min() != held.max()
+        answers[:, place] = regression.fit(train, held).predict_proba(test)[:, 1] if varied else held[0]
+    return answers
 
 
 def _fit(pipeline: Any, train: Any, labels: Labels, test: Any, classes: int) -> Probabilities:
@@ -100,8 +161,26 @@ def _minimum(analyze: Callable[[str], list[str]], texts: Sequence[str]) -> int:
     return 1
 
 
-BASELINES: Mapping[str, Baseline] = {
+ONE: Mapping[str, Baseline] = {
     "majority": Baseline(majority, "the classes' shares in training, for every row"),
     "tfidf": Baseline(tfidf, "logistic regression on words and word pairs, nothing pretrained"),
     "frozen": Baseline(frozen, "logistic regression on the pretrained model's mean-pooled features"),
+}
+BASELINES: Mapping[str, Mapping[str, Baseline]] = {
+    "label": ONE,
+    "pair": ONE,
+    "labels": {
+        "shares": Baseline(shares, "how often each label holds in training, for every row"),
+        "tfidf": Baseline(
+            tfidf_each, "a logistic regression a label on words and word pairs, nothing pretrained"
+        ),
+        "frozen": Baseline(
+            frozen_each, "a logistic regression a label on the pretrained model's mean-pooled features"
+        ),
+    },
+    "score": {
+        "mean": Baseline(mean, "the mean score of training, for every row"),
+        "tfidf": Baseline(tfidf_score, "ridge regression on words and word pairs, nothing pretrained"),
+        "frozen": Baseline(frozen_score, "ridge regression on the pretrained model's mean-pooled features"),
+    },
 }

@@ -1,31 +1,29 @@
 """Figures of how good answers are, each with a bootstrap interval. Numpy only.
 
-A metric takes labels (rows,) int64 and probabilities (rows, classes) and returns one number. METRICS, at
-the foot, says of each which direction is better.
+A metric takes what is true of the rows and what is said of them and returns one number. Those of METRICS, at
+the foot, are for rows with one label: labels (rows,) int64 and probabilities (rows, classes). The table says
+of each which direction is better.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.errors import ParamsError, did_you_mean
-from tasks.evaluation.predictions import Labels
+from tasks.evaluation.predictions import Array, Labels
 
-Array = NDArray[Any]
 BINS = 15  # of confidence, equally wide (Guo et al. 2017, section 4)
 SMALLEST = float(np.finfo(np.float32).eps)  # probabilities are float32: below this a logarithm says nothing
 
 
 @dataclass(frozen=True)
 class Metric:
-    score: Callable[[Labels, Array], float]
+    score: Callable[[Array, Array], float]
     higher_is_better: bool
 
-    def __call__(self, labels: Labels, probabilities: Array) -> float:
-        return float(self.score(labels, probabilities))
+    def __call__(self, actual: Array, answer: Array) -> float:
+        return float(self.score(actual, answer))
 
 
 @dataclass(frozen=True)
@@ -37,21 +35,10 @@ class Interval:
     high: float
 
 
-def known(names: Iterable[str]) -> tuple[str, ...]:
-    """`names`, if METRICS has them all. Raises ParamsError that lists every one it does not have."""
-    unknown = [name for name in names if name not in METRICS]
-    if unknown:
-        faults = (
-            f"evaluation.metrics: no metric {name!r}; {did_you_mean(name, METRICS)}" for name in unknown
-        )
-        raise ParamsError("\n".join(faults))
-    return tuple(names)
-
-
 def bootstrap(
-    labels: Labels,
-    probabilities: Array,
-    names: Sequence[str],
+    actual: Array,
+    answer: Array,
+    metrics: Mapping[str, Metric],
     *,
     resamples: int,
     confidence: float,
@@ -61,15 +48,15 @@ def bootstrap(
 
     The same seed draws the same rows for every contestant. Returns metric -> (low, high).
     """
-    rows, generator = len(labels), np.random.default_rng(seed)
-    values = np.empty((resamples, len(names)))
+    rows, generator = len(actual), np.random.default_rng(seed)
+    values = np.empty((resamples, len(metrics)))
     for number in range(resamples):
         drawn = generator.integers(0, rows, size=rows)
-        some, those = labels[drawn], probabilities[drawn]
-        values[number] = [METRICS[name](some, those) for name in names]
+        some, those = actual[drawn], answer[drawn]
+        values[number] = [metric(some, those) for metric in metrics.values()]
     tail = (1 - confidence) / 2
     low, high = np.quantile(values, [tail, 1 - tail], axis=0)  # (metrics,) each
-    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(names)}
+    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(metrics)}
 
 
 def confusion(labels: Labels, chosen: Labels, classes: int) -> NDArray[np.int64]:
@@ -82,9 +69,9 @@ def per_class(labels: Labels, chosen: Labels, classes: int) -> dict[str, Array]:
     table = confusion(labels, chosen, classes)
     hits, actual, predicted = np.diag(table), table.sum(axis=1), table.sum(axis=0)
     return {
-        "precision": _ratio(hits, predicted),
-        "recall": _ratio(hits, actual),
-        "f1": _ratio(2 * hits, actual + predicted),
+        "precision": ratio(hits, predicted),
+        "recall": ratio(hits, actual),
+        "f1": ratio(2 * hits, actual + predicted),
         "rows": actual,
     }
 
@@ -146,7 +133,8 @@ def ece(labels: Labels, probabilities: Array) -> float:
     return float(table["rows"] @ np.abs(table["accuracy"] - table["confidence"]) / len(labels))
 
 
-def _ratio(above: Array, below: Array) -> Array:
+def ratio(above: Array, below: Array) -> Array:
+    """above / below, 0 where below is 0; both (n,)."""
     return np.divide(above, below, out=np.zeros(len(above)), where=below > 0)
 
 

@@ -16,11 +16,9 @@ from matplotlib import colors, style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from tasks.evaluation.metrics import Interval
-
-Array = NDArray[Any]
+from tasks.evaluation.predictions import Array
 
 INK = "#767676"  # contrast 4.5 on white, 4.6 on black
 COLOURS = ("#3b7dd8", "#d9822b", "#3a9d5d", "#d1495b", "#8f6bd1")
@@ -37,7 +35,17 @@ STYLE: Mapping[str, Any] = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
 }
 NUMBERED = 12  # classes up to which a cell has room for its count
+POINTS = 1000  # test rows up to which a scatter stays light
 SMOOTHING = 0.9  # weight of the past in the smoothed loss: a memory of about ten steps
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An SVG as a page shows it."""
+
+    title: str
+    caption: str
+    svg: str
 
 
 @dataclass
@@ -113,6 +121,18 @@ def class_bars(table: Mapping[str, Array], labels: Sequence[str]) -> str:
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.set_xlim(0, 1)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    return sheet.svg
+
+
+def scatter(actual: Array, predicted: Array) -> str:
+    """Predicted over actual scores, (rows,) each, in one scale for both."""
+    with _drawing(1, width=5.2, height=4.8) as sheet:
+        axes = sheet.axes[0]
+        ends = [float(min(actual.min(), predicted.min())), float(max(actual.max(), predicted.max()))]
+        axes.plot(ends, ends, color=INK, linewidth=1, linestyle=":")
+        axes.plot(actual, predicted, color=COLOURS[0], alpha=0.4, linestyle="", marker=".", markersize=5)
+        axes.set(xlabel="actual", ylabel="predicted")
+        axes.set_aspect("equal", adjustable="datalim")
     return sheet.svg
 
 

@@ -1,4 +1,4 @@
-"""What a model answers: logits, frozen features, probabilities; always in the order the rows came in.
+"""What a model answers: logits, frozen features, answers; always in the order the rows came in.
 
 `batches` turns rows of tokens (input_ids and, for pairs, token_type_ids, ragged) into (row numbers, what the
 model takes of them, each (batch, tokens)) and may take the rows in any order; the caller passes it, ready
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.errors import TrainingError
-from tasks.evaluation.predictions import Probabilities, Text
+from tasks.evaluation.predictions import Array, Probabilities, Text
 from tasks.progress import track
 
 Tokens = Mapping[str, Sequence[Sequence[int]]]
@@ -75,23 +75,36 @@ def predict_texts(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[Text],
     *,
+    kind: str,
     batches: Batches,
     max_length: int,
-) -> Probabilities:
-    """Probabilities (rows, classes) float32 of `texts`, or of pairs of them, cut to `max_length` tokens as in
+) -> Array:
+    """The answers to `texts`, or to pairs of them, as rows of `kind`, cut to `max_length` tokens as in
     training."""
     sides = [[text] if isinstance(text, str) else list(text) for text in texts]
     columns = [list(side) for side in zip(*sides, strict=True)]
     found = tokenizer(*columns, truncation=True, max_length=max_length)
     wanted = ["input_ids", *(["token_type_ids"] if len(columns) > 1 and "token_type_ids" in found else [])]
     names = [f"text {number}" for number in range(1, len(texts) + 1)]
-    return softmax(logits(model, {name: found[name] for name in wanted}, ids=names, batches=batches))
+    given = {name: found[name] for name in wanted}
+    return FROM_LOGITS[kind](logits(model, given, ids=names, batches=batches))
 
 
 def softmax(scores: NDArray[Any]) -> Probabilities:
     """(rows, classes) logits to probabilities, float32; each row sums to 1."""
     powers = np.exp(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float32)
+
+
+def sigmoid(scores: NDArray[Any]) -> Probabilities:
+    """(rows, classes) logits to the probability of each class by itself, float32."""
+    halved = np.tanh(0.5 * scores.astype(np.float64))  # does not overflow
+    return np.asarray(0.5 * (1 + halved), dtype=np.float32)
+
+
+def value(scores: NDArray[Any]) -> NDArray[np.float32]:
+    """(rows, 1) logits to scores (rows,) float32."""
+    return np.asarray(scores[:, 0], dtype=np.float32)
 
 
 def mean(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -148,3 +161,9 @@ def _finite(values: Matrix, ids: Sequence[str], what: str) -> Matrix:
 
 
 POOLINGS: Mapping[str, Pooling] = {"mean": mean, "first": first}
+FROM_LOGITS: Mapping[str, Callable[[NDArray[Any]], Array]] = {  # kind of row -> logits to answers
+    "label": softmax,
+    "pair": softmax,
+    "labels": sigmoid,
+    "score": value,
+}

@@ -1,8 +1,9 @@
 """What a contestant answered on the test rows: the noun that metrics, verdict, pictures and report share."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,75 +13,113 @@ from numpy.typing import NDArray
 from tasks import files
 from tasks.errors import ArtifactError
 
+Array = NDArray[Any]
 Labels = NDArray[np.int64]
 Text = str | tuple[str, str]  # a text, or a pair of them
 Probabilities = NDArray[np.float32]
 
-SCHEMA = pa.schema(
-    [
-        ("contestant", pa.string()),
-        ("id", pa.string()),
-        ("label", pa.int64()),
-        ("probabilities", pa.list_(pa.float32())),
-    ]
-)
+MODEL, HEAD = "model", "head"  # the contestants that are no baselines
+KIND = b"regraft.kind"  # of the rows: stands in the file's schema
+CONTESTANT = {"contestant": pa.string(), "id": pa.string()}
+
+
+@dataclass(frozen=True)
+class Form:
+    """The columns of a row that hold what is true of it, and those that hold what a contestant says.
+
+    In memory each is one array: (rows,) for a column of numbers, (rows, length) for a column of lists.
+    """
+
+    actual: Mapping[str, pa.DataType]
+    answer: Mapping[str, pa.DataType]
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """One contestant's answers: labels (rows,) int64, probabilities (rows, classes) float32."""
+    """One contestant's answers to rows of `kind`; `actual` and `answer` as FORMS says."""
 
     contestant: str
     ids: tuple[str, ...]
-    labels: Labels
-    probabilities: Probabilities
+    actual: Array
+    answer: Array
+    kind: str = "label"
 
     @property
     def chosen(self) -> Labels:
-        """The most probable class of each row, (rows,) int64; the first of equals."""
-        return np.asarray(self.probabilities.argmax(axis=1), dtype=np.int64)
+        """Of rows with one label: the most probable class, (rows,) int64; the first of equals."""
+        return np.asarray(self.answer.argmax(axis=1), dtype=np.int64)
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        return np.asarray(self.chosen == self.labels)
+        """Of rows with one label: whether it is the chosen one, (rows,)."""
+        return np.asarray(self.chosen == self.actual)
 
 
-def write(path: Path, contestants: Iterable[Predictions]) -> None:
+def write(path: Path, contestants: Sequence[Predictions]) -> None:
     """One parquet row per contestant and test row."""
-    with pq.ParquetWriter(path, SCHEMA) as writer:
+    schema = _schema(contestants[0].kind)
+    with pq.ParquetWriter(path, schema) as writer:
         for answers in contestants:
+            form = FORMS[answers.kind]
             names = [answers.contestant] * len(answers.ids)
-            values = [names, list(answers.ids), answers.labels, list(answers.probabilities)]
-            writer.write_table(
-                pa.table([pa.array(v, f.type) for v, f in zip(values, SCHEMA, strict=True)], SCHEMA)
-            )
+            values = [names, list(answers.ids), *_columns(answers.actual, form.actual)]
+            values += _columns(answers.answer, form.answer)
+            arrays = [pa.array(v, f.type) for v, f in zip(values, schema, strict=True)]
+            writer.write_table(pa.table(arrays, schema))
 
 
 def read(path: Path) -> dict[str, Predictions]:
     """`write`'s inverse, by contestant in the order written.
 
-    Raises ArtifactError for a missing file or probabilities of unequal length.
+    Raises ArtifactError for a missing file or lists of unequal length.
     """
     if not path.is_file():
         raise ArtifactError(f"{path} is missing: run `dvc repro evaluation` first")
-    table = pq.read_table(path, schema=SCHEMA)
+    kind = (pq.read_schema(path).metadata or {}).get(KIND, b"label").decode()
+    table = pq.read_table(path, schema=_schema(kind))
     names = table["contestant"].to_numpy()
     return {
-        name: _answers(name, table.filter(names == name), path)
+        name: _answers(name, table.filter(names == name), kind, path)
         for name in table["contestant"].unique().to_pylist()
     }
 
 
-def digest_rows(ids: Sequence[str], labels: Labels) -> str:
+def digest_rows(ids: Sequence[str], actual: Array) -> str:
     """Digest of the test rows: two evaluations compare only where it is equal."""
-    return files.digest_json({"ids": list(ids), "labels": labels.tolist()})
+    return files.digest_json({"ids": list(ids), "labels": [np.asarray(row).tolist() for row in actual]})
 
 
-def _answers(name: str, table: pa.Table, path: Path) -> Predictions:
-    rows = table["probabilities"].to_pylist()
-    if len(widths := {len(row) for row in rows}) > 1:
+def _schema(kind: str) -> pa.Schema:
+    form = FORMS[kind]
+    return pa.schema({**CONTESTANT, **form.actual, **form.answer}, metadata={KIND: kind.encode()})
+
+
+def _columns(values: Array, types: Mapping[str, pa.DataType]) -> list[Any]:
+    return list(values.T) if len(types) > 1 else [list(values)]
+
+
+def _answers(name: str, table: pa.Table, kind: str, path: Path) -> Predictions:
+    form = FORMS[kind]
+    actual, answer = (_array(name, table, types, path) for types in (form.actual, form.answer))
+    return Predictions(name, tuple(table["id"].to_pylist()), actual, answer, kind)
+
+
+def _array(name: str, table: pa.Table, types: Mapping[str, pa.DataType], path: Path) -> Array:
+    columns = [table[column].to_pylist() for column in types]
+    kinds = [kind.value_type if pa.types.is_list(kind) else kind for kind in types.values()]
+    if pa.types.is_list(next(iter(types.values()))) and len(widths := {len(row) for row in columns[0]}) > 1:
         raise ArtifactError(
-            f"{path}: {name} has rows of {sorted(widths)} probabilities: they must be equally many"
+            f"{path}: {name} has rows of {sorted(widths)} {next(iter(types))}: they must be equally many"
         )
-    labels = table["label"].to_numpy().astype(np.int64)
-    return Predictions(name, tuple(table["id"].to_pylist()), labels, np.array(rows, dtype=np.float32))
+    dtype = np.result_type(*(kind.to_pandas_dtype() for kind in kinds))
+    return np.array(columns[0] if len(columns) == 1 else list(zip(*columns, strict=True)), dtype=dtype)
+
+
+PROBABILITIES = {"probabilities": pa.list_(pa.float32())}  # of each class, in label order
+ONE = Form({"label": pa.int64()}, PROBABILITIES)
+FORMS: Mapping[str, Form] = {
+    "label": ONE,
+    "pair": ONE,
+    "labels": Form({"labels": pa.list_(pa.int8())}, PROBABILITIES),  # 1 for each label that the row has
+    "score": Form({"score": pa.float32()}, {"predicted": pa.float32()}),
+}

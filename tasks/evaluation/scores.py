@@ -1,9 +1,9 @@
-"""METRICS as `evaluate` modules, computed together through `evaluate.combine`, offline.
+"""Metrics as `evaluate` modules, computed together through `evaluate.combine`, offline.
 
 Importing `evaluate` costs seconds, so nothing but the stage imports this module.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -12,31 +12,48 @@ import numpy as np
 from datasets import Features, Value
 from datasets import Sequence as Each
 
-from tasks.evaluation.metrics import METRICS, Array
-from tasks.evaluation.predictions import Labels
+from tasks.evaluation.metrics import Metric
+from tasks.evaluation.predictions import Array
 
 
 class Score(evaluate.Metric):
-    """The metric that `config_name` names. `evaluate` wants direct subclasses of its Metric."""
+    """A metric under its name. `evaluate` wants direct subclasses of its Metric.
+
+    Answers and what is true come as numbers, one or a list a row, like those of `answer` and `actual`.
+    """
+
+    def __init__(self, name: str, metric: Metric, actual: Array, answer: Array, **options: Any) -> None:
+        self._metric, self._types = metric, (actual.dtype, answer.dtype)
+        self._features = Features({"predictions": _feature(answer), "references": _feature(actual)})
+        super().__init__(config_name=name, **options)
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description=f"{self.config_name} of predicted probabilities",
+            description=f"{self.config_name} of answers to test rows",
             citation="",
-            inputs_description="predictions: probabilities of each class; references: class numbers",
-            features=Features({"predictions": Each(Value("float32")), "references": Value("int64")}),
+            inputs_description="predictions: what is said of each row; references: what is true of it",
+            features=self._features,
         )
 
-    def _compute(self, *, predictions: list[list[float]], references: list[int]) -> dict[str, float]:
-        labels, probabilities = np.array(references, np.int64), np.array(predictions, np.float32)
-        return {self.config_name: METRICS[self.config_name](labels, probabilities)}
+    def _compute(self, *, predictions: Any, references: Any) -> dict[str, float]:
+        actual, answer = (
+            np.array(given, dtype)
+            for given, dtype in zip((references, predictions), self._types, strict=True)
+        )
+        return {self.config_name: self._metric(actual, answer)}
 
 
-def scores(labels: Labels, probabilities: Array, names: Sequence[str]) -> dict[str, float]:
-    """Metric -> value, in the order of `names`."""
+def scores(actual: Array, answer: Array, metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """Metric -> value, in the order of `metrics`."""
     with TemporaryDirectory() as folder:  # the user's Hugging Face cache would be written to otherwise
-        modules = {name: Score(config_name=name, keep_in_memory=True, cache_dir=folder) for name in names}
-        values: dict[str, Any] = evaluate.combine(modules).compute(
-            predictions=probabilities, references=labels
-        )
-    return {name: float(values[name]) for name in names}
+        modules = {
+            name: Score(name, metric, actual, answer, keep_in_memory=True, cache_dir=folder)
+            for name, metric in metrics.items()
+        }
+        values: dict[str, Any] = evaluate.combine(modules).compute(predictions=answer, references=actual)
+    return {name: float(values[name]) for name in metrics}
+
+
+def _feature(values: Array) -> Any:
+    one = Value(str(values.dtype))
+    return one if values.ndim == 1 else Each(one)

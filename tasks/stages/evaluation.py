@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -21,9 +21,24 @@ from tasks.artifacts import (
     TrainedModel,
 )
 from tasks.errors import ArtifactError, DataError
-from tasks.evaluation import baselines, metrics, pictures, predict, predictions, report, scores, verdict
-from tasks.evaluation.metrics import Interval
-from tasks.evaluation.predictions import Labels, Predictions, Probabilities
+from tasks.evaluation import (
+    baselines,
+    judging,
+    metrics,
+    pictures,
+    predict,
+    predictions,
+    report,
+    rows,
+    scores,
+    verdict,
+)
+from tasks.evaluation.baselines import Baseline
+from tasks.evaluation.exhibits import EXHIBITS
+from tasks.evaluation.metrics import Interval, Metric
+from tasks.evaluation.pairing import Comparison
+from tasks.evaluation.pictures import Picture
+from tasks.evaluation.predictions import HEAD, MODEL, Array, Predictions
 from tasks.model import floors
 from tasks.model.batches import sorted_batches
 from tasks.params import EvaluationParams, Params
@@ -32,7 +47,6 @@ from tasks.text.kinds import KINDS, compared
 from tasks.training import device
 
 ROWS = 64  # per forward pass; changes time and memory, not what is predicted
-MODEL, HEAD = "model", "head"
 DESCRIPTIONS = {
     HEAD: "the new head trained, everything below it frozen",
     MODEL: "fine-tuned: head first, then unfrozen",
@@ -41,13 +55,20 @@ DESCRIPTIONS = {
 
 @dataclass(frozen=True)
 class Split:
-    """One split in memory, row by row: ids, tokens as predict takes them, labels (rows,) int64, texts (both
-    of a pair in one)."""
+    """One split in memory, row by row; of a pair both texts in one."""
 
-    ids: tuple[str, ...]
-    tokens: predict.Tokens
-    labels: Labels
+    rows: rows.Rows
     texts: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Who competes, by which metrics."""
+
+    kind: str
+    metrics: Mapping[str, Metric]
+    baselines: Mapping[str, Baseline]
+    classes: int  # outputs of the head
 
 
 @dataclass(frozen=True)
@@ -64,40 +85,42 @@ class Frozen:
         if self.known.exists():
             return cast(predict.Matrix, np.load(self.known))
         return predict.features(
-            self.model, self.train.tokens, ids=self.train.ids, batches=_batches(self.model)
+            self.model, self.train.rows.tokens, ids=self.train.rows.ids, batches=_batches(self.model)
         )
 
     @cached_property
     def test_answers(self) -> tuple[predict.Matrix, predict.Matrix]:
         """Logits (rows, classes) and features (rows, width)."""
+        test = self.test.rows
         return predict.logits_and_features(
-            self.model, self.test.tokens, ids=self.test.ids, batches=_batches(self.model)
+            self.model, test.tokens, ids=test.ids, batches=_batches(self.model)
         )
 
 
 def run(params: Params, root: Path, track: Track) -> Evaluation:
-    settings = params.evaluation
-    metrics.known(settings.metrics)
-    baselines.known(settings.baselines)
+    settings, kind = params.evaluation, params.sources.text.kind
+    measured = judging.find(kind).chosen(settings.metrics)
+    contestants = baselines.chosen(kind, settings.baselines)
     prepared, encoded, trained = PreparedText.load(root), EncodedDataset.load(root), TrainedModel.load(root)
     converted = ConvertedCheckpoint.load(root)
     _agree({"preparation": prepared, "encoding": encoded, "conversion": converted, "finetuning": trained})
-    _belongs(trained, converted, encoded)
+    _belongs(trained, converted, encoded, kind)
+    contest = Contest(kind, measured, contestants, len(encoded.labels) or 1)
     train, test = (_split(prepared, encoded, split) for split in ("train", "test"))
     where = device.choose(params.finetuning.device)
-    answers = _answers(settings, converted, trained, train, test, where)
-    figures = {name: _figures(found, settings) for name, found in answers.items()}
+    answers = _answers(contest, converted, trained, train, test, where)
+    figures = {name: _figures(found, measured, settings) for name, found in answers.items()}
     comparisons = _compare(answers, settings)
-    digest = predictions.digest_rows(test.ids, test.labels)
+    digest = predictions.digest_rows(test.rows.ids, test.rows.actual)
     with files.replace_directory(Evaluation.folder(root)) as draft:
-        predictions.write(draft / "predictions.parquet", answers.values())
+        predictions.write(draft / "predictions.parquet", list(answers.values()))
         _write_confusion(draft / "confusion.csv", answers[MODEL], encoded.labels)
         Evaluation.save(
             draft,
             model=trained.digest,
             test=digest,
             labels=encoded.labels,
-            rows=len(test.ids),
+            rows=len(test.rows.ids),
             metrics={c: {m: asdict(v) for m, v in found.items()} for c, found in figures.items()},
             comparisons={name: asdict(found) for name, found in comparisons.items()},
         )
@@ -106,11 +129,11 @@ def run(params: Params, root: Path, track: Track) -> Evaluation:
     page = report.Facts(
         labels=encoded.labels,
         figures=figures,
-        descriptions=_descriptions(),
+        descriptions={name: found.description for name, found in contestants.items()} | DESCRIPTIONS,
         comparisons=comparisons,
         confidence=settings.confidence,
         answers=answers[MODEL],
-        texts=dict(zip(test.ids, test.texts, strict=True)),
+        texts=dict(zip(test.rows.ids, test.texts, strict=True)),
         pictures=_pictures(answers, figures, encoded.labels, trained.path / "steps.csv"),
         sources=_sources(params),
         rows={split: encoded.rows[split] for split in SPLITS},
@@ -135,44 +158,45 @@ def _agree(records: Mapping[str, PreparedText | EncodedDataset | ConvertedCheckp
         raise DataError("; ".join(faults) + ": run `dvc repro` to bring all stages to the same labels")
 
 
-def _belongs(trained: TrainedModel, converted: ConvertedCheckpoint, encoded: EncodedDataset) -> None:
+def _belongs(
+    trained: TrainedModel, converted: ConvertedCheckpoint, encoded: EncodedDataset, kind: str
+) -> None:
     """Raises ArtifactError for a model that was trained on other rows: they may be among these test rows."""
+    if encoded.kind != kind:
+        raise ArtifactError(f"{encoded.path} has rows of kind {encoded.kind}, not {kind}: run `dvc repro`")
     if (trained.data, trained.base) != (encoded.digest, converted.digest):
         other = "rows" if trained.data != encoded.digest else "weights"
         raise ArtifactError(f"{trained.path} was trained on other {other}: run `dvc repro finetuning`")
 
 
 def _split(prepared: PreparedText, encoded: EncodedDataset, split: str) -> Split:
-    """Raises DataError where encoding and preparation differ in a row or its label."""
-    path = encoded.path / f"{split}.parquet"
-    table = parquet.read_table(path)
-    known = _known(prepared)
-    ids, labels = table["id"].to_pylist(), table["label"].to_numpy().astype(np.int64)
-    if not ids:
-        raise DataError(f"{path} has no rows: enlarge preparation.fractions or preparation.subset")
-    named = [encoded.labels[label] for label in labels]
-    stray = [i for i, name in zip(ids, named, strict=True) if i not in known or known[i]["label"] != name]
+    """Raises DataError where encoding and preparation differ in a row or what is true of it."""
+    path, same = encoded.path / f"{split}.parquet", rows.READINGS[encoded.kind].same
+    found, known = rows.read(path, encoded.kind), _known(prepared)
+    stray = [
+        id
+        for id, actual in zip(found.ids, found.actual, strict=True)
+        if id not in known or not same(actual, known[id]["answer"], encoded.labels)
+    ]
     if stray:
         raise DataError(
-            f"{path}: {len(stray):,} of {len(ids):,} rows are not preparation's, or have another label "
+            f"{path}: {len(stray):,} of {len(found.ids):,} rows are not preparation's, or have another label "
             f"(first: {stray[0]}): run `dvc repro encoding`"
         )
-    names = [name for name in ("input_ids", "token_type_ids") if name in table.column_names]
-    tokens = {name: table[name].to_pylist() for name in names}
-    return Split(tuple(ids), tokens, labels, [known[i]["text"] for i in ids])
+    return Split(found, [known[id]["text"] for id in found.ids])
 
 
-def _known(prepared: PreparedText) -> dict[str, dict[str, str]]:
-    """Row id -> its text, both of a pair as one, and its label."""
+def _known(prepared: PreparedText) -> dict[str, dict[str, Any]]:
+    """Row id -> its text, both of a pair as one, and what preparation says is true of it."""
     kind = KINDS[prepared.kind]
-    rows = parquet.read_table(prepared.path / "rows.parquet", columns=["id", *kind.compared, "label"])
-    texts = compared(rows, kind).to_list()
-    columns = (rows["id"].to_pylist(), texts, rows["label"].to_pylist())
-    return {id: {"text": text, "label": label} for id, text, label in zip(*columns, strict=True)}
+    (answer,) = kind.answer
+    table = parquet.read_table(prepared.path / "rows.parquet", columns=["id", *kind.compared, answer])
+    columns = (table["id"].to_pylist(), compared(table, kind).to_list(), table[answer].to_pylist())
+    return {id: {"text": text, "answer": told} for id, text, told in zip(*columns, strict=True)}
 
 
 def _answers(
-    settings: EvaluationParams,
+    contest: Contest,
     converted: ConvertedCheckpoint,
     trained: TrainedModel,
     train: Split,
@@ -180,25 +204,31 @@ def _answers(
     where: str,
 ) -> dict[str, Predictions]:
     """Every contestant's predictions: baselines, the head alone (if a phase trained it alone), the model."""
-    classes = len(trained.labels)
-    frozen = Frozen(_load(converted.path / "model", classes, where), train, test, trained.path / "frozen.npy")
-    head = trained.path / "head.safetensors"
+    before = _load(converted.path / "model", contest.classes, where)
+    frozen = Frozen(before, train, test, trained.path / "frozen.npy")
+    head, answer = trained.path / "head.safetensors", predict.FROM_LOGITS[contest.kind]
     if head.exists():
         floors.with_head(frozen.model, head)
-    found = _baselines(settings.baselines, frozen, classes)
+    found = _baselines(contest, frozen)
     if head.exists():
-        found[HEAD] = predict.softmax(frozen.test_answers[0])
-    model = _load(trained.path / "model", classes, where)
-    final = predict.logits(model, test.tokens, ids=test.ids, batches=_batches(model))
-    found[MODEL] = predict.softmax(final)
-    return {name: Predictions(name, test.ids, test.labels, values) for name, values in found.items()}
+        found[HEAD] = answer(frozen.test_answers[0])
+    model, asked = _load(trained.path / "model", contest.classes, where), test.rows
+    final = predict.logits(model, asked.tokens, ids=asked.ids, batches=_batches(model))
+    found[MODEL] = answer(final)
+    return {
+        name: Predictions(name, asked.ids, asked.actual, values, contest.kind)
+        for name, values in found.items()
+    }
 
 
-def _baselines(names: Sequence[str], frozen: Frozen, classes: int) -> dict[str, Probabilities]:
+def _baselines(contest: Contest, frozen: Frozen) -> dict[str, Array]:
     train = baselines.Inputs(frozen.train.texts, lambda: frozen.train_features)
     test = baselines.Inputs(frozen.test.texts, lambda: frozen.test_answers[1])
-    labels = frozen.train.labels
-    return {name: baselines.BASELINES[name].answer(train, labels, test, classes) for name in names}
+    actual = frozen.train.rows.actual
+    return {
+        name: baseline.answer(train, actual, test, contest.classes)
+        for name, baseline in contest.baselines.items()
+    }
 
 
 def _load(directory: Path, classes: int, where: str) -> PreTrainedModel:
@@ -215,22 +245,24 @@ def _batches(model: PreTrainedModel) -> predict.Batches:
     return partial(sorted_batches, batch_size=ROWS, pad=model.config.pad_token_id or 0)
 
 
-def _figures(found: Predictions, settings: EvaluationParams) -> dict[str, Interval]:
-    values = scores.scores(found.labels, found.probabilities, settings.metrics)
+def _figures(
+    found: Predictions, measured: Mapping[str, Metric], settings: EvaluationParams
+) -> dict[str, Interval]:
+    values = scores.scores(found.actual, found.answer, measured)
     ranges = metrics.bootstrap(
-        found.labels,
-        found.probabilities,
-        settings.metrics,
+        found.actual,
+        found.answer,
+        measured,
         resamples=settings.resamples,
         confidence=settings.confidence,
         seed=settings.seed,
     )
-    return {name: Interval(values[name], *ranges[name]) for name in settings.metrics}
+    return {name: Interval(values[name], *ranges[name]) for name in measured}
 
 
-def _compare(answers: Mapping[str, Predictions], settings: EvaluationParams) -> dict[str, verdict.Comparison]:
+def _compare(answers: Mapping[str, Predictions], settings: EvaluationParams) -> dict[str, Comparison]:
     """The model against every other contestant."""
-    against: Callable[[Predictions], verdict.Comparison] = partial(
+    against: Callable[[Predictions], Comparison] = partial(
         verdict.compare,
         answers[MODEL],
         confidence=settings.confidence,
@@ -241,12 +273,12 @@ def _compare(answers: Mapping[str, Predictions], settings: EvaluationParams) -> 
 
 
 def _write_confusion(target: Path, answers: Predictions, labels: Sequence[str]) -> None:
-    """One line a test row, for DVC's confusion template."""
+    """For DVC's confusion template: one line a test row, or a label of it; none where nothing is a class."""
+    pairs = EXHIBITS[answers.kind].pairs
     with target.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["actual", "predicted"])
-        pairs = zip(answers.labels, answers.chosen, strict=True)
-        writer.writerows((labels[actual], labels[predicted]) for actual, predicted in pairs)
+        writer.writerows(pairs(answers, labels) if pairs else ())
 
 
 def _pictures(
@@ -254,49 +286,26 @@ def _pictures(
     figures: Mapping[str, Mapping[str, Interval]],
     labels: Sequence[str],
     steps: Path,
-) -> list[report.Picture]:
-    model = answers[MODEL]
-    table = metrics.confusion(model.labels, model.chosen, len(labels))
-    by_class = metrics.per_class(model.labels, model.chosen, len(labels))
-    own = [answers[name] for name in (MODEL, HEAD) if name in answers]
-    trust = {a.contestant: metrics.reliability(a.labels, a.probabilities) for a in own}
+) -> list[Picture]:
     losses, phases = _losses(steps)
     return [
-        report.Picture(
-            "Contestants", "Dots are test figures, bars their intervals.", pictures.contestants(figures)
-        ),
-        report.Picture(
+        Picture("Contestants", "Dots are test figures, bars their intervals.", pictures.contestants(figures)),
+        Picture(
             "Learning curve",
             "Each optimizer step and its running mean.",
             pictures.learning_curve(losses, phases),
         ),
-        report.Picture(
-            "Classes", "In brackets the test rows of a class.", pictures.class_bars(by_class, labels)
-        ),
-        report.Picture(
-            "Confusion",
-            "Test rows of the fine-tuned model; shares are of the actual class.",
-            pictures.confusion_matrix(table, labels),
-        ),
-        report.Picture(
-            "Reliability",
-            "Below the dotted line the model is surer than it is right.",
-            pictures.reliability_diagram(trust),
-        ),
+        *EXHIBITS[answers[MODEL].kind].pictures(answers, labels),
     ]
 
 
-def _losses(steps: Path) -> tuple[metrics.Array, list[str]]:
+def _losses(steps: Path) -> tuple[Array, list[str]]:
     """Loss (steps,) and phase of every optimizer step. Raises ArtifactError where there is none."""
     with steps.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     if not rows:
         raise ArtifactError(f"{steps} has no steps: run `dvc repro -f finetuning`")
     return np.array([float(row["loss"]) for row in rows]), [row["phase"] for row in rows]
-
-
-def _descriptions() -> dict[str, str]:
-    return {name: baseline.description for name, baseline in baselines.BASELINES.items()} | DESCRIPTIONS
 
 
 def _sources(params: Params) -> dict[str, str]:

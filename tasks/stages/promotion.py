@@ -19,7 +19,7 @@ from tasks import environment, files
 from tasks.artifacts import EncodedDataset, Evaluation, PreparedText, Promotion, TrainedModel
 from tasks.errors import ArtifactError, InputError, RegraftError
 from tasks.evaluation import predictions, verdict
-from tasks.evaluation.predictions import Predictions, Probabilities, Text
+from tasks.evaluation.predictions import HEAD, MODEL, Array, Predictions, Text
 from tasks.evaluation.verdict import Verdict
 from tasks.params import Params
 from tasks.stages import Track
@@ -28,7 +28,6 @@ from tasks.text.kinds import KINDS
 from tasks.tracking import runs
 from tasks.tracking.registry import Registry, Version
 
-MODEL = "model"  # the candidate's name among evaluation's contestants
 VERDICT = "regraft.verdict"
 BATCH_ROWS = 64  # per forward pass of a champion that must answer again
 
@@ -56,6 +55,11 @@ class Case:
     evaluation: Evaluation
     trained: TrainedModel
     answers: Mapping[str, Predictions]  # contestant -> answers
+
+    @property
+    def must_beat(self) -> tuple[str, ...]:
+        named = self.params.promotion.must_beat
+        return tuple(name for name in self.answers if name not in (MODEL, HEAD)) if named == "auto" else named
 
 
 def run(params: Params, root: Path, track: Track) -> Promotion:
@@ -105,9 +109,9 @@ def rollback(params: Params, root: Path, *, to: int | None, reason: str) -> str:
     return f"{name}: version {after} is champion again, version {before} is not"
 
 
-def predict(params: Params, root: Path, texts: Sequence[Text]) -> tuple[tuple[str, ...], Probabilities]:
-    """The champion's label names, and the probabilities (rows, classes) float32 that it gives to `texts`, or
-    to pairs of texts.
+def predict(params: Params, root: Path, texts: Sequence[Text]) -> tuple[str, tuple[str, ...], Array]:
+    """The kind of row that the champion learned from, its label names, and its answers to `texts`, or to
+    pairs of texts, as `predictions.FORMS` says: probabilities (rows, classes) or scores (rows,), float32.
 
     Raises InputError where there is no champion, and where it learned from pairs and is asked about single
     texts, or the other way round.
@@ -116,12 +120,18 @@ def predict(params: Params, root: Path, texts: Sequence[Text]) -> tuple[tuple[st
     champion = registry.must_have_champion()
     labels, steps = tuple(_registered(champion, "labels")), _registered(champion, "clean")
     _demand_kind(champion, texts)
+    if not texts:
+        return _kind(champion), labels, np.empty(0)
     cleaned = [_cleaned(text, steps) for text in texts]  # as the rows that it learned from
-    return labels, _answers(registry, champion, cleaned, params.finetuning.device)
+    return _kind(champion), labels, _answers(registry, champion, cleaned, params.finetuning.device)
+
+
+def _kind(version: Version) -> str:
+    return str(json.loads(version.tags.get("regraft.kind", '"label"')))
 
 
 def _demand_kind(champion: Version, texts: Sequence[Text]) -> None:
-    kind = json.loads(champion.tags.get("regraft.kind", '"label"'))
+    kind = _kind(champion)
     if texts and (kind == "pair") == isinstance(texts[0], str):
         wanted, given = ("pairs of texts", "single ones") if kind == "pair" else ("single texts", "pairs")
         raise InputError(f"the champion answers {wanted}, not {given}")
@@ -140,7 +150,7 @@ def _open(params: Params, root: Path) -> Case:
         raise ArtifactError(f"{evaluation.path} is about another model: run `dvc repro evaluation`")
     path = evaluation.path / "predictions.parquet"
     answers = predictions.read(path)
-    digests = {predictions.digest_rows(found.ids, found.labels) for found in answers.values()}
+    digests = {predictions.digest_rows(found.ids, found.actual) for found in answers.values()}
     if digests != {evaluation.test}:
         raise ArtifactError(
             f"{path} answers other rows than its manifest says: run `dvc repro -f evaluation`"
@@ -181,7 +191,7 @@ def _new_version(case: Case, about: Mapping[str, str]) -> Version:
         directory,
         run_id=run_id,
         max_length=encoded.max_length,
-        pairs=encoded.kind == "pair",
+        kind=encoded.kind,
         tags={**about, **known},
     )
 
@@ -239,7 +249,7 @@ def _gate(case: Case, champion: Predictions | None) -> Verdict:
         champion,
         {name: found for name, found in case.answers.items() if name != MODEL},
         alpha=settings.alpha,
-        must_beat=settings.must_beat,
+        must_beat=case.must_beat,
         resamples=case.params.evaluation.resamples,
         seed=case.params.evaluation.seed,
     )
@@ -252,7 +262,7 @@ def _basis(case: Case, champion: Version | None) -> str:
             "champion": [champion.number, champion.weights] if champion else None,
             "test": case.evaluation.test,
             "alpha": settings.alpha,
-            "must_beat": list(settings.must_beat),
+            "must_beat": list(case.must_beat),
         }
     )
 
@@ -279,14 +289,17 @@ def _champions_answers(case: Case, champion: Version) -> tuple[Predictions | Non
 def _answer_again(case: Case, champion: Version) -> Predictions:
     """Let the champion itself answer the candidate's test rows, from their texts."""
     ours = case.answers[MODEL]
+    if (theirs := _kind(champion)) != ours.kind:
+        raise InputError(f"it learned from rows of kind {theirs}, the test rows are of kind {ours.kind}")
     order = _label_order(champion, case.evaluation.labels)
     texts = _texts(case.root, ours.ids)
     found = _answers(case.registry, champion, texts, case.params.finetuning.device)
-    return Predictions(MODEL, ours.ids, ours.labels, np.ascontiguousarray(found[:, order]))
+    told = np.ascontiguousarray(found[:, order]) if order else found
+    return Predictions(MODEL, ours.ids, ours.actual, told, ours.kind)
 
 
-def _answers(registry: Registry, version: Version, texts: Sequence[Text], device: str) -> Probabilities:
-    """What the registered model says of `texts` or pairs of them, (rows, classes) float32."""
+def _answers(registry: Registry, version: Version, texts: Sequence[Text], device: str) -> Array:
+    """What the registered model says of `texts` or pairs of them, as `predictions.FORMS` says."""
     length, directory = _registered(version, "max_length"), registry.download(version)
     # Heavy, and needed by neither a rollback nor a plain promotion.
     from transformers import AutoTokenizer
@@ -298,7 +311,9 @@ def _answers(registry: Registry, version: Version, texts: Sequence[Text], device
     model = floors.load(directory, device=choose(device))
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     cut = partial(batches.sorted_batches, batch_size=BATCH_ROWS, pad=model.config.pad_token_id or 0)
-    found: Probabilities = predict.predict_texts(model, tokenizer, texts, batches=cut, max_length=length)
+    found: Array = predict.predict_texts(
+        model, tokenizer, texts, kind=_kind(version), batches=cut, max_length=length
+    )
     return found
 
 
@@ -348,8 +363,8 @@ def _note(case: Case, candidate: Version, decision: Decision) -> None:
         "regraft.figures": json.dumps(dict(decision.figures)),
         "regraft.outcome": decision.outcome,
     }
-    accuracy = case.evaluation.metrics[MODEL].get("accuracy", {}).get("value")
-    told = f"test accuracy {accuracy:.3f}; " if accuracy is not None else ""
+    name, found = next(iter(case.evaluation.metrics[MODEL].items()))
+    told = f"test {name.replace('_', ' ')} {verdict.decimal(found['value'])}; "
     case.registry.note(
         candidate, tags, description=f"{told}{decision.outcome}: {'; '.join(decision.reasons)}"
     )
@@ -401,19 +416,20 @@ def _page(decision: Decision, name: str, now: str | None) -> str:
 
 def _comparisons(figures: Mapping[str, float]) -> str:
     """A table of the paired tests: one line per rival."""
-    rivals = list(dict.fromkeys(name.partition(".")[0] for name in figures))
+    rivals = [name.removesuffix(".score") for name in figures if name.endswith(".score")]
     if not rivals:
         return ""
     lines = [
-        "| against | accuracy | theirs | difference | interval | p | rows |",
+        "| against | ours | theirs | difference | interval | p | rows |",
         "|---|---|---|---|---|---|---|",
     ]
     for rival in rivals:
         got = {name.removeprefix(f"{rival}."): value for name, value in figures.items()}
-        interval = f"{got['low']:+.3f} to {got['high']:+.3f}"
+        ours, theirs = (verdict.decimal(got[name]) for name in ("score", "other"))
+        apart, low, high = (verdict.decimal(got[name], "+") for name in ("difference", "low", "high"))
         lines.append(
-            f"| {rival} | {got['accuracy']:.3f} | {got['other']:.3f} | {got['difference']:+.3f} | "
-            f"{interval} | {verdict.p_text(got['p_value'])} | {got['rows']:,.0f} |"
+            f"| {rival} | {ours} | {theirs} | {apart} | {low} to {high} | "
+            f"{verdict.p_text(got['p_value'])} | {got['rows']:,.0f} |"
         )
     return "\n".join(lines) + "\n\n"
 

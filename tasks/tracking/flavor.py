@@ -1,13 +1,16 @@
-"""A trained classifier in MLflow's transformers flavor, as `mlflow models serve` and pyfunc load it."""
+"""A trained model in MLflow's transformers flavor, as `mlflow models serve` and pyfunc load it."""
 
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from logging import ERROR, getLogger
 from pathlib import Path
+from typing import Any
 
 import mlflow.transformers
 from mlflow.models import Model, ModelSignature
-from mlflow.types.schema import ColSpec, DataType, Schema
+from mlflow.types.schema import ColSpec, DataType, Object, Property, Schema
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 WEIGHTS = "model.safetensors"
@@ -18,10 +21,34 @@ TEXT = Schema([ColSpec(DataType.string)])
 BOTH = Schema([ColSpec(DataType.string, name) for name in ("text", "text_pair")])
 
 
-def save(directory: Path, target: Path, about: Model, *, max_length: int, pairs: bool) -> None:
+@dataclass(frozen=True)
+class Serving:
+    """How a model of rows of one kind is asked and answers; `config` is what its pipeline is told."""
+
+    task: str
+    inputs: Schema
+    outputs: Schema
+    example: Any
+    config: Mapping[str, Any]
+
+
+def serving(kind: str, labels: int, max_length: int) -> Serving:
+    """Of rows of `kind` with so many labels. A row with any number of labels is answered by all of them, the
+    likeliest in the column 0, each with its own probability; a score stands under `score`."""
+    task, config = "text-classification", {"truncation": True, "max_length": max_length}
+    if kind == "pair":
+        return Serving(task, BOTH, ANSWER, PAIRS, config)
+    if kind == "labels":
+        ranked = Object([Property("label", DataType.string), Property("score", DataType.double)])
+        columns = Schema([ColSpec(ranked, str(place)) for place in range(labels)])
+        return Serving(task, TEXT, columns, EXAMPLE, {**config, "top_k": labels})
+    return Serving(task, TEXT, ANSWER, EXAMPLE, config)
+
+
+def save(directory: Path, target: Path, about: Model, *, max_length: int, kind: str) -> None:
     """Write the transformers directory `directory` to `target`, with its weights file byte for byte.
 
-    Served, it cuts texts, or `pairs` of text and text_pair, to `max_length` tokens as in training. Nothing is
+    Served, it answers rows of `kind` as `serving` says, cut to `max_length` tokens as in training. Nothing is
     asked of the network.
     """
     getLogger("mlflow.transformers").setLevel(ERROR)  # it warns that a local model has no card on the Hub
@@ -29,14 +56,15 @@ def save(directory: Path, target: Path, about: Model, *, max_length: int, pairs:
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     # MLflow asks the Hub for the card of whatever name the model bears; no repository can have this one.
     model.name_or_path = f"regraft://{directory.name}"
+    served = serving(kind, model.config.num_labels, max_length)
     mlflow.transformers.save_model(
         {"model": model, "tokenizer": tokenizer},  # a path would fail: 'str' has no __name__
         str(target),
-        task="text-classification",
+        task=served.task,
         mlflow_model=about,
-        signature=ModelSignature(inputs=BOTH if pairs else TEXT, outputs=ANSWER),
-        input_example=PAIRS if pairs else EXAMPLE,
-        model_config={"truncation": True, "max_length": max_length},
+        signature=ModelSignature(inputs=served.inputs, outputs=served.outputs),
+        input_example=served.example,
+        model_config=dict(served.config),
         pip_requirements=_requirements(),  # the default ones import torchvision
     )
     (target / "LICENSE.txt").unlink(missing_ok=True)  # MLflow's guess from the name above

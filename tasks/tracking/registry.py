@@ -92,19 +92,19 @@ class Registry:
         return [_version(entry) for entry in found]
 
     def register(
-        self, directory: Path, *, run_id: str, max_length: int, pairs: bool, tags: Mapping[str, str]
+        self, directory: Path, *, run_id: str, max_length: int, kind: str, tags: Mapping[str, str]
     ) -> Version:
         """A new version from a transformers directory, unless its weights already have one.
 
         The model is logged below `run_id` in MLflow's transformers flavor, with exactly the weights file of
-        `directory`, and cuts texts, or `pairs` of them, to `max_length` tokens as in training.
+        `directory`, and answers rows of `kind`, cut to `max_length` tokens as in training.
         """
         weights = files.digest_file(directory / WEIGHTS_FILE)
         if known := self.candidate(weights):
             return known
         tags = {**tags, WEIGHTS: weights, "regraft.run": run_id}
         with server.asking(self._uri):
-            model = self._logged(directory, run_id, weights, max_length, pairs)
+            model = self._logged(directory, run_id, weights, max_length, kind)
             if not self._registered():
                 self._client.create_registered_model(self.name)
             made = self._client.create_model_version(
@@ -235,7 +235,7 @@ class Registry:
                     return None
                 raise  # anything else must not look like "no champion"
 
-    def _logged(self, directory: Path, run_id: str, weights: str, max_length: int, pairs: bool) -> Any:
+    def _logged(self, directory: Path, run_id: str, weights: str, max_length: int, kind: str) -> Any:
         """The complete MLflow model of these weights, logged now or when a registration got no further."""
         experiment = self._client.get_run(run_id).info.experiment_id
         query = f"tags.`{WEIGHTS}` = '{weights}'"
@@ -248,7 +248,7 @@ class Registry:
             from tasks.tracking import flavor  # heavy, and a registered model needs it no more
 
             about = Model(run_id=run_id, model_id=made.model_id)
-            flavor.save(directory, target, about, max_length=max_length, pairs=pairs)
+            flavor.save(directory, target, about, max_length=max_length, kind=kind)
             self._client.log_model_artifacts(made.model_id, str(target))
         self._client.log_outputs(run_id, [LoggedModelOutput(made.model_id, 0)])
         return self._client.finalize_logged_model(made.model_id, "READY")

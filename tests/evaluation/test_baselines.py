@@ -3,8 +3,9 @@ import pytest
 
 from tasks.errors import ParamsError
 from tasks.evaluation import baselines
-from tasks.evaluation.baselines import BASELINES, Inputs
+from tasks.evaluation.baselines import Inputs
 
+BASELINES = baselines.BASELINES["label"]
 GOOD, BAD = (
     ["a very good day", "good food indeed", "such good luck"],
     ["a bad day", "bad food", "such bad luck"],
@@ -70,7 +71,34 @@ def test_features_are_made_only_when_asked_for():
 
 
 def test_unknown_baselines_are_named():
-    with pytest.raises(
-        ParamsError, match=r"evaluation\.baselines: no baseline 'tfdif'; did you mean 'tfidf'\?"
-    ):
-        baselines.known(["majority", "tfdif"])
+    message = r"evaluation\.baselines: no baseline 'tfdif' for rows of kind label; did you mean 'tfidf'\?"
+    with pytest.raises(ParamsError, match=message):
+        baselines.chosen("label", ["majority", "tfdif"])
+
+
+def test_auto_means_all_that_fit():
+    assert list(baselines.chosen("score", "auto")) == ["mean", "tfidf", "frozen"]
+    with pytest.raises(ParamsError, match="no baseline 'majority' for rows of kind score"):
+        baselines.chosen("score", ["majority"])
+
+
+FLAGS = np.array([[0, 0, 1, 0, 1]] * 3 + [[1, 0, 0, 0, 1]] * 3, np.int8)
+
+
+@pytest.mark.parametrize("name", baselines.BASELINES["labels"])
+def test_each_label_has_a_probability_of_its_own_and_one_that_never_varies_is_certain(name):
+    answer = baselines.BASELINES["labels"][name].answer
+    found = answer(_inputs(20 * (GOOD + BAD)), np.tile(FLAGS, (20, 1)), _inputs([GOOD[0], BAD[2]]), 5)
+    assert (found.shape, found.dtype) == ((2, 5), np.float32)
+    assert found[:, [1, 3, 4]].tolist() == [[0, 0, 1]] * 2
+    if name != "shares":
+        assert (found[:, [0, 2]] > 0.5).tolist() == [[False, True], [True, False]]
+
+
+@pytest.mark.parametrize("name", baselines.BASELINES["score"])
+def test_scores_are_answered_in_the_unit_of_training(name):
+    scores = np.array([30, 30, 30, 10, 10, 10], np.float32)
+    answer = baselines.BASELINES["score"][name].answer
+    found = answer(_inputs(20 * (GOOD + BAD)), np.tile(scores, 20), _inputs([GOOD[0], BAD[2]]), 1)
+    assert (found.shape, found.dtype) == ((2,), np.float32)
+    assert found == pytest.approx([20, 20] if name == "mean" else [30, 10], abs=2)

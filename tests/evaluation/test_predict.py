@@ -90,7 +90,9 @@ def test_texts_are_cut_as_in_training(tiny_bert):
         return {"input_ids": [[5] * min(len(text), options["max_length"]) for text in texts]}
 
     model = tiny_bert()
-    found = predict.predict_texts(model, tokenizer, ["abc", "abcdefgh"], batches=_batches, max_length=4)
+    found = predict.predict_texts(
+        model, tokenizer, ["abc", "abcdefgh"], kind="label", batches=_batches, max_length=4
+    )
     expected = predict.logits(model, {"input_ids": [[5] * 3, [5] * 4]}, ids=["1", "2"], batches=_batches)
     assert asked == {"truncation": True, "max_length": 4}
     assert np.array_equal(found, predict.softmax(expected))
@@ -107,7 +109,7 @@ def test_both_texts_of_a_pair_are_read_and_told_apart(tiny_bert, tiny_classifier
         return _batches(rows)
 
     pairs = [("good film", "bad"), ("bad", "good film")]
-    one, other = predict.predict_texts(model, tokenizer, pairs, batches=batches, max_length=9)
+    one, other = predict.predict_texts(model, tokenizer, pairs, kind="pair", batches=batches, max_length=9)
     assert told[0]["input_ids"] == tokenizer(["good film", "bad"], ["bad", "good film"])["input_ids"]
     assert not np.allclose(one, other)
 

@@ -5,7 +5,7 @@ import pytest
 
 from tasks.errors import ArtifactError
 from tasks.evaluation import predictions
-from tasks.evaluation.predictions import SCHEMA, Predictions
+from tasks.evaluation.predictions import Predictions
 
 
 def _predictions(name, seed):
@@ -22,16 +22,36 @@ def test_predictions_survive_writing_and_reading(tmp_path):
     for answers in written:
         again = found[answers.contestant]
         assert again.ids == answers.ids
-        assert np.array_equal(again.labels, answers.labels)
-        assert again.labels.dtype == np.int64
-        assert np.array_equal(again.probabilities, answers.probabilities)
-        assert again.probabilities.dtype == np.float32
+        assert np.array_equal(again.actual, answers.actual)
+        assert again.actual.dtype == np.int64
+        assert np.array_equal(again.answer, answers.answer)
+        assert again.answer.dtype == np.float32
 
 
 def test_the_same_predictions_give_the_same_bytes(tmp_path):
     for name in ("one", "two"):
         predictions.write(tmp_path / name, [_predictions("model", 1)])
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def _of_kind(kind):
+    generator = np.random.default_rng(3)
+    actual, answer = {
+        "labels": (np.array([[1, 0], [0, 0], [1, 1]], np.int8), generator.random((3, 2)).astype(np.float32)),
+        "score": (np.array([0.1, -2, 5], np.float32), np.array([0.5, 1e-7, 4], np.float32)),
+    }[kind]
+    return Predictions("model", ("a", "b", "c"), actual, answer, kind)
+
+
+@pytest.mark.parametrize("kind", ["labels", "score"])
+def test_answers_to_other_kinds_of_row_survive_too(tmp_path, kind):
+    written = _of_kind(kind)
+    predictions.write(tmp_path / "p.parquet", [written])
+    found = predictions.read(tmp_path / "p.parquet")["model"]
+    assert (found.kind, found.ids) == (kind, written.ids)
+    for before, after in ((written.actual, found.actual), (written.answer, found.answer)):
+        assert np.array_equal(before, after)
+        assert before.dtype == after.dtype
 
 
 def test_a_missing_file_names_the_stage(tmp_path):
@@ -41,7 +61,9 @@ def test_a_missing_file_names_the_stage(tmp_path):
 
 def test_rows_of_unequal_length_are_refused(tmp_path):
     rows = [["model"] * 2, ["a", "b"], [0, 1], [[0.5, 0.5], [1.0]]]
-    pq.write_table(pa.table(rows, schema=SCHEMA), tmp_path / "p.parquet")
+    pq.write_table(
+        pa.table(rows, names=["contestant", "id", "label", "probabilities"]), tmp_path / "p.parquet"
+    )
     with pytest.raises(ArtifactError, match=r"model has rows of \[1, 2\] probabilities"):
         predictions.read(tmp_path / "p.parquet")
 

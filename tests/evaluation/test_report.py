@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 
 from tasks.evaluation import report
+from tasks.evaluation.exhibits import EXHIBITS
 from tasks.evaluation.metrics import Interval
+from tasks.evaluation.pairing import Comparison
+from tasks.evaluation.pictures import Picture
 from tasks.evaluation.predictions import Predictions
-from tasks.evaluation.report import Facts, Picture
-from tasks.evaluation.verdict import Comparison
+from tasks.evaluation.report import Facts
 
 
 def _comparison(difference, p_value):
     return Comparison(
-        rows=100, accuracy=0.8, other=0.8 - difference, wins=9, losses=4, difference=difference,
+        measure="accuracy", rows=100, score=0.8, other=0.8 - difference, wins=9, losses=4, difference=difference,
         low=difference - 0.05, high=difference + 0.05, confidence=0.95, p_value=p_value, detectable=0.06,
     )  # fmt: skip
 
@@ -64,9 +66,9 @@ def test_a_model_that_beats_nothing_has_no_sentence_that_it_does():
 
 
 def test_the_surest_mistakes_come_first():
-    found = report.mistakes(ANSWERS, TEXTS, ("bad", "good"))
+    found = EXHIBITS["label"].worst(ANSWERS, TEXTS, ("bad", "good")).rows
     assert [(m.id, m.actual, m.predicted) for m in found] == [("r4", "bad", "good"), ("r2", "good", "bad")]
-    assert found[0].confidence == pytest.approx(0.95)
+    assert found[0].figure == pytest.approx(0.95)
     assert len(found[0].text) == 400
 
 

@@ -8,8 +8,9 @@ import pytest
 from scipy.stats import binom
 
 from tasks.evaluation import verdict
+from tasks.evaluation.pairing import detectable, mcnemar
 from tasks.evaluation.predictions import Predictions
-from tasks.evaluation.verdict import compare, detectable, gate, mcnemar
+from tasks.evaluation.verdict import compare, gate
 
 
 def _answers(correct, name="candidate"):
@@ -52,7 +53,7 @@ def test_a_comparison_counts_pairs():
     candidate, rival = _pair(wins=30, losses=10)
     found = compare(candidate, rival, confidence=0.95, resamples=500, seed=1)
     assert (found.rows, found.wins, found.losses) == (120, 30, 10)
-    assert found.difference == pytest.approx(found.accuracy - found.other) == pytest.approx(20 / 120)
+    assert found.difference == pytest.approx(found.score - found.other) == pytest.approx(20 / 120)
     assert 0 < found.low < found.difference < found.high
 
 
@@ -130,16 +131,16 @@ def test_a_missing_baseline_holds():
             lambda p: replace(p, ids=p.ids[::-1]),
             "115 shared; evaluate both on the same rows in the same order",
         ),
-        (lambda p: replace(p, labels=1 - p.labels), "other labels: 115 of 115 rows differ"),
+        (lambda p: replace(p, actual=1 - p.actual), "other labels: 115 of 115 rows differ"),
         (
-            lambda p: replace(p, probabilities=p.probabilities * np.nan),
+            lambda p: replace(p, answer=p.answer * np.nan),
             "champion: 115 of 115 rows are no prob",
         ),
-        (lambda p: replace(p, probabilities=p.probabilities * 3), "champion: 115 of 115 rows are no prob"),
-        (lambda p: replace(p, probabilities=p.probabilities[:-1]), "115 ids, 115 labels and 114 answers"),
+        (lambda p: replace(p, answer=p.answer * 3), "champion: 115 of 115 rows are no prob"),
+        (lambda p: replace(p, answer=p.answer[:-1]), "115 ids, 115 labels and 114 answers"),
         (lambda p: replace(p, ids=(p.ids[0], *p.ids[:-1])), "champion answers 1 of its 115 test rows twice"),
         (
-            lambda p: replace(p, probabilities=np.pad(p.probabilities, ((0, 0), (0, 1)))),
+            lambda p: replace(p, answer=np.pad(p.answer, ((0, 0), (0, 1)))),
             "champion knows 3 classes, the candidate 2",
         ),
         (lambda p: _answers([]), "champion has no test rows"),
@@ -154,9 +155,9 @@ def test_what_cannot_be_compared_holds_with_its_reason(spoil, reason):
 
 def test_a_candidate_that_is_not_a_number_or_empty_holds():
     candidate, champion = _pair(wins=30, losses=5)
-    broken = candidate.probabilities.copy()
+    broken = candidate.answer.copy()
     broken[3, 1] = np.nan
-    found = _gate(replace(candidate, probabilities=broken), champion, must_beat=())
+    found = _gate(replace(candidate, answer=broken), champion, must_beat=())
     assert (found.outcome, found.reasons[0][:28]) == ("hold", "the candidate: 1 of 115 rows")
     assert _gate(_answers([]), must_beat=()).outcome == "hold"
 

@@ -57,7 +57,7 @@ def answers(name, right, ids, labels):
 def light(tracked, monkeypatch):
     """MLflow's flavor and the search for finetuning's run take a second and have their own tests."""
 
-    def save(directory, target, about, *, max_length, pairs):
+    def save(directory, target, about, *, max_length, kind):
         shutil.copytree(directory, target / "model")
         shutil.copytree(directory, target / "components" / "tokenizer")
         about.save(str(target / "MLmodel"))
@@ -256,18 +256,18 @@ def test_changed_test_rows_are_answered_by_the_champion_too(root, propose, revie
     theirs = predictions.read(kept)["model"]
     assert theirs.ids[0] == "b000"
     assert f"champion {theirs.correct.mean():.3f}" in told
-    labels, found = promotion.predict(PARAMS, root, ["bad", "good film"])
+    _, labels, found = promotion.predict(PARAMS, root, ["bad", "good film"])
     assert labels == LABELS
     if not record.alias_moved:  # the champion still is version 1
-        np.testing.assert_allclose(found[[0, 1]], theirs.probabilities[[0, 1]], atol=1e-6)
+        np.testing.assert_allclose(found[[0, 1]], theirs.answer[[0, 1]], atol=1e-6)
 
 
 def test_a_champion_whose_labels_stand_in_another_order_is_read_in_ours(root, propose, reviews, tmp_path):
     propose(FAIR, seed=1)
-    _, before = promotion.predict(PARAMS, root, ["bad"])
+    _, _, before = promotion.predict(PARAMS, root, ["bad"])
     propose(BEST, seed=2, salt="b", labels=("good", "bad"))
     kept = reviews.predictions(reviews.version("1"), tmp_path, test=Evaluation.load(root).test)
-    np.testing.assert_allclose(predictions.read(kept)["model"].probabilities[0], before[0, ::-1], atol=1e-6)
+    np.testing.assert_allclose(predictions.read(kept)["model"].answer[0], before[0, ::-1], atol=1e-6)
 
 
 def test_a_champion_with_other_labels_holds(propose, reviews):
@@ -349,7 +349,7 @@ def test_predictions_of_other_rows_than_the_manifest_says_are_refused(root, prop
     path = Evaluation.load(root).path / "predictions.parquet"
     found = predictions.read(path)
     kept = {name: replace(p, ids=tuple(f"other {i}" for i in p.ids)) for name, p in found.items()}
-    predictions.write(path, kept.values())
+    predictions.write(path, list(kept.values()))
     with pytest.raises(ArtifactError, match="answers other rows than its manifest says"):
         promotion.run(PARAMS, root, Ledger())
 

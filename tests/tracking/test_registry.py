@@ -40,7 +40,7 @@ def register(reviews, run_id, tiny_classifier, tmp_path):
         if not directory.exists():
             tiny_classifier(directory, seed=seed)
         return reviews.register(
-            directory, run_id=run_id, max_length=16, pairs=False, tags={"regraft.note": str(seed)}
+            directory, run_id=run_id, max_length=16, kind="label", tags={"regraft.note": str(seed)}
         )
 
     return make

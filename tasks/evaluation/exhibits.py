@@ -1,0 +1,185 @@
+"""What the page shows of the answers to rows of each kind: pictures, a table of classes, the worst rows."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tasks.evaluation import metrics, multilabel, pictures
+from tasks.evaluation.pictures import Picture
+from tasks.evaluation.predictions import HEAD, MODEL, Array, Predictions
+from tasks.evaluation.verdict import decimal
+
+WORST = 10  # rows shown
+CHARACTERS = 400  # of a text shown
+NONE = "—"  # where a row has no label, or none is said
+
+Answers = Mapping[str, Predictions]  # by contestant
+Classes = Sequence[tuple[str, int, float, float, float]]  # name, test rows, precision, recall, F1
+Pairs = Iterator[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Mistake:
+    id: str
+    text: str
+    actual: str
+    predicted: str
+    figure: float
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The worst rows, under a title, after a sentence; `figure` names the number of each. Without rows,
+    `none` says what that means."""
+
+    title: str
+    told: str
+    figure: str
+    rows: Sequence[Mistake]
+    none: str = "None: every test row is right. Look for test rows that training has seen."
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """pictures and pairs: answers, class names -> what to draw, and (actual, predicted) for DVC's confusion
+    template. worst: answers, texts by row id, class names. classes: none where there are no classes."""
+
+    pictures: Callable[[Answers, Sequence[str]], list[Picture]]
+    worst: Callable[[Predictions, Mapping[str, str], Sequence[str]], Worst]
+    classes: Callable[[Predictions, Sequence[str]], Classes] | None = None
+    pairs: Callable[[Predictions, Sequence[str]], Pairs] | None = None
+
+
+def cut(text: str) -> str:
+    return text if len(text) <= CHARACTERS else text[: CHARACTERS - 1] + "…"
+
+
+def _worst_of(answers: Predictions, rows: Iterable[int], badness: Array) -> list[int]:
+    """Of `rows` the worst, by id where they are equally bad."""
+    return sorted(rows, key=lambda row: (-badness[row], answers.ids[row]))[:WORST]
+
+
+def _class_picture(table: Mapping[str, Array], names: Sequence[str]) -> Picture:
+    drawn = pictures.class_bars(table, names)
+    return Picture("Classes", "In brackets the test rows of a class.", drawn)
+
+
+def _class_table(table: Mapping[str, Array], names: Sequence[str]) -> Classes:
+    return list(zip(names, *(table[key] for key in ("rows", "precision", "recall", "f1")), strict=True))
+
+
+def _one_pictures(answers: Answers, names: Sequence[str]) -> list[Picture]:
+    model = answers[MODEL]
+    own = [answers[name] for name in (MODEL, HEAD) if name in answers]
+    trust = {a.contestant: metrics.reliability(a.actual, a.answer) for a in own}
+    table = metrics.confusion(model.actual, model.chosen, len(names))
+    return [
+        _class_picture(metrics.per_class(model.actual, model.chosen, len(names)), names),
+        Picture(
+            "Confusion",
+            "Test rows of the fine-tuned model; shares are of the actual class.",
+            pictures.confusion_matrix(table, names),
+        ),
+        Picture(
+            "Reliability",
+            "Below the dotted line the model is surer than it is right.",
+            pictures.reliability_diagram(trust),
+        ),
+    ]
+
+
+def _one_worst(answers: Predictions, texts: Mapping[str, str], names: Sequence[str]) -> Worst:
+    confidence, chosen = answers.answer.max(axis=1), answers.chosen
+    rows = [
+        Mistake(
+            id=answers.ids[row],
+            text=cut(texts[answers.ids[row]]),
+            actual=names[answers.actual[row]],
+            predicted=names[chosen[row]],
+            figure=float(confidence[row]),
+        )
+        for row in _worst_of(answers, np.flatnonzero(~answers.correct), confidence)
+    ]
+    return Worst("Most confident mistakes", SUREST, "confidence", rows)
+
+
+def _one_pairs(answers: Predictions, names: Sequence[str]) -> Pairs:
+    for actual, chosen in zip(answers.actual, answers.chosen, strict=True):
+        yield names[actual], names[chosen]
+
+
+def _many_pictures(answers: Answers, names: Sequence[str]) -> list[Picture]:
+    model = answers[MODEL]
+    return [_class_picture(multilabel.per_class(model.actual, model.answer), names)]
+
+
+def _many_worst(answers: Predictions, texts: Mapping[str, str], names: Sequence[str]) -> Worst:
+    said, given = multilabel.chosen(answers.answer), answers.actual > 0
+    sureness = np.where(said == given, 0, np.maximum(answers.answer, 1 - answers.answer)).max(axis=1)
+    rows = [
+        Mistake(
+            id=answers.ids[row],
+            text=cut(texts[answers.ids[row]]),
+            actual=_listed(given[row], names),
+            predicted=_listed(said[row], names),
+            figure=float(sureness[row]),
+        )
+        for row in _worst_of(answers, np.flatnonzero(sureness), sureness)
+    ]
+    return Worst("Most confident mistakes", SUREST, "confidence", rows)
+
+
+def _many_pairs(answers: Predictions, names: Sequence[str]) -> Pairs:
+    """One for each label that a row has or is said to have."""
+    said, given = multilabel.chosen(answers.answer), answers.actual > 0
+    for row, place in np.argwhere(said | given).tolist():
+        name = names[place]
+        yield name if given[row, place] else NONE, name if said[row, place] else NONE
+
+
+def _listed(held: Array, names: Sequence[str]) -> str:
+    return ", ".join(name for name, holds in zip(names, held, strict=True) if holds) or NONE
+
+
+def _score_pictures(answers: Answers, names: Sequence[str]) -> list[Picture]:
+    model = answers[MODEL]
+    shown = min(len(model.ids), pictures.POINTS)
+    told = f"Each point is a test row (the first {shown:,}); on the dotted line a prediction is right."
+    return [Picture("Scores", told, pictures.scatter(model.actual[:shown], model.answer[:shown]))]
+
+
+def _score_worst(answers: Predictions, texts: Mapping[str, str], names: Sequence[str]) -> Worst:
+    errors = answers.answer.astype(np.float64) - answers.actual
+    rows = [
+        Mistake(
+            id=answers.ids[row],
+            text=cut(texts[answers.ids[row]]),
+            actual=decimal(float(answers.actual[row])),
+            predicted=decimal(float(answers.answer[row])),
+            figure=float(errors[row]),
+        )
+        for row in _worst_of(answers, np.flatnonzero(errors), np.abs(errors))
+    ]
+    told = "Where the prediction is furthest from the score. Some of these may be errors of the scores."
+    return Worst("Largest errors", told, "predicted too high by", rows)
+
+
+SUREST = "What the model was surest of and had wrong. Some of these may be errors of the labels."
+ONE = Exhibit(
+    _one_pictures,
+    _one_worst,
+    lambda found, names: _class_table(metrics.per_class(found.actual, found.chosen, len(names)), names),
+    _one_pairs,
+)
+EXHIBITS: Mapping[str, Exhibit] = {
+    "label": ONE,
+    "pair": ONE,
+    "labels": Exhibit(
+        _many_pictures,
+        _many_worst,
+        lambda found, names: _class_table(multilabel.per_class(found.actual, found.answer), names),
+        _many_pairs,
+    ),
+    "score": Exhibit(_score_pictures, _score_worst),
+}

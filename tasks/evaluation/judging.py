@@ -1,0 +1,117 @@
+"""How answers to rows of each kind are judged: a table with one entry a kind, and what `auto` means.
+
+Light, because the verdict needs it: no torch, no scikit-learn, no matplotlib.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from tasks.errors import DataError, ParamsError, did_you_mean
+from tasks.evaluation import metrics, multilabel, regression
+from tasks.evaluation.metrics import Metric
+from tasks.evaluation.predictions import Array, Predictions
+
+Auto = Literal["auto"]
+
+
+@dataclass(frozen=True)
+class Judging:
+    """metrics: all that fit, the names of `usual` being those of evaluation.metrics: auto.
+
+    score: actual, answer -> (rows,) float64, of each row, higher is better; `measure` is its name. Paired
+    tests compare it: by McNemar's where it is `right_or_wrong`, 1 or 0, else by permutation.
+    unfit: answer -> (rows,) bool, rows that cannot have been answered so; `flaw` says in words why not.
+    """
+
+    metrics: Mapping[str, Metric]
+    usual: tuple[str, ...]
+    measure: str
+    score: Callable[[Array, Array], Array]
+    unfit: Callable[[Array], Array]
+    flaw: str
+    right_or_wrong: bool = False
+
+    def chosen(self, names: Sequence[str] | Auto) -> dict[str, Metric]:
+        """The metrics of these names, in their order.
+
+        Raises ParamsError that lists every one that does not fit rows of this kind.
+        """
+        wanted = self.usual if names == "auto" else tuple(names)
+        if unknown := [name for name in wanted if name not in self.metrics]:
+            faults = (
+                f"evaluation.metrics: no metric {name!r} for rows of this kind; "
+                f"{did_you_mean(name, self.metrics)}"
+                for name in unknown
+            )
+            raise ParamsError("\n".join(faults))
+        return {name: self.metrics[name] for name in wanted}
+
+
+def find(kind: str) -> Judging:
+    """Raises DataError for a kind of row whose answers nobody can judge yet."""
+    if kind not in JUDGINGS:
+        raise DataError(
+            f"rows of kind {kind!r} cannot be evaluated yet; kinds that can: {', '.join(JUDGINGS)} "
+            "(sources.text.kind)"
+        )
+    return JUDGINGS[kind]
+
+
+def scores(found: Predictions) -> Array:
+    """Of each row, higher is better: (rows,) float64."""
+    return find(found.kind).score(found.actual, found.answer)
+
+
+def _right(actual: Array, probabilities: Array) -> Array:
+    return np.asarray(probabilities.argmax(axis=1) == actual, dtype=np.float64)
+
+
+def _closeness(actual: Array, predicted: Array) -> Array:
+    return np.asarray(-((predicted.astype(np.float64) - actual) ** 2))
+
+
+def _no_distribution(values: Array) -> Array:
+    fit = (values >= 0).all(axis=1) & np.isclose(values.sum(axis=1), 1, atol=1e-3)  # NaN is neither
+    return np.asarray(~fit)
+
+
+def _no_shares(values: Array) -> Array:
+    return np.asarray(~((values >= 0) & (values <= 1)).all(axis=1))
+
+
+def _not_finite(values: Array) -> Array:
+    return np.asarray(~np.isfinite(values))
+
+
+ONE = Judging(
+    metrics=metrics.METRICS,
+    usual=("accuracy", "macro_f1", "log_loss"),
+    measure="accuracy",
+    score=_right,
+    unfit=_no_distribution,
+    flaw="are no probabilities (not numbers, below 0, or a sum other than 1)",
+    right_or_wrong=True,
+)
+JUDGINGS: Mapping[str, Judging] = {
+    "label": ONE,
+    "pair": ONE,
+    "labels": Judging(
+        metrics=multilabel.METRICS,
+        usual=("micro_f1", "macro_f1", "row_f1", "exact_match", "log_loss"),
+        measure="F1 of a row's labels",
+        score=multilabel.row_f1,
+        unfit=_no_shares,
+        flaw="are no probabilities (not numbers, below 0 or above 1)",
+    ),
+    "score": Judging(
+        metrics=regression.METRICS,
+        usual=("rmse", "mae", "r2", "spearman"),
+        measure="negative squared error",
+        score=_closeness,
+        unfit=_not_finite,
+        flaw="are not finite numbers",
+    ),
+}

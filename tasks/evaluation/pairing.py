@@ -1,0 +1,140 @@
+"""Two contestants on the same rows: what a paired test says of the difference.
+
+Nothing here knows what a score is, but that each row has one and that higher is better.
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+from scipy.stats import binomtest, norm
+
+from tasks.evaluation.predictions import Array
+
+FLIPS = 10_000  # random signs of the permutation test: an error of p = .05 by .002 (one standard deviation)
+AT_ONCE = 2**22  # numbers drawn at once, at most
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A candidate against another contestant on the same rows."""
+
+    measure: str  # what the score is
+    rows: int
+    score: float  # the candidate's, mean over rows
+    other: float  # the other's
+    wins: int  # rows on which the candidate's is higher
+    losses: int  # rows on which the other's is
+    difference: float  # score - other
+    low: float  # paired bootstrap interval of the difference
+    high: float
+    confidence: float
+    p_value: float  # two-sided: exact McNemar where a row is right or wrong, else by permutation
+    detectable: float  # smallest true difference that would be found 4 times out of 5
+
+    def better(self, alpha: float) -> bool:
+        return self.difference > 0 and self.p_value <= alpha
+
+    def worse(self, alpha: float) -> bool:
+        return self.difference < 0 and self.p_value <= alpha
+
+
+def compare_scores(
+    ours: Array,
+    theirs: Array,
+    *,
+    measure: str,
+    right_or_wrong: bool,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> Comparison:
+    """The candidate's scores against the other's, (rows,) float64 each, at least one; 1 or 0 where a row is
+    `right_or_wrong`."""
+    rows, wins, losses = len(ours), int((ours > theirs).sum()), int((ours < theirs).sum())
+    apart, alpha = ours - theirs, 1 - confidence
+    tail = (1 - confidence) / 2
+    if right_or_wrong:
+        means = difference_resamples(rows, wins, losses, resamples=resamples, seed=seed)
+        p_value, found = mcnemar(wins, losses), detectable(rows, wins + losses, alpha=alpha)
+    else:
+        means = mean_resamples(apart, resamples=resamples, seed=seed)
+        p_value, found = permutation(apart, seed=seed), detectable_mean(apart, alpha=alpha)
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Comparison(
+        measure=measure,
+        rows=rows,
+        score=float(ours.mean()),
+        other=float(theirs.mean()),
+        wins=wins,
+        losses=losses,
+        difference=(wins - losses) / rows if right_or_wrong else float(apart.mean()),
+        low=float(low),
+        high=float(high),
+        confidence=confidence,
+        p_value=p_value,
+        detectable=found,
+    )
+
+
+def mcnemar(wins: int, losses: int) -> float:
+    """Two-sided p of equal accuracy: discordant pairs fall either way like a fair coin (McNemar 1947).
+
+    The exact binomial form; without a discordant pair, 1.
+    """
+    return float(binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
+
+
+def difference_resamples(rows: int, wins: int, losses: int, *, resamples: int, seed: int) -> Array:
+    """(wins - losses) / rows of rows drawn with replacement, in pairs: (resamples,).
+
+    A drawn row is a win, a loss or neither, so a resample's counts are one multinomial draw: the same law as
+    drawing rows one by one (Efron & Tibshirani 1993, chapter 13).
+    """
+    shares = np.array([wins, losses, rows - wins - losses]) / rows
+    counts = np.random.default_rng(seed).multinomial(rows, shares, size=resamples)  # (resamples, 3)
+    return np.asarray((counts[:, 0] - counts[:, 1]) / rows)
+
+
+def detectable(rows: int, discordant: int, *, alpha: float, power: float = 0.8) -> float:
+    """Smallest difference d of accuracy that a paired test at `alpha` finds with probability `power`.
+
+    Connor 1987 (Biometrics 43:207): rows = (z_a sqrt(q) + z_b sqrt(q - d^2))^2 / d^2 with q the share of
+    discordant pairs, here the observed one (at least one pair); solved for d. An approximation.
+    """
+    share = max(discordant, 1) / rows
+    z_a, z_b = norm.isf(alpha / 2), norm.isf(1 - power)
+    root = sqrt(max(rows + z_b**2 - z_a**2, 0.0))
+    return float(min(1.0, sqrt(share) * (z_a * sqrt(rows) + z_b * root) / (rows + z_b**2)))
+
+
+def permutation(differences: Array, *, seed: int, flips: int = FLIPS) -> float:
+    """Two-sided p of a mean difference of 0: each row's difference may as well have the other sign
+    (Fisher 1935, The Design of Experiments, section 21).
+
+    Signs are drawn `flips` times; the outcome itself counts as one of them, so that p is never 0 (Phipson &
+    Smyth 2010). Without a difference, 1.
+    """
+    sizes = np.abs(differences[differences != 0])
+    if not sizes.size:
+        return 1.0
+    generator, found = np.random.default_rng(seed), abs(float(differences.sum()))
+    close = found - 1e-12 * sizes.sum()  # the same differences added in another order
+    extreme, part = 0, max(1, AT_ONCE // sizes.size)
+    for start in range(0, flips, part):
+        signs = generator.integers(0, 2, (min(part, flips - start), sizes.size), dtype=np.int8)
+        extreme += int((np.abs(2 * (signs @ sizes) - sizes.sum()) >= close).sum())
+    return (extreme + 1) / (flips + 1)
+
+
+def mean_resamples(differences: Array, *, resamples: int, seed: int) -> Array:
+    """The mean difference of rows drawn with replacement, in pairs: (resamples,)."""
+    rows, generator = len(differences), np.random.default_rng(seed)
+    means = [differences[generator.integers(0, rows, size=rows)].mean() for _ in range(resamples)]
+    return np.array(means)
+
+
+def detectable_mean(differences: Array, *, alpha: float, power: float = 0.8) -> float:
+    """Smallest mean difference that a paired test at `alpha` finds with probability `power`, by the normal
+    approximation from the spread of the observed differences."""
+    return float((norm.isf(alpha / 2) + norm.isf(1 - power)) * differences.std() / sqrt(len(differences)))
