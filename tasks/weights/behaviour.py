@@ -105,7 +105,7 @@ def _words(source: Path, reference: Path | None) -> Encode:
     """Raises ProofError where there is no tokenizer."""
     encode = tokenizer.beside(source) or (reference and tokenizer.beside(reference))
     if not encode:
-        raise ProofError(f"{tokenizer.ABSENT} ({source.parent}): {REMEDY}")
+        raise ProofError(f"{tokenizer.ABSENT} ({source if source.is_dir() else source.parent}): {REMEDY}")
     return encode
 
 

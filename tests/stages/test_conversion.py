@@ -430,14 +430,14 @@ def test_added_tokens_grow_the_table_that_is_the_output_too(writer):
 def test_the_loss_of_a_model_that_writes_is_judged_with_the_projects_tokenizer(writer):
     with pytest.raises(ProofError, match="no tokenizer beside the checkpoint"):
         run(writer, of_kind("text", with_levels("loss")))
-    words = Tokenizer(models.BPE())
+    words = Tokenizer(
+        models.BPE(vocab={"\u0120": 0}, merges=[])
+    )  # knows a space, as byte-level models write it
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = dict(zip(sorted(pre_tokenizers.ByteLevel.alphabet()), range(256), strict=True))
     folder = Vocabulary.folder(writer) / "tokenizer"
-    words.model = models.BPE(vocab={letter: id % 37 for letter, id in alphabet.items()}, merges=[])
     words.save(str(folder / "tokenizer.json"))
-    with pytest.raises(ProofError, match=r"nats a token, guessing has ln\(37\)"):
-        run(writer, of_kind("text", with_levels("loss")))  # drawn at random, it knows no English
+    with pytest.raises(ProofError, match="the tokenizer does not know English"):
+        run(writer, of_kind("text", with_levels("loss")))
     assert not ConvertedCheckpoint.folder(writer).exists()
 
 

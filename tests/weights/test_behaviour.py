@@ -191,6 +191,7 @@ def test_without_a_tokenizer_what_needs_words_names_the_remedy(trained, copy):
     with pytest.raises(ProofError, match=r"no tokenizer beside the checkpoint .*--reference"):
         prove(["loss"], copy, copy)
     assert "the reference" in prove(["loss"], copy, copy, reference=trained)["loss"]
+    assert "the reference" in prove(["loss"], copy, copy, folder=trained)["loss"]
     assert prove(["parity"], copy, copy)
 
 
