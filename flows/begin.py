@@ -1,6 +1,6 @@
 """`regraft init`: params.yaml for a table of one's own or for a named way to fine-tune."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tasks import edit, files
@@ -8,6 +8,7 @@ from tasks import params as parameters
 from tasks.errors import InputError, ParamsError, did_you_mean
 from tasks.params import FinetuningParams, Params, Phase, Subset, TextSource
 from tasks.presets import DECIDED, PRESETS
+from tasks.text.kinds import KINDS
 from tasks.text.reading import infer
 
 
@@ -20,9 +21,12 @@ def write(
     label: str | None,
     force: bool,
     preset: str | None = None,
+    kind: str = "label",
+    columns: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
     """Change params.yaml where it has to be, yielding what was decided; all else stays to the letter.
 
+    Of rows of kind `label` the columns are guessed, of others they have the kind's own names, or `columns`.
     Raises ParamsError where params.yaml holds another table of the user's and `force` is not given, and for
     an unknown preset; InputError where there is nothing to do.
     """
@@ -30,10 +34,11 @@ def write(
     former = wanted = parameters.load(target)
     told: list[str] = []
     if data is not None:
-        guess = _guessed(root, former, data, text=text, label=label, force=force)
-        wanted = _for_table(wanted, data, guess, checkpoint)
+        _demand_room(root, former, force)
+        guess = _guessed(root / data, kind, {"text": text, "label": label}, columns or {})
+        wanted = _for_table(wanted, data, guess, checkpoint, kind)
         told += _columns(guess)
-    elif preset is None or checkpoint or text or label:
+    elif preset is None or checkpoint or text or label or columns or kind != "label":
         raise InputError("name your table, as in `regraft init reviews.csv`; only --preset goes without one")
     if preset is not None:
         wanted = wanted.model_copy(update={"finetuning": with_preset(former.finetuning, preset)})
@@ -60,31 +65,37 @@ def _phase(phase: Phase) -> str:
     return f"  {phase.name}: depth {phase.depth}, {length}, learning rate {phase.learning_rate:g}"
 
 
-def _guessed(
-    root: Path, former: Params, data: Path, *, text: str | None, label: str | None, force: bool
-) -> infer.Guess:
+def _demand_room(root: Path, former: Params, force: bool) -> None:
     if not former.sources.text.path.startswith("package:") and not force:
         raise ParamsError(
             f"{root / 'params.yaml'} already reads {former.sources.text.path}: --force replaces it"
         )
-    return infer.columns(root / data, text=text, label=label)
+
+
+def _guessed(
+    table: Path, kind: str, told: Mapping[str, str | None], columns: Mapping[str, str]
+) -> infer.Guess:
+    if kind not in KINDS:
+        raise InputError(f"--kind: no kind of row {kind!r}; {did_you_mean(kind, KINDS)}")
+    given = {name: column for name, column in told.items() if column} | dict(columns)
+    if kind == "label":
+        if strange := [name for name in given if name not in told]:
+            raise InputError(f"--column {strange[0]}: rows of kind label have {' and '.join(told)}")
+        return infer.columns(table, text=given.get("text"), label=given.get("label"))
+    return infer.by_name(table, KINDS[kind].wanted(), given)
 
 
 def _columns(guess: infer.Guess) -> list[str]:
-    told = [
-        f"text column: {guess.text} ({guess.why_text})",
-        f"label column: {guess.label} ({guess.why_label})",
-    ]
+    told = [f"{name} column: {column} ({guess.reasons[name]})" for name, column in guess.columns.items()]
     if guess.encoding != "utf-8":
         told.append(f"encoding: {guess.encoding} (by the first bytes)")
     return told
 
 
-def _for_table(former: Params, data: Path, guess: infer.Guess, checkpoint: str | None) -> Params:
-    names = {"text": guess.text, "label": guess.label}
-    renamed = {role: column for role, column in names.items() if role != column}
+def _for_table(former: Params, data: Path, guess: infer.Guess, checkpoint: str | None, kind: str) -> Params:
+    renamed = {role: column for role, column in guess.columns.items() if role != column}
     table = TextSource.model_validate(
-        {"path": data.as_posix(), "columns": renamed, "encoding": guess.encoding}
+        {"path": data.as_posix(), "kind": kind, "columns": renamed, "encoding": guess.encoding}
     )
     base = former.sources.checkpoint
     if checkpoint:

@@ -115,7 +115,17 @@ def run(override: Override = None, leaf: Leaf = "subprocess", root: Root = HERE)
 @app.command(epilog=RECIPES)
 def init(
     data: Annotated[
-        Path | None, typer.Argument(help="CSV or TSV file with a text column and a label column")
+        Path | None, typer.Argument(help="a table: CSV, TSV, JSON lines or Parquet, with a row a text")
+    ] = None,
+    kind: Annotated[
+        str, typer.Option(help="what a row is: label, labels, score, pair, tags, text, completion, chat, …")
+    ] = "label",
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=COLUMN",
+            help="what the table calls a column of the kind: completion=reply; repeatable",
+        ),
     ] = None,
     checkpoint: Annotated[
         str | None, typer.Option(help="Hub id, directory, or package:…; default: the checkpoint now in use")
@@ -136,9 +146,27 @@ def init(
     """
     from flows import begin
 
-    told = begin.write(root, data, checkpoint=checkpoint, text=text, label=label, force=force, preset=preset)
+    named = dict(_named(entry) for entry in column or [])
+    told = begin.write(
+        root,
+        data,
+        checkpoint=checkpoint,
+        text=text,
+        label=label,
+        force=force,
+        preset=preset,
+        kind=kind,
+        columns=named,
+    )
     for line in told:
         typer.echo(line)
+
+
+def _named(entry: str) -> tuple[str, str]:
+    name, equals, column = entry.partition("=")
+    if not (name and equals and column):
+        raise InputError(f"--column {entry}: write NAME=COLUMN, such as completion=reply")
+    return name, column
 
 
 @app.command()

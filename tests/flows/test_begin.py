@@ -4,7 +4,7 @@ import pytest
 
 from flows import begin
 from tasks import params
-from tasks.errors import InputError, ParamsError
+from tasks.errors import InputError, ParamsError, SourceError
 from tasks.presets import PRESETS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -107,3 +107,28 @@ def test_an_unknown_preset_is_refused_with_the_nearest(shipped):
 def test_only_a_preset_goes_without_a_table(shipped, options):
     with pytest.raises(InputError, match="only --preset goes without one"):
         _begin(shipped, **options)
+
+
+def test_rows_of_another_kind_have_that_kinds_columns_or_those_that_are_said(shipped):
+    (shipped / "talk.jsonl").write_text('{"prompt": "hello there", "reply": "hello"}\n' * 3)
+    told = _begin(shipped, Path("talk.jsonl"), kind="completion", columns={"completion": "reply"})
+    text = params.load(shipped / "params.yaml").sources.text
+    assert (text.kind, text.columns) == ("completion", {"completion": "reply"})
+    assert told[:2] == ["prompt column: prompt (by its name)", "completion column: reply (by its name)"]
+
+
+def test_all_columns_that_a_kind_lacks_are_named_at_once(shipped):
+    (shipped / "talk.csv").write_text("question,reply,lable\na,b,c\n")
+    before = (shipped / "params.yaml").read_bytes()
+    with pytest.raises(SourceError) as told:
+        _begin(shipped, Path("talk.csv"), kind="pair", columns={"test": "question"})
+    for part in ("no 'test' in such rows; did you mean 'text'?", "no column 'text'", "no column 'pair'",
+                 "no column 'label' for 'label'; did you mean 'lable'?", "--column text=NAME"):  # fmt: skip
+        assert part in str(told.value)
+    assert (shipped / "params.yaml").read_bytes() == before
+
+
+def test_an_unknown_kind_is_refused_with_the_nearest(shipped):
+    (shipped / "a.csv").write_text("text,label\nhello there,x\n")
+    with pytest.raises(InputError, match=r"no kind of row 'lables'; did you mean 'labels'\?"):
+        _begin(shipped, Path("a.csv"), kind="lables")

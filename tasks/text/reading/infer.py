@@ -16,10 +16,10 @@ LAYOUT = Layout(encoding=streams.AUTO, undecodable="replace")
 
 @dataclass(frozen=True)
 class Guess:
-    text: str
-    label: str
-    why_text: str
-    why_label: str
+    """columns: what a row has -> the table's name for it. reasons: of these columns, for people."""
+
+    columns: Mapping[str, str]
+    reasons: Mapping[str, str]
     encoding: str = "utf-8"
 
 
@@ -46,12 +46,36 @@ def columns(path: Path, *, text: str | None = None, label: str | None = None) ->
         if name not in values:
             raise SourceError(f"{path}: column {name!r} holds lists or objects, no texts or labels")
     return Guess(
-        chosen,
-        named,
-        f"{length[chosen]:.0f} characters on average",
-        f"{len(set(values[named]))} different values in {len(rows)} rows",
+        {"text": chosen, "label": named},
+        {
+            "text": f"{length[chosen]:.0f} characters on average",
+            "label": f"{len(set(values[named]))} different values in {len(rows)} rows",
+        },
         readers.encoding(path, LAYOUT),
     )
+
+
+def by_name(path: Path, wanted: Sequence[str], given: Mapping[str, str]) -> Guess:
+    """The columns that have the names in `wanted`, or those that `given` says they have.
+
+    Raises SourceError for a missing file and, all at once, for names that are not wanted and columns that the
+    table does not have.
+    """
+    if not path.exists():
+        raise SourceError(f"no such file: {path}")
+    header, _ = readers.peek(path, LAYOUT, ROWS)
+    faults = [
+        f"no {name!r} in such rows; {did_you_mean(name, wanted)}" for name in given if name not in wanted
+    ]
+    chosen = {name: given.get(name, name) for name in wanted}
+    faults += [
+        f"no column {column!r} for {name!r}; {did_you_mean(column, header)}"
+        for name, column in chosen.items()
+        if column not in header
+    ]
+    if faults:
+        raise SourceError(f"{path}: {'; '.join(faults)} (--column {wanted[0]}=NAME says what it is called)")
+    return Guess(chosen, dict.fromkeys(chosen, "by its name"), readers.encoding(path, LAYOUT))
 
 
 def model_name(path: Path) -> str:

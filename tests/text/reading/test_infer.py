@@ -33,14 +33,14 @@ def write(folder, name):
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.csv.gz", "a.jsonl", "a.parquet"])
 def test_the_longest_is_the_text_and_what_repeats_the_label(tmp_path, name):
     guess = infer.columns(write(tmp_path, name))
-    assert (guess.text, guess.label, guess.encoding) == ("message", "kind", "utf-8")
-    assert guess.why_label == "2 different values in 30 rows"
-    assert guess.why_text.endswith("characters on average")
+    assert (guess.columns, guess.encoding) == ({"text": "message", "label": "kind"}, "utf-8")
+    assert guess.reasons["label"] == "2 different values in 30 rows"
+    assert guess.reasons["text"].endswith("characters on average")
 
 
 def test_a_named_column_is_taken_and_the_other_guessed(tmp_path):
     guess = infer.columns(write(tmp_path, "a.csv"), label="message")
-    assert (guess.text, guess.label) == ("kind", "message")
+    assert guess.columns == {"text": "kind", "label": "message"}
 
 
 def test_a_folder_of_labels_needs_no_guess(tmp_path):
@@ -48,7 +48,7 @@ def test_a_folder_of_labels_needs_no_guess(tmp_path):
         (tmp_path / label).mkdir()
         (tmp_path / label / "1.txt").write_text(f"this is {label} text")
     guess = infer.columns(tmp_path)
-    assert (guess.text, guess.label) == ("text", "label")
+    assert guess.columns == {"text": "text", "label": "label"}
 
 
 @pytest.mark.parametrize(
