@@ -14,15 +14,16 @@ from tasks.text.kinds import KINDS
 
 LONGEST = 100_000_000  # characters of one field
 BETWEEN = ";"  # labels of one cell, unless sources.text.separator says otherwise
+UNTAGGED = "?"  # a word behind encoding.max_length, or of no token
 Names = Sequence[str]
 
 
 @dataclass(frozen=True)
 class Telling:
-    """How an answer is told, given the label names: in a `line`, and in `cells` of a table under `columns`;
-    `separator` stands between the labels of a cell."""
+    """How the answer to a text is told, given the label names: in a `line`, and in `cells` of a table under
+    `columns`; `separator` stands between the labels of a cell."""
 
-    line: Callable[[Any, Names], str]
+    line: Callable[[Any, Names, str], str]
     columns: Callable[[Names], list[str]]
     cells: Callable[[Any, Names, str], list[str]]
 
@@ -37,7 +38,7 @@ def predict(
     path = Path(text)
     if path.suffix.lower() not in (".csv", ".tsv") or pair is not None:
         kind, names, answers = _ask(params, root, [text if pair is None else (text, pair)])
-        yield TELLINGS[kind].line(answers[0], names)
+        yield TELLINGS[kind].line(answers[0], names, text)
         return
     target = output or path.with_name(f"{path.stem}.predicted{path.suffix}")
     count = _table(params, root, path, target)
@@ -97,7 +98,7 @@ def _most_likely(shares: Any, names: Names) -> tuple[str, float]:
     return names[best], float(shares[best])
 
 
-def _one_line(shares: Any, names: Names) -> str:
+def _one_line(shares: Any, names: Names, text: str) -> str:
     label, probability = _most_likely(shares, names)
     return f"{label} ({probability:.3f})"
 
@@ -107,7 +108,7 @@ def _one_cells(shares: Any, names: Names, separator: str) -> list[str]:
     return [label, f"{probability:.6f}"]
 
 
-def _many_line(shares: Any, names: Names) -> str:
+def _many_line(shares: Any, names: Names, text: str) -> str:
     """The labels that hold, the likeliest first; where none does, the likeliest in brackets."""
     ranked = sorted(zip(names, shares.tolist(), strict=True), key=lambda pair: -pair[1])
     held = [f"{name} ({share:.3f})" for name, share in ranked if share >= 0.5]
@@ -119,6 +120,10 @@ def _many_cells(shares: Any, names: Names, separator: str) -> list[str]:
     return [separator.join(held), *(f"{share:.6f}" for share in shares)]
 
 
+def _tag(number: int, names: Names) -> str:
+    return names[number] if number >= 0 else UNTAGGED
+
+
 ONE = Telling(_one_line, lambda names: ["prediction", "probability"], _one_cells)
 TELLINGS: Mapping[str, Telling] = {
     "label": ONE,
@@ -127,8 +132,15 @@ TELLINGS: Mapping[str, Telling] = {
         _many_line, lambda names: ["prediction", *(f"probability of {name}" for name in names)], _many_cells
     ),
     "score": Telling(
-        lambda score, names: f"{score:.6g}",
+        lambda score, names, text: f"{score:.6g}",
         lambda names: ["prediction"],
         lambda score, names, separator: [f"{score:.6g}"],
+    ),
+    "tags": Telling(
+        lambda tags, names, text: " ".join(
+            f"{word}/{_tag(tag, names)}" for word, tag in zip(text.split(), tags, strict=True)
+        ),
+        lambda names: ["prediction"],
+        lambda tags, names, separator: [" ".join(_tag(tag, names) for tag in tags)],
     ),
 }

@@ -17,6 +17,7 @@ NAMES = {  # contestant -> what it is, in the order of the table
     "majority": "majority",
     "shares": "shares",
     "mean": "mean",
+    "lookup": "lookup",
     "tfidf": "TF-IDF",
     "frozen": "frozen features",
     "head": "head only",

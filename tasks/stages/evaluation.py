@@ -96,6 +96,12 @@ class Frozen:
             self.model, test.tokens, ids=test.ids, batches=_batches(self.model)
         )
 
+    def answers(self, kind: str) -> Array:
+        """To the test rows."""
+        if kind in predict.FROM_LOGITS:
+            return predict.FROM_LOGITS[kind](self.test_answers[0])
+        return _ask(self.model, self.test.rows, kind)
+
 
 def run(params: Params, root: Path, track: Track) -> Evaluation:
     settings, kind = params.evaluation, params.sources.text.kind
@@ -109,7 +115,7 @@ def run(params: Params, root: Path, track: Track) -> Evaluation:
     train, test = (_split(prepared, encoded, split) for split in ("train", "test"))
     where = device.choose(params.finetuning.device)
     answers = _answers(contest, converted, trained, train, test, where)
-    figures = {name: _figures(found, measured, settings) for name, found in answers.items()}
+    figures = {name: _figures(found, measured, encoded.labels, settings) for name, found in answers.items()}
     comparisons = _compare(answers, settings)
     digest = predictions.digest_rows(test.rows.ids, test.rows.actual)
     with files.replace_directory(Evaluation.folder(root)) as draft:
@@ -206,24 +212,28 @@ def _answers(
     """Every contestant's predictions: baselines, the head alone (if a phase trained it alone), the model."""
     before = _load(converted.path / "model", contest.classes, where)
     frozen = Frozen(before, train, test, trained.path / "frozen.npy")
-    head, answer = trained.path / "head.safetensors", predict.FROM_LOGITS[contest.kind]
+    head = trained.path / "head.safetensors"
     if head.exists():
         floors.with_head(frozen.model, head)
     found = _baselines(contest, frozen)
     if head.exists():
-        found[HEAD] = answer(frozen.test_answers[0])
-    model, asked = _load(trained.path / "model", contest.classes, where), test.rows
-    final = predict.logits(model, asked.tokens, ids=asked.ids, batches=_batches(model))
-    found[MODEL] = answer(final)
+        found[HEAD] = frozen.answers(contest.kind)
+    asked = test.rows
+    found[MODEL] = _ask(_load(trained.path / "model", contest.classes, where), asked, contest.kind)
     return {
         name: Predictions(name, asked.ids, asked.actual, values, contest.kind)
         for name, values in found.items()
     }
 
 
+def _ask(model: PreTrainedModel, asked: rows.Rows, kind: str) -> Array:
+    return predict.answers(model, asked.tokens, kind=kind, ids=asked.ids, batches=_batches(model))
+
+
 def _baselines(contest: Contest, frozen: Frozen) -> dict[str, Array]:
-    train = baselines.Inputs(frozen.train.texts, lambda: frozen.train_features)
-    test = baselines.Inputs(frozen.test.texts, lambda: frozen.test_answers[1])
+    seen, asked = frozen.train, frozen.test
+    train = baselines.Inputs(seen.texts, lambda: frozen.train_features, seen.rows.answered)
+    test = baselines.Inputs(asked.texts, lambda: frozen.test_answers[1], asked.rows.answered)
     actual = frozen.train.rows.actual
     return {
         name: baseline.answer(train, actual, test, contest.classes)
@@ -246,12 +256,13 @@ def _batches(model: PreTrainedModel) -> predict.Batches:
 
 
 def _figures(
-    found: Predictions, measured: Mapping[str, Metric], settings: EvaluationParams
+    found: Predictions, measured: Mapping[str, Metric], names: Sequence[str], settings: EvaluationParams
 ) -> dict[str, Interval]:
-    values = scores.scores(found.actual, found.answer, measured)
+    actual, answer = judging.find(found.kind).view(found.actual, found.answer, names)
+    values = scores.scores(actual, answer, measured)
     ranges = metrics.bootstrap(
-        found.actual,
-        found.answer,
+        actual,
+        answer,
         measured,
         resamples=settings.resamples,
         confidence=settings.confidence,

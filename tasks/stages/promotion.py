@@ -118,7 +118,8 @@ def predict(params: Params, root: Path, texts: Sequence[Text]) -> tuple[str, tup
     """
     registry = Registry(root, params.promotion.model)
     champion = registry.must_have_champion()
-    labels, steps = tuple(_registered(champion, "labels")), _registered(champion, "clean")
+    labels, kind = tuple(_registered(champion, "labels")), KINDS[_kind(champion)]
+    steps = _registered(champion, "clean") if kind.cleaned else ()
     _demand_kind(champion, texts)
     if not texts:
         return _kind(champion), labels, np.empty(0)
@@ -294,8 +295,15 @@ def _answer_again(case: Case, champion: Version) -> Predictions:
     order = _label_order(champion, case.evaluation.labels)
     texts = _texts(case.root, ours.ids)
     found = _answers(case.registry, champion, texts, case.params.finetuning.device)
-    told = np.ascontiguousarray(found[:, order]) if order else found
-    return Predictions(MODEL, ours.ids, ours.actual, told, ours.kind)
+    return Predictions(MODEL, ours.ids, ours.actual, _in_our_order(found, order, ours.kind), ours.kind)
+
+
+def _in_our_order(found: Array, order: Sequence[int], kind: str) -> Array:
+    """Columns of probabilities, or numbers of tags (those of words that were not asked left out)."""
+    if kind == "tags":
+        ours = np.argsort(order)
+        return predictions.ragged(ours[row[row >= 0]] for row in found)
+    return np.ascontiguousarray(found[:, order]) if order else found
 
 
 def _answers(registry: Registry, version: Version, texts: Sequence[Text], device: str) -> Array:
@@ -337,10 +345,10 @@ def _registered(version: Version, name: str) -> Any:
 def _texts(root: Path, ids: tuple[str, ...]) -> list[Text]:
     """Of these rows; both of a pair."""
     prepared = PreparedText.load(root)
-    columns = list(KINDS[prepared.kind].compared)
+    columns = ["tokens"] if prepared.kind == "tags" else list(KINDS[prepared.kind].compared)
     table = parquet.read_table(prepared.path / "rows.parquet", columns=["id", *columns])
     found = zip(*(table[name].to_pylist() for name in columns), strict=True)
-    texts: list[Text] = [row[0] if len(row) == 1 else (row[0], row[1]) for row in found]
+    texts: list[Text] = [row[0] if len(row) == 1 else row for row in found]
     known = dict(zip(table["id"].to_pylist(), texts, strict=True))
     if missing := [row for row in ids if row not in known]:
         raise ArtifactError(

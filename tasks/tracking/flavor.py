@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import mlflow.transformers
+import transformers
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import ColSpec, DataType, Object, Property, Schema
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 WEIGHTS = "model.safetensors"
 EXAMPLE = ["what a lovely day", "this was a waste of time"]
@@ -34,7 +35,9 @@ class Serving:
 
 def serving(kind: str, labels: int, max_length: int) -> Serving:
     """Of rows of `kind` with so many labels. A row with any number of labels is answered by all of them, the
-    likeliest in the column 0, each with its own probability; a score stands under `score`."""
+    likeliest in the column 0, each with its own probability; a score stands under `score`. Of tags
+    MLflow's pyfunc gives those of a text's tokens with commas between; `mlflow.transformers.load_model` gives
+    the pipeline, which also tells where in the text each stands."""
     task, config = "text-classification", {"truncation": True, "max_length": max_length}
     if kind == "pair":
         return Serving(task, BOTH, ANSWER, PAIRS, config)
@@ -42,6 +45,8 @@ def serving(kind: str, labels: int, max_length: int) -> Serving:
         ranked = Object([Property("label", DataType.string), Property("score", DataType.double)])
         columns = Schema([ColSpec(ranked, str(place)) for place in range(labels)])
         return Serving(task, TEXT, columns, EXAMPLE, {**config, "top_k": labels})
+    if kind == "tags":
+        return Serving("token-classification", TEXT, TEXT, EXAMPLE, {"ignore_labels": []})
     return Serving(task, TEXT, ANSWER, EXAMPLE, config)
 
 
@@ -52,8 +57,10 @@ def save(directory: Path, target: Path, about: Model, *, max_length: int, kind: 
     asked of the network.
     """
     getLogger("mlflow.transformers").setLevel(ERROR)  # it warns that a local model has no card on the Hub
-    model = AutoModelForSequenceClassification.from_pretrained(directory, local_files_only=True)
+    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    model = getattr(transformers, config.architectures[0]).from_pretrained(directory, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    tokenizer.model_max_length = max_length  # some pipelines are not told it otherwise
     # MLflow asks the Hub for the card of whatever name the model bears; no repository can have this one.
     model.name_or_path = f"regraft://{directory.name}"
     served = serving(kind, model.config.num_labels, max_length)

@@ -6,7 +6,7 @@ from tasks.evaluation import judging
 from tasks.evaluation.baselines import BASELINES
 from tasks.evaluation.exhibits import EXHIBITS
 from tasks.evaluation.judging import JUDGINGS
-from tasks.evaluation.predictions import FORMS, Predictions
+from tasks.evaluation.predictions import FORMS, Predictions, ragged
 from tasks.evaluation.rows import READINGS
 
 
@@ -51,11 +51,16 @@ TRUTH = {
 def test_the_truth_scores_best_in_every_way(kind):
     actual, truth = TRUTH[kind]
     judged, other = judging.find(kind), truth[::-1]
-    assert not judged.unfit(truth).any()
+    assert not judged.unfit(actual, truth).any()
     assert judged.score(actual, truth).mean() > judged.score(actual, other).mean()
     for name, metric in judged.metrics.items():
         gain = metric(actual, truth) - metric(actual, other)
         assert (gain > 0) == metric.higher_is_better, name
+
+
+def test_a_word_without_a_tag_is_no_answer():
+    actual, said = ragged([[0, 1], [2]]), ragged([[0], [1]])
+    assert judging.find("tags").unfit(actual, said).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("kind", sorted(TRUTH))
@@ -63,6 +68,6 @@ def test_what_is_no_number_is_no_answer(kind):
     actual, truth = TRUTH[kind]
     spoiled = truth.copy()
     spoiled[2] = np.nan
-    assert judging.find(kind).unfit(spoiled).tolist() == [False, False, True, False]
+    assert judging.find(kind).unfit(actual, spoiled).tolist() == [False, False, True, False]
     ids = tuple("abcd")
     assert judging.scores(Predictions("m", ids, actual, truth, kind)).shape == (4,)
