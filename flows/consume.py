@@ -47,8 +47,7 @@ def predict(
 
 def _table(params: Params, root: Path, path: Path, target: Path) -> int:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    source = params.sources.text
-    columns = [source.columns.get(name, name) for name in KINDS[source.kind].compared]
+    source, columns = params.sources.text, _columns(params.sources.text)
     if not path.is_file():
         raise InputError(f"no such file: {path}")
     header, rows = _read(path, delimiter, source)
@@ -64,6 +63,13 @@ def _table(params: Params, root: Path, path: Path, target: Path) -> int:
         for row, answer in zip(rows, answers, strict=True):
             writer.writerow([*(row[name] for name in header), *telling.cells(answer, names, separator)])
     return len(rows)
+
+
+def _columns(source: TextSource) -> list[str]:
+    """The table's own names of what the champion is asked about."""
+    kind = KINDS[source.kind]
+    names = [(kind.text or "text") if name == "text" else name for name in kind.compared]
+    return [source.columns.get(name, name) for name in names]
 
 
 def _read(path: Path, delimiter: str, source: TextSource) -> tuple[list[str], list[dict[str, str]]]:
@@ -125,7 +131,15 @@ def _tag(number: int, names: Names) -> str:
 
 
 ONE = Telling(_one_line, lambda names: ["prediction", "probability"], _one_cells)
+CONTINUED = Telling(
+    lambda said, names, text: str(said),
+    lambda names: ["prediction"],
+    lambda said, names, separator: [str(said)],
+)
 TELLINGS: Mapping[str, Telling] = {
+    "text": CONTINUED,
+    "completion": CONTINUED,
+    "chat": CONTINUED,
     "label": ONE,
     "pair": ONE,
     "labels": Telling(

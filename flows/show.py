@@ -18,6 +18,8 @@ NAMES = {  # contestant -> what it is, in the order of the table
     "shares": "shares",
     "mean": "mean",
     "lookup": "lookup",
+    "unigram": "unigram",
+    "pretrained": "pretrained",
     "tfidf": "TF-IDF",
     "frozen": "frozen features",
     "head": "head only",

@@ -24,11 +24,13 @@ ITERATIONS = 2000  # L-BFGS stops at its tolerance long before; the default of 1
 @dataclass(frozen=True)
 class Inputs:
     """What a baseline may look at: texts (rows,); the pretrained model's features (rows, width), made only
-    when asked for; and, where each word has an answer, the first token of each, ragged."""
+    when asked for; the tokens that have an answer of their own, ragged; and the pretrained model's answers,
+    made only when asked for."""
 
     texts: Sequence[str]
     features: Callable[[], Array]
     tokens: Sequence[Sequence[int]] = ()
+    pretrained: Callable[[], Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,22 @@ def lookup(train: Inputs, tags: Array, test: Inputs, classes: int) -> Array:
     return ragged([best.get(token, other) for token in row] for row in test.tokens)
 
 
+def pretrained(train: Inputs, actual: Array, test: Inputs, classes: int) -> Array:
+    """What the model says before any training: (rows, 2)."""
+    assert test.pretrained is not None
+    return test.pretrained()
+
+
+def unigram(train: Inputs, actual: Array, test: Inputs, classes: int) -> Array:
+    """Each token as likely as it is common in training, all counted once more: (rows, 2)."""
+    counts = np.bincount(
+        np.concatenate([np.array(row, dtype=np.int64) for row in train.tokens]), minlength=classes
+    )
+    costs = np.log(counts.sum() + len(counts)) - np.log(counts + 1)
+    rows = [np.asarray(row, dtype=np.int64) for row in test.tokens]
+    return np.array([[costs[row].sum(), (row == counts.argmax()).sum()] for row in rows], dtype=np.float64)
+
+
 def _words(texts: Sequence[str]) -> TfidfVectorizer:
     vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), max_features=60_000)
     return vectorizer.set_params(min_df=_minimum(vectorizer.build_analyzer(), texts))
@@ -184,7 +202,14 @@ ONE: Mapping[str, Baseline] = {
     "tfidf": Baseline(tfidf, "logistic regression on words and word pairs, nothing pretrained"),
     "frozen": Baseline(frozen, "logistic regression on the pretrained model's mean-pooled features"),
 }
+LANGUAGE: Mapping[str, Baseline] = {
+    "unigram": Baseline(unigram, "each token as likely as it is common in training"),
+    "pretrained": Baseline(pretrained, "the pretrained model as it came"),
+}
 BASELINES: Mapping[str, Mapping[str, Baseline]] = {
+    "text": LANGUAGE,
+    "completion": LANGUAGE,
+    "chat": LANGUAGE,
     "label": ONE,
     "pair": ONE,
     "labels": {

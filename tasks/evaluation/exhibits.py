@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.evaluation import metrics, multilabel, pictures
+from tasks.evaluation import language, metrics, multilabel, pictures
 from tasks.evaluation.pictures import Picture
 from tasks.evaluation.predictions import HEAD, MODEL, Array, Predictions
 from tasks.evaluation.verdict import decimal
@@ -202,9 +202,22 @@ def _tag_worst(answers: Predictions, texts: Mapping[str, str], names: Sequence[s
     return Worst("Rows with most mistakes", "Some of these may be errors of the tags.", "words wrong", rows)
 
 
+def _language_worst(answers: Predictions, texts: Mapping[str, str], names: Sequence[str]) -> Worst:
+    bits = -language.row_score(answers.actual, answers.answer)
+    rows = [
+        Mistake(answers.ids[row], cut(texts[answers.ids[row]]), "", "", float(bits[row]))
+        for row in _worst_of(answers, np.flatnonzero(bits), bits)
+    ]
+    return Worst("Hardest rows", "What the model foresaw least.", "bits per byte", rows)
+
+
 SUREST = "What the model was surest of and had wrong. Some of these may be errors of the labels."
 ONE = Exhibit(_one_pictures, _one_worst, _one_classes, _one_pairs)
+LANGUAGE = Exhibit(lambda answers, names: [], _language_worst)
 EXHIBITS: Mapping[str, Exhibit] = {
+    "text": LANGUAGE,
+    "completion": LANGUAGE,
+    "chat": LANGUAGE,
     "label": ONE,
     "pair": ONE,
     "labels": Exhibit(

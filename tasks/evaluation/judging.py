@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from tasks.errors import DataError, ParamsError, did_you_mean
-from tasks.evaluation import metrics, multilabel, regression, tagging
+from tasks.evaluation import language, metrics, multilabel, regression, tagging
 from tasks.evaluation.metrics import Metric
 from tasks.evaluation.predictions import Array, Predictions
 
@@ -92,6 +92,10 @@ def _not_all_tagged(actual: Array, predicted: Array) -> Array:
     return np.array([len(a) != len(b) for a, b in zip(actual, predicted, strict=True)])
 
 
+def _no_likelihood(actual: Array, answer: Array) -> Array:
+    return np.asarray(~(np.isfinite(answer).all(axis=1) & (answer >= 0).all(axis=1)))
+
+
 ONE = Judging(
     metrics=metrics.METRICS,
     usual=("accuracy", "macro_f1", "log_loss"),
@@ -101,7 +105,18 @@ ONE = Judging(
     flaw="are no probabilities (not numbers, below 0, or a sum other than 1)",
     right_or_wrong=True,
 )
+LANGUAGE = Judging(
+    metrics=language.METRICS,
+    usual=("loss", "perplexity", "bits_per_byte", "token_accuracy"),
+    measure="negative bits per byte",
+    score=language.row_score,
+    unfit=_no_likelihood,
+    flaw="have no likelihood (not a number, or below 0)",
+)
 JUDGINGS: Mapping[str, Judging] = {
+    "text": LANGUAGE,
+    "completion": LANGUAGE,
+    "chat": LANGUAGE,
     "label": ONE,
     "pair": ONE,
     "labels": Judging(

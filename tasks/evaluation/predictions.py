@@ -130,10 +130,16 @@ def _array(name: str, table: pa.Table, form: Form, types: Mapping[str, pa.DataTy
 
 PROBABILITIES = {"probabilities": pa.list_(pa.float32())}  # of each class, in label order
 ONE = Form({"label": pa.int64()}, PROBABILITIES)
+LANGUAGE = Form(  # tokens to foresee and their bytes; the sum of -ln p, and how many were the likeliest
+    {"tokens": pa.int64(), "bytes": pa.int64()}, {"loss": pa.float64(), "hits": pa.int64()}
+)
 FORMS: Mapping[str, Form] = {
     "label": ONE,
     "pair": ONE,
     "labels": Form({"labels": pa.list_(pa.int8())}, PROBABILITIES),  # 1 for each label that the row has
     "score": Form({"score": pa.float32()}, {"predicted": pa.float32()}),
+    "text": LANGUAGE,
+    "completion": LANGUAGE,
+    "chat": LANGUAGE,
     "tags": Form({"tags": pa.list_(pa.int32())}, {"predicted": pa.list_(pa.int32())}, ragged=True),
 }

@@ -25,8 +25,10 @@ class Rows:
     actual: Array
 
     @property
-    def answered(self) -> list[list[int]]:
-        """The tokens at `places`, ragged: those that have an answer of their own."""
+    def answered(self) -> list[Sequence[int]]:
+        """The tokens that have an answer of their own, ragged: `targets`, else those at `places`."""
+        if "targets" in self.tokens:
+            return list(self.tokens["targets"])
         pairs = zip(self.tokens["input_ids"], self.tokens.get("places", ()), strict=False)
         return [[ids[place] for place in places] for ids, places in pairs]
 
@@ -42,11 +44,15 @@ class Reading:
 
 def read(path: Path, kind: str) -> Rows:
     """Raises DataError for a split without rows."""
-    table = parquet.read_table(path)
-    if not len(table):
-        raise DataError(f"{path} has no rows: enlarge preparation.fractions or preparation.subset")
+    table = demand_rows(parquet.read_table(path), path)
     tokens = {name: table[name].to_pylist() for name in TOKENS if name in table.column_names}
     return Rows(tuple(table["id"].to_pylist()), tokens, READINGS[kind].actual(table))
+
+
+def demand_rows(table: pa.Table, path: Path) -> pa.Table:
+    if not len(table):
+        raise DataError(f"{path} has no rows: enlarge preparation.fractions or preparation.subset")
+    return table
 
 
 def _class_numbers(table: pa.Table) -> Array:

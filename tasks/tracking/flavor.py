@@ -19,6 +19,7 @@ EXAMPLE = ["what a lovely day", "this was a waste of time"]
 PAIRS = [{"text": "the day was lovely", "text_pair": "it rained all day"}]
 ANSWER = Schema([ColSpec(DataType.string, "label"), ColSpec(DataType.double, "score")])
 TEXT = Schema([ColSpec(DataType.string)])
+LONGEST = 64  # tokens that a language model says, at most
 BOTH = Schema([ColSpec(DataType.string, name) for name in ("text", "text_pair")])
 
 
@@ -33,7 +34,7 @@ class Serving:
     config: Mapping[str, Any]
 
 
-def serving(kind: str, labels: int, max_length: int) -> Serving:
+def serving(kind: str, labels: int, max_length: int, *, masked: bool) -> Serving:
     """Of rows of `kind` with so many labels. A row with any number of labels is answered by all of them, the
     likeliest in the column 0, each with its own probability; a score stands under `score`. Of tags
     MLflow's pyfunc gives those of a text's tokens with commas between; `mlflow.transformers.load_model` gives
@@ -45,9 +46,20 @@ def serving(kind: str, labels: int, max_length: int) -> Serving:
         ranked = Object([Property("label", DataType.string), Property("score", DataType.double)])
         columns = Schema([ColSpec(ranked, str(place)) for place in range(labels)])
         return Serving(task, TEXT, columns, EXAMPLE, {**config, "top_k": labels})
+    if kind in ("text", "completion", "chat"):
+        return _language(masked=masked)
     if kind == "tags":
         return Serving("token-classification", TEXT, TEXT, EXAMPLE, {"ignore_labels": []})
     return Serving(task, TEXT, ANSWER, EXAMPLE, config)
+
+
+def _language(*, masked: bool) -> Serving:
+    """A text is continued, a chat as its template has written it; where the model guesses hidden tokens, the
+    one mask of a text is filled."""
+    if masked:
+        return Serving("fill-mask", TEXT, TEXT, EXAMPLE, {})
+    config = {"max_new_tokens": LONGEST, "do_sample": False, "return_full_text": False}
+    return Serving("text-generation", TEXT, TEXT, EXAMPLE, config)
 
 
 def save(directory: Path, target: Path, about: Model, *, max_length: int, kind: str) -> None:
@@ -63,7 +75,7 @@ def save(directory: Path, target: Path, about: Model, *, max_length: int, kind: 
     tokenizer.model_max_length = max_length  # some pipelines are not told it otherwise
     # MLflow asks the Hub for the card of whatever name the model bears; no repository can have this one.
     model.name_or_path = f"regraft://{directory.name}"
-    served = serving(kind, model.config.num_labels, max_length)
+    served = serving(kind, model.config.num_labels, max_length, masked=not model.can_generate())
     mlflow.transformers.save_model(
         {"model": model, "tokenizer": tokenizer},  # a path would fail: 'str' has no __name__
         str(target),

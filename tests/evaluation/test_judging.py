@@ -8,6 +8,7 @@ from tasks.evaluation.exhibits import EXHIBITS
 from tasks.evaluation.judging import JUDGINGS
 from tasks.evaluation.predictions import FORMS, Predictions, ragged
 from tasks.evaluation.rows import READINGS
+from tasks.evaluation.sequences import STARTS
 
 
 def test_unknown_metrics_are_all_named():
@@ -24,7 +25,7 @@ def test_the_usual_metrics_of_a_kind_fit_it(kind):
 
 
 def test_every_table_knows_the_same_kinds_of_row():
-    for table in (BASELINES, EXHIBITS, FORMS, READINGS):
+    for table in (BASELINES, EXHIBITS, FORMS, {**READINGS, **STARTS}):
         assert set(table) == set(JUDGINGS)
 
 
@@ -35,7 +36,7 @@ def test_a_metric_of_another_kind_does_not_fit():
 
 def test_a_kind_that_nobody_can_judge_is_named_with_those_that_can_be():
     with pytest.raises(
-        DataError, match="rows of kind 'rating' cannot be evaluated yet; kinds that can: label"
+        DataError, match="rows of kind 'rating' cannot be evaluated yet; kinds that can: text"
     ):
         judging.find("rating")
 
@@ -43,6 +44,7 @@ def test_a_kind_that_nobody_can_judge_is_named_with_those_that_can_be():
 TRUTH = {
     "label": (np.array([0, 1, 1, 1]), np.eye(2, dtype=np.float32)[[0, 1, 1, 1]]),
     "labels": (np.eye(3, dtype=np.int8)[[0, 1, 2, 1]], np.eye(3, dtype=np.float32)[[0, 1, 2, 1]]),
+    "text": (np.array([[1, 2], [2, 3], [4, 9], [8, 9]]), np.array([[0.1, 1], [0.1, 2], [0.2, 4], [0.1, 8]])),
     "score": (np.array([1, 2, 4, 8], np.float32), np.array([1, 2, 4, 8], np.float32)),
 }
 
@@ -50,7 +52,7 @@ TRUTH = {
 @pytest.mark.parametrize("kind", sorted(TRUTH))
 def test_the_truth_scores_best_in_every_way(kind):
     actual, truth = TRUTH[kind]
-    judged, other = judging.find(kind), truth[::-1]
+    judged, other = judging.find(kind), truth * [2, 0.5] if kind == "text" else truth[::-1]
     assert not judged.unfit(actual, truth).any()
     assert judged.score(actual, truth).mean() > judged.score(actual, other).mean()
     for name, metric in judged.metrics.items():

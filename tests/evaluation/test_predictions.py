@@ -39,12 +39,13 @@ def _of_kind(kind):
     actual, answer = {
         "labels": (np.array([[1, 0], [0, 0], [1, 1]], np.int8), generator.random((3, 2)).astype(np.float32)),
         "tags": (ragged([[0, 2], [], [1]]), ragged([[0, 1], [], [1]])),
+        "text": (np.array([[3, 9], [1, 1], [0, 0]]), np.array([[1.5, 2], [0.1, 1], [0, 0]])),
         "score": (np.array([0.1, -2, 5], np.float32), np.array([0.5, 1e-7, 4], np.float32)),
     }[kind]
     return Predictions("model", ("a", "b", "c"), actual, answer, kind)
 
 
-@pytest.mark.parametrize("kind", ["labels", "score", "tags"])
+@pytest.mark.parametrize("kind", ["labels", "score", "tags", "text"])
 def test_answers_to_other_kinds_of_row_survive_too(tmp_path, kind):
     written = _of_kind(kind)
     predictions.write(tmp_path / "p.parquet", [written])
