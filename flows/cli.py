@@ -242,7 +242,7 @@ def predict(
     output: Annotated[Path | None, typer.Option("-o", help="where to write a file's predictions")] = None,
     root: Root = HERE,
 ) -> None:
-    """Label a text, a pair of texts, or every row of a file, with the champion."""
+    """Ask the champion about a text, a pair of texts, or every row of a file."""
     from flows import consume
     from tasks import params as parameters
 

@@ -14,15 +14,16 @@ from tasks.text.kinds import KINDS
 
 LONGEST = 100_000_000  # characters of one field
 BETWEEN = ";"  # labels of one cell, unless sources.text.separator says otherwise
+UNTAGGED = "?"  # a word behind encoding.max_length, or of no token
 Names = Sequence[str]
 
 
 @dataclass(frozen=True)
 class Telling:
-    """How an answer is told, given the label names: in a `line`, and in `cells` of a table under `columns`;
-    `separator` stands between the labels of a cell."""
+    """How the answer to a text is told, given the label names: in a `line`, and in `cells` of a table under
+    `columns`; `separator` stands between the labels of a cell."""
 
-    line: Callable[[Any, Names], str]
+    line: Callable[[Any, Names, str], str]
     columns: Callable[[Names], list[str]]
     cells: Callable[[Any, Names, str], list[str]]
 
@@ -37,7 +38,7 @@ def predict(
     path = Path(text)
     if path.suffix.lower() not in (".csv", ".tsv") or pair is not None:
         kind, names, answers = _ask(params, root, [text if pair is None else (text, pair)])
-        yield TELLINGS[kind].line(answers[0], names)
+        yield TELLINGS[kind].line(answers[0], names, text)
         return
     target = output or path.with_name(f"{path.stem}.predicted{path.suffix}")
     count = _table(params, root, path, target)
@@ -46,8 +47,7 @@ def predict(
 
 def _table(params: Params, root: Path, path: Path, target: Path) -> int:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    source = params.sources.text
-    columns = [source.columns.get(name, name) for name in KINDS[source.kind].compared]
+    source, columns = params.sources.text, _columns(params.sources.text)
     if not path.is_file():
         raise InputError(f"no such file: {path}")
     header, rows = _read(path, delimiter, source)
@@ -63,6 +63,13 @@ def _table(params: Params, root: Path, path: Path, target: Path) -> int:
         for row, answer in zip(rows, answers, strict=True):
             writer.writerow([*(row[name] for name in header), *telling.cells(answer, names, separator)])
     return len(rows)
+
+
+def _columns(source: TextSource) -> list[str]:
+    """The table's own names of what the champion is asked about."""
+    kind = KINDS[source.kind]
+    names = [(kind.text or "text") if name == "text" else name for name in kind.compared]
+    return [source.columns.get(name, name) for name in names]
 
 
 def _read(path: Path, delimiter: str, source: TextSource) -> tuple[list[str], list[dict[str, str]]]:
@@ -97,7 +104,7 @@ def _most_likely(shares: Any, names: Names) -> tuple[str, float]:
     return names[best], float(shares[best])
 
 
-def _one_line(shares: Any, names: Names) -> str:
+def _one_line(shares: Any, names: Names, text: str) -> str:
     label, probability = _most_likely(shares, names)
     return f"{label} ({probability:.3f})"
 
@@ -107,7 +114,7 @@ def _one_cells(shares: Any, names: Names, separator: str) -> list[str]:
     return [label, f"{probability:.6f}"]
 
 
-def _many_line(shares: Any, names: Names) -> str:
+def _many_line(shares: Any, names: Names, text: str) -> str:
     """The labels that hold, the likeliest first; where none does, the likeliest in brackets."""
     ranked = sorted(zip(names, shares.tolist(), strict=True), key=lambda pair: -pair[1])
     held = [f"{name} ({share:.3f})" for name, share in ranked if share >= 0.5]
@@ -119,16 +126,35 @@ def _many_cells(shares: Any, names: Names, separator: str) -> list[str]:
     return [separator.join(held), *(f"{share:.6f}" for share in shares)]
 
 
+def _tag(number: int, names: Names) -> str:
+    return names[number] if number >= 0 else UNTAGGED
+
+
 ONE = Telling(_one_line, lambda names: ["prediction", "probability"], _one_cells)
+CONTINUED = Telling(
+    lambda said, names, text: str(said),
+    lambda names: ["prediction"],
+    lambda said, names, separator: [str(said)],
+)
 TELLINGS: Mapping[str, Telling] = {
+    "text": CONTINUED,
+    "completion": CONTINUED,
+    "chat": CONTINUED,
     "label": ONE,
     "pair": ONE,
     "labels": Telling(
         _many_line, lambda names: ["prediction", *(f"probability of {name}" for name in names)], _many_cells
     ),
     "score": Telling(
-        lambda score, names: f"{score:.6g}",
+        lambda score, names, text: f"{score:.6g}",
         lambda names: ["prediction"],
         lambda score, names, separator: [f"{score:.6g}"],
+    ),
+    "tags": Telling(
+        lambda tags, names, text: " ".join(
+            f"{word}/{_tag(tag, names)}" for word, tag in zip(text.split(), tags, strict=True)
+        ),
+        lambda names: ["prediction"],
+        lambda tags, names, separator: [" ".join(_tag(tag, names) for tag in tags)],
     ),
 }

@@ -50,3 +50,18 @@ def test_the_families_of_the_readme_are_those_there_are():
     names = set(re.findall(r"`([a-z0-9-]+)`", told))
     suffixed = {f"gpt-textbook{name}" if name.startswith("-") else name for name in names}
     assert suffixed - {"tok_emb"} == set(NAMINGS)
+
+
+def test_the_figures_and_baselines_of_the_readme_are_those_there_are():
+    from tasks.evaluation.baselines import BASELINES
+    from tasks.evaluation.judging import JUDGINGS
+
+    lines = README.partition("| rows | figures | baselines |")[2].partition("\n\n")[0].splitlines()[2:]
+    told = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert {kind for cells in told for kind in cells[0].split(", ")} == set(JUDGINGS)
+    for kinds, figures, baselines, _ in told:
+        usual, _, others = figures.rstrip(")").partition(" (")
+        for kind in kinds.split(", "):
+            assert tuple(usual.split(", ")) == JUDGINGS[kind].usual
+            assert {*usual.split(", "), *filter(None, others.split(", "))} == set(JUDGINGS[kind].metrics)
+            assert baselines.split(", ") == list(BASELINES[kind])

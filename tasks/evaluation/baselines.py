@@ -16,18 +16,21 @@ from sklearn.preprocessing import StandardScaler
 
 from tasks.errors import ParamsError, did_you_mean
 from tasks.evaluation.judging import Auto
-from tasks.evaluation.predictions import Array, Labels, Probabilities
+from tasks.evaluation.predictions import Array, Labels, Probabilities, ragged
 
 ITERATIONS = 2000  # L-BFGS stops at its tolerance long before; the default of 100 does not reach it
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a baseline may look at: texts (rows,), and the pretrained model's features (rows, width), made
-    only when asked for."""
+    """What a baseline may look at: texts (rows,); the pretrained model's features (rows, width), made only
+    when asked for; the tokens that have an answer of their own, ragged; and the pretrained model's answers,
+    made only when asked for."""
 
     texts: Sequence[str]
     features: Callable[[], Array]
+    tokens: Sequence[Sequence[int]] = ()
+    pretrained: Callable[[], Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,39 @@ def frozen_score(train: Inputs, scores: Array, test: Inputs, classes: int) -> Ar
     return np.asarray(fitted.predict(test.features()), dtype=np.float32)
 
 
+def commonest(train: Inputs, tags: Array, test: Inputs, classes: int) -> Array:
+    """The commonest tag of training, for every word: ragged (rows,)."""
+    best = int(np.bincount(np.concatenate(tags), minlength=classes).argmax())
+    return ragged(np.full(len(row), best) for row in test.tokens)
+
+
+def lookup(train: Inputs, tags: Array, test: Inputs, classes: int) -> Array:
+    """The commonest tag of each word's first token, and of all for tokens that training does not show."""
+    counts: dict[int, Array] = {}
+    for row, numbers in zip(train.tokens, tags, strict=True):
+        for token, number in zip(row, numbers, strict=True):
+            counts.setdefault(token, np.zeros(classes, dtype=np.int64))[number] += 1
+    best = {token: int(count.argmax()) for token, count in counts.items()}
+    other = int(np.sum(list(counts.values()), axis=0).argmax())
+    return ragged([best.get(token, other) for token in row] for row in test.tokens)
+
+
+def pretrained(train: Inputs, actual: Array, test: Inputs, classes: int) -> Array:
+    """What the model says before any training: (rows, 2)."""
+    assert test.pretrained is not None
+    return test.pretrained()
+
+
+def unigram(train: Inputs, actual: Array, test: Inputs, classes: int) -> Array:
+    """Each token as likely as it is common in training, all counted once more: (rows, 2)."""
+    counts = np.bincount(
+        np.concatenate([np.array(row, dtype=np.int64) for row in train.tokens]), minlength=classes
+    )
+    costs = np.log(counts.sum() + len(counts)) - np.log(counts + 1)
+    rows = [np.asarray(row, dtype=np.int64) for row in test.tokens]
+    return np.array([[costs[row].sum(), (row == counts.argmax()).sum()] for row in rows], dtype=np.float64)
+
+
 def _words(texts: Sequence[str]) -> TfidfVectorizer:
     vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), max_features=60_000)
     return vectorizer.set_params(min_df=_minimum(vectorizer.build_analyzer(), texts))
@@ -166,7 +202,14 @@ ONE: Mapping[str, Baseline] = {
     "tfidf": Baseline(tfidf, "logistic regression on words and word pairs, nothing pretrained"),
     "frozen": Baseline(frozen, "logistic regression on the pretrained model's mean-pooled features"),
 }
+LANGUAGE: Mapping[str, Baseline] = {
+    "unigram": Baseline(unigram, "each token as likely as it is common in training"),
+    "pretrained": Baseline(pretrained, "the pretrained model as it came"),
+}
 BASELINES: Mapping[str, Mapping[str, Baseline]] = {
+    "text": LANGUAGE,
+    "completion": LANGUAGE,
+    "chat": LANGUAGE,
     "label": ONE,
     "pair": ONE,
     "labels": {
@@ -182,5 +225,9 @@ BASELINES: Mapping[str, Mapping[str, Baseline]] = {
         "mean": Baseline(mean, "the mean score of training, for every row"),
         "tfidf": Baseline(tfidf_score, "ridge regression on words and word pairs, nothing pretrained"),
         "frozen": Baseline(frozen_score, "ridge regression on the pretrained model's mean-pooled features"),
+    },
+    "tags": {
+        "majority": Baseline(commonest, "the commonest tag of training, for every word"),
+        "lookup": Baseline(lookup, "the commonest tag of each word's first token"),
     },
 }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.evaluation import metrics, multilabel, pictures
+from tasks.evaluation import language, metrics, multilabel, pictures
 from tasks.evaluation.pictures import Picture
 from tasks.evaluation.predictions import HEAD, MODEL, Array, Predictions
 from tasks.evaluation.verdict import decimal
@@ -104,6 +104,10 @@ def _one_worst(answers: Predictions, texts: Mapping[str, str], names: Sequence[s
     return Worst("Most confident mistakes", SUREST, "confidence", rows)
 
 
+def _one_classes(answers: Predictions, names: Sequence[str]) -> Classes:
+    return _class_table(metrics.per_class(answers.actual, answers.chosen, len(names)), names)
+
+
 def _one_pairs(answers: Predictions, names: Sequence[str]) -> Pairs:
     for actual, chosen in zip(answers.actual, answers.chosen, strict=True):
         yield names[actual], names[chosen]
@@ -165,14 +169,55 @@ def _score_worst(answers: Predictions, texts: Mapping[str, str], names: Sequence
     return Worst("Largest errors", told, "predicted too high by", rows)
 
 
+def _flat(answers: Predictions) -> Predictions:
+    """Each word as if it were a row with one label, its tag; the answers to it are certain."""
+    actual, said = (np.concatenate(side).astype(np.int64) for side in (answers.actual, answers.answer))
+    width = int(max(actual.max(initial=0), said.max(initial=0))) + 1
+    ids = tuple(str(place) for place in range(len(actual)))
+    return Predictions(answers.contestant, ids, actual, np.eye(width, dtype=np.float32)[said])
+
+
+def _tag_pictures(answers: Answers, names: Sequence[str]) -> list[Picture]:
+    words = _flat(answers[MODEL])
+    told = "Words of test rows under the fine-tuned model; shares are of the actual tag."
+    table = metrics.confusion(words.actual, words.chosen, len(names))
+    return [
+        _class_picture(metrics.per_class(words.actual, words.chosen, len(names)), names),
+        Picture("Confusion", told, pictures.confusion_matrix(table, names)),
+    ]
+
+
+def _tag_worst(answers: Predictions, texts: Mapping[str, str], names: Sequence[str]) -> Worst:
+    wrong = np.array([(a != b).sum() for a, b in zip(answers.actual, answers.answer, strict=True)])
+    rows = [
+        Mistake(
+            id=answers.ids[row],
+            text=cut(texts[answers.ids[row]]),
+            actual=cut(" ".join(names[tag] for tag in answers.actual[row])),
+            predicted=cut(" ".join(names[tag] for tag in answers.answer[row])),
+            figure=float(wrong[row]),
+        )
+        for row in _worst_of(answers, np.flatnonzero(wrong), wrong)
+    ]
+    return Worst("Rows with most mistakes", "Some of these may be errors of the tags.", "words wrong", rows)
+
+
+def _language_worst(answers: Predictions, texts: Mapping[str, str], names: Sequence[str]) -> Worst:
+    bits = -language.row_score(answers.actual, answers.answer)
+    rows = [
+        Mistake(answers.ids[row], cut(texts[answers.ids[row]]), "", "", float(bits[row]))
+        for row in _worst_of(answers, np.flatnonzero(bits), bits)
+    ]
+    return Worst("Hardest rows", "What the model foresaw least.", "bits per byte", rows)
+
+
 SUREST = "What the model was surest of and had wrong. Some of these may be errors of the labels."
-ONE = Exhibit(
-    _one_pictures,
-    _one_worst,
-    lambda found, names: _class_table(metrics.per_class(found.actual, found.chosen, len(names)), names),
-    _one_pairs,
-)
+ONE = Exhibit(_one_pictures, _one_worst, _one_classes, _one_pairs)
+LANGUAGE = Exhibit(lambda answers, names: [], _language_worst)
 EXHIBITS: Mapping[str, Exhibit] = {
+    "text": LANGUAGE,
+    "completion": LANGUAGE,
+    "chat": LANGUAGE,
     "label": ONE,
     "pair": ONE,
     "labels": Exhibit(
@@ -182,4 +227,10 @@ EXHIBITS: Mapping[str, Exhibit] = {
         _many_pairs,
     ),
     "score": Exhibit(_score_pictures, _score_worst),
+    "tags": Exhibit(
+        _tag_pictures,
+        _tag_worst,
+        lambda found, names: _one_classes(_flat(found), names),
+        lambda found, names: _one_pairs(_flat(found), names),
+    ),
 }

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from tasks.errors import DataError, ParamsError, did_you_mean
-from tasks.evaluation import metrics, multilabel, regression
+from tasks.evaluation import language, metrics, multilabel, regression, tagging
 from tasks.evaluation.metrics import Metric
 from tasks.evaluation.predictions import Array, Predictions
 
@@ -23,16 +23,18 @@ class Judging:
 
     score: actual, answer -> (rows,) float64, of each row, higher is better; `measure` is its name. Paired
     tests compare it: by McNemar's where it is `right_or_wrong`, 1 or 0, else by permutation.
-    unfit: answer -> (rows,) bool, rows that cannot have been answered so; `flaw` says in words why not.
+    unfit: actual, answer -> (rows,) bool, rows that cannot have been answered so; `flaw` says in words why
+    not. view: actual, answer, class names -> what the metrics take.
     """
 
     metrics: Mapping[str, Metric]
     usual: tuple[str, ...]
     measure: str
     score: Callable[[Array, Array], Array]
-    unfit: Callable[[Array], Array]
+    unfit: Callable[[Array, Array], Array]
     flaw: str
     right_or_wrong: bool = False
+    view: Callable[[Array, Array, Sequence[str]], tuple[Array, Array]] = lambda a, b, names: (a, b)
 
     def chosen(self, names: Sequence[str] | Auto) -> dict[str, Metric]:
         """The metrics of these names, in their order.
@@ -73,17 +75,25 @@ def _closeness(actual: Array, predicted: Array) -> Array:
     return np.asarray(-((predicted.astype(np.float64) - actual) ** 2))
 
 
-def _no_distribution(values: Array) -> Array:
+def _no_distribution(actual: Array, values: Array) -> Array:
     fit = (values >= 0).all(axis=1) & np.isclose(values.sum(axis=1), 1, atol=1e-3)  # NaN is neither
     return np.asarray(~fit)
 
 
-def _no_shares(values: Array) -> Array:
+def _no_shares(actual: Array, values: Array) -> Array:
     return np.asarray(~((values >= 0) & (values <= 1)).all(axis=1))
 
 
-def _not_finite(values: Array) -> Array:
+def _not_finite(actual: Array, values: Array) -> Array:
     return np.asarray(~np.isfinite(values))
+
+
+def _not_all_tagged(actual: Array, predicted: Array) -> Array:
+    return np.array([len(a) != len(b) for a, b in zip(actual, predicted, strict=True)])
+
+
+def _no_likelihood(actual: Array, answer: Array) -> Array:
+    return np.asarray(~(np.isfinite(answer).all(axis=1) & (answer >= 0).all(axis=1)))
 
 
 ONE = Judging(
@@ -95,7 +105,18 @@ ONE = Judging(
     flaw="are no probabilities (not numbers, below 0, or a sum other than 1)",
     right_or_wrong=True,
 )
+LANGUAGE = Judging(
+    metrics=language.METRICS,
+    usual=("loss", "perplexity", "bits_per_byte", "token_accuracy"),
+    measure="negative bits per byte",
+    score=language.row_score,
+    unfit=_no_likelihood,
+    flaw="have no likelihood (not a number, or below 0)",
+)
 JUDGINGS: Mapping[str, Judging] = {
+    "text": LANGUAGE,
+    "completion": LANGUAGE,
+    "chat": LANGUAGE,
     "label": ONE,
     "pair": ONE,
     "labels": Judging(
@@ -113,5 +134,14 @@ JUDGINGS: Mapping[str, Judging] = {
         score=_closeness,
         unfit=_not_finite,
         flaw="are not finite numbers",
+    ),
+    "tags": Judging(
+        metrics=tagging.METRICS,
+        usual=("token_accuracy", "entity_f1", "macro_f1"),
+        measure="share of a row's words tagged rightly",
+        score=tagging.right,
+        unfit=_not_all_tagged,
+        flaw="have not one tag for each word",
+        view=tagging.counted,
     ),
 }

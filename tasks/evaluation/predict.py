@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.errors import TrainingError
-from tasks.evaluation.predictions import Array, Probabilities, Text
+from tasks.evaluation.predictions import Array, Probabilities, Text, ragged
+from tasks.evaluation.sequences import Wording
 from tasks.progress import track
 
 Tokens = Mapping[str, Sequence[Sequence[int]]]
@@ -23,6 +25,8 @@ Given = Mapping[str, Tensor]
 Batches = Callable[[Tokens], Iterable[tuple[Sequence[int], Given]]]
 Pooling = Callable[[Tensor, Tensor], Tensor]
 Matrix = NDArray[np.float32]
+
+LOGITS = 2**25  # of a language model at once: 128 MiB
 
 
 def logits(model: PreTrainedModel, rows: Tokens, *, ids: Sequence[str], batches: Batches) -> Matrix:
@@ -49,6 +53,52 @@ def features(
 
     (pooled,) = _forward(model, answer, rows, batches=batches)
     return _finite(pooled, ids, "features")
+
+
+def tags(model: PreTrainedModel, rows: Tokens, *, ids: Sequence[str], batches: Batches) -> Array:
+    """The likeliest class at each of the row's `places`, ragged (rows,).
+
+    Raises TrainingError naming the rows whose logits are not finite.
+    """
+    found: list[Matrix] = [np.empty((0, 1), dtype=np.float32)] * len(rows["places"])
+    each = _each(model, lambda given: (model(**given).logits,), batches(rows))
+    for number, (scores,) in track(each, total=len(found), description="predicting"):
+        found[number] = scores[np.asarray(rows["places"][number], dtype=np.int64)]
+    _finite(np.array([[one.sum()] for one in found]), ids, "logits")
+    return ragged(one.argmax(axis=1) for one in found)
+
+
+def likelihoods(model: PreTrainedModel, rows: Tokens, *, ids: Sequence[str], batches: Batches) -> Array:
+    """Sum of -ln p of the row's `targets`, each under the logits at its one of `places`, and how many are the
+    likeliest: (rows, 2) float64. Logits of one batch are held at once.
+
+    Raises TrainingError naming the rows whose loss is not finite.
+    """
+    found = np.zeros((len(rows["places"]), 2))
+    model.eval()
+    for numbers, given in track(
+        batches(rows), total=len(found), description="predicting", size=lambda batch: len(batch[0])
+    ):
+        with torch.inference_mode():
+            scores = model(**{name: value.to(model.device) for name, value in given.items()}).logits
+            for row, number in zip(scores, numbers, strict=True):
+                at = row[torch.as_tensor(list(rows["places"][number]), dtype=torch.int64)].float()
+                wanted = torch.as_tensor(list(rows["targets"][number]), dtype=torch.int64).to(at.device)
+                lost = functional.cross_entropy(at, wanted, reduction="none").double().sum()
+                found[number] = lost.item(), (at.argmax(dim=-1) == wanted).sum().item()
+    _finite(found[:, :1].astype(np.float32), ids, "losses")
+    return found
+
+
+def answers(
+    model: PreTrainedModel, rows: Tokens, *, kind: str, ids: Sequence[str], batches: Batches
+) -> Array:
+    """What the model says of rows of `kind`, as `predictions.FORMS` says."""
+    if kind == "tags":
+        return tags(model, rows, ids=ids, batches=batches)
+    if "targets" in rows:
+        return likelihoods(model, rows, ids=ids, batches=batches)
+    return FROM_LOGITS[kind](logits(model, rows, ids=ids, batches=batches))
 
 
 def logits_and_features(
@@ -80,14 +130,64 @@ def predict_texts(
     max_length: int,
 ) -> Array:
     """The answers to `texts`, or to pairs of them, as rows of `kind`, cut to `max_length` tokens as in
-    training."""
+    training. Of a word that is cut off, or is no token, the tag is -1."""
+    names = [f"text {number}" for number in range(1, len(texts) + 1)]
+    if kind == "tags":
+        words = [text.split() if isinstance(text, str) else list(text) for text in texts]
+        return _tag_words(model, tokenizer, words, ids=names, batches=batches, max_length=max_length)
     sides = [[text] if isinstance(text, str) else list(text) for text in texts]
     columns = [list(side) for side in zip(*sides, strict=True)]
     found = tokenizer(*columns, truncation=True, max_length=max_length)
     wanted = ["input_ids", *(["token_type_ids"] if len(columns) > 1 and "token_type_ids" in found else [])]
-    names = [f"text {number}" for number in range(1, len(texts) + 1)]
     given = {name: found[name] for name in wanted}
-    return FROM_LOGITS[kind](logits(model, given, ids=names, batches=batches))
+    return answers(model, given, kind=kind, ids=names, batches=batches)
+
+
+def _tag_words(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    words: Sequence[Sequence[str]],
+    *,
+    ids: Sequence[str],
+    batches: Batches,
+    max_length: int,
+) -> Array:
+    """A tag a word, ragged (rows,): that of its first token."""
+    found = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
+    given: dict[str, list[list[int]]] = {"input_ids": found["input_ids"], "places": []}
+    held: list[list[int]] = []
+    for row, _ in enumerate(words):
+        owners = found.word_ids(row)
+        firsts = {owner: place for place, owner in reversed(list(enumerate(owners))) if owner is not None}
+        given["places"].append([firsts[owner] for owner in sorted(firsts)])
+        held.append(sorted(firsts))
+    told = tags(model, given, ids=ids, batches=batches)
+    return ragged(_spread(row, places, len(of)) for row, places, of in zip(told, held, words, strict=True))
+
+
+def _spread(values: Array, places: Sequence[int], length: int) -> Array:
+    """`values` at `places` of so many, -1 elsewhere."""
+    found = np.full(length, -1, dtype=np.int64)
+    found[list(places)] = values
+    return found
+
+
+def affordable(model: PreTrainedModel, rows: Tokens, most: int) -> int:
+    """Rows of a batch, at most `most`, so that the logits of all their tokens are no more than LOGITS."""
+    longest, words = max(map(len, rows["input_ids"])), int(model.config.vocab_size)
+    return max(1, min(most, LOGITS // (longest * words)))
+
+
+def wording(tokenizer: PreTrainedTokenizerBase, *, masked: bool) -> Wording:
+    """How a language model's tokens are read."""
+
+    def decode(rows: Sequence[Sequence[int]]) -> list[str]:
+        plain = [list(row) for row in rows]
+        told = tokenizer.batch_decode(plain, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return list(told)
+
+    mask = tokenizer.mask_token_id if masked else None
+    return Wording(decode, frozenset(tokenizer.all_special_ids), mask)
 
 
 def softmax(scores: NDArray[Any]) -> Probabilities:

@@ -1,6 +1,6 @@
 """What a contestant answered on the test rows: the noun that metrics, verdict, pictures and report share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tasks.errors import ArtifactError
 
 Array = NDArray[Any]
 Labels = NDArray[np.int64]
-Text = str | tuple[str, str]  # a text, or a pair of them
+Text = str | tuple[str, str] | Sequence[str]  # a text, a pair of them, or words
 Probabilities = NDArray[np.float32]
 
 MODEL, HEAD = "model", "head"  # the contestants that are no baselines
@@ -27,11 +27,13 @@ CONTESTANT = {"contestant": pa.string(), "id": pa.string()}
 class Form:
     """The columns of a row that hold what is true of it, and those that hold what a contestant says.
 
-    In memory each is one array: (rows,) for a column of numbers, (rows, length) for a column of lists.
+    In memory each is one array: (rows,) for a column of numbers, (rows, length) for a column of lists, or,
+    where these are ragged, (rows,) objects, each an array.
     """
 
     actual: Mapping[str, pa.DataType]
     answer: Mapping[str, pa.DataType]
+    ragged: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +91,15 @@ def digest_rows(ids: Sequence[str], actual: Array) -> str:
     return files.digest_json({"ids": list(ids), "labels": [np.asarray(row).tolist() for row in actual]})
 
 
+def ragged(rows: Iterable[Sequence[int] | Array]) -> Array:
+    """(rows,) objects, each an int64 array of its own length."""
+    each = [np.asarray(row, dtype=np.int64) for row in rows]
+    found = np.empty(len(each), dtype=object)
+    for place, row in enumerate(each):  # numpy would make a table of rows that are equally long
+        found[place] = row
+    return found
+
+
 def _schema(kind: str) -> pa.Schema:
     form = FORMS[kind]
     return pa.schema({**CONTESTANT, **form.actual, **form.answer}, metadata={KIND: kind.encode()})
@@ -100,12 +111,14 @@ def _columns(values: Array, types: Mapping[str, pa.DataType]) -> list[Any]:
 
 def _answers(name: str, table: pa.Table, kind: str, path: Path) -> Predictions:
     form = FORMS[kind]
-    actual, answer = (_array(name, table, types, path) for types in (form.actual, form.answer))
+    actual, answer = (_array(name, table, form, types, path) for types in (form.actual, form.answer))
     return Predictions(name, tuple(table["id"].to_pylist()), actual, answer, kind)
 
 
-def _array(name: str, table: pa.Table, types: Mapping[str, pa.DataType], path: Path) -> Array:
+def _array(name: str, table: pa.Table, form: Form, types: Mapping[str, pa.DataType], path: Path) -> Array:
     columns = [table[column].to_pylist() for column in types]
+    if form.ragged:
+        return ragged(columns[0])
     kinds = [kind.value_type if pa.types.is_list(kind) else kind for kind in types.values()]
     if pa.types.is_list(next(iter(types.values()))) and len(widths := {len(row) for row in columns[0]}) > 1:
         raise ArtifactError(
@@ -117,9 +130,16 @@ def _array(name: str, table: pa.Table, types: Mapping[str, pa.DataType], path: P
 
 PROBABILITIES = {"probabilities": pa.list_(pa.float32())}  # of each class, in label order
 ONE = Form({"label": pa.int64()}, PROBABILITIES)
+LANGUAGE = Form(  # tokens to foresee and their bytes; the sum of -ln p, and how many were the likeliest
+    {"tokens": pa.int64(), "bytes": pa.int64()}, {"loss": pa.float64(), "hits": pa.int64()}
+)
 FORMS: Mapping[str, Form] = {
     "label": ONE,
     "pair": ONE,
     "labels": Form({"labels": pa.list_(pa.int8())}, PROBABILITIES),  # 1 for each label that the row has
     "score": Form({"score": pa.float32()}, {"predicted": pa.float32()}),
+    "text": LANGUAGE,
+    "completion": LANGUAGE,
+    "chat": LANGUAGE,
+    "tags": Form({"tags": pa.list_(pa.int32())}, {"predicted": pa.list_(pa.int32())}, ragged=True),
 }

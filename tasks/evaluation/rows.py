@@ -10,18 +10,27 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from tasks.errors import DataError
-from tasks.evaluation.predictions import Array
+from tasks.evaluation.predictions import Array, ragged
 
-TOKENS = ("input_ids", "token_type_ids")
+TOKENS = ("input_ids", "token_type_ids", "places")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """ids; the columns of tokens, ragged; what is true of the rows, as `predictions.FORMS` says."""
+    """ids; the columns of tokens, ragged, and for tags the place of each word's first; what is true of the
+    rows, as `predictions.FORMS` says."""
 
     ids: tuple[str, ...]
     tokens: Mapping[str, Sequence[Sequence[int]]]
     actual: Array
+
+    @property
+    def answered(self) -> list[Sequence[int]]:
+        """The tokens that have an answer of their own, ragged: `targets`, else those at `places`."""
+        if "targets" in self.tokens:
+            return list(self.tokens["targets"])
+        pairs = zip(self.tokens["input_ids"], self.tokens.get("places", ()), strict=False)
+        return [[ids[place] for place in places] for ids, places in pairs]
 
 
 @dataclass(frozen=True)
@@ -35,11 +44,15 @@ class Reading:
 
 def read(path: Path, kind: str) -> Rows:
     """Raises DataError for a split without rows."""
-    table = parquet.read_table(path)
-    if not len(table):
-        raise DataError(f"{path} has no rows: enlarge preparation.fractions or preparation.subset")
+    table = demand_rows(parquet.read_table(path), path)
     tokens = {name: table[name].to_pylist() for name in TOKENS if name in table.column_names}
     return Rows(tuple(table["id"].to_pylist()), tokens, READINGS[kind].actual(table))
+
+
+def demand_rows(table: pa.Table, path: Path) -> pa.Table:
+    if not len(table):
+        raise DataError(f"{path} has no rows: enlarge preparation.fractions or preparation.subset")
+    return table
 
 
 def _class_numbers(table: pa.Table) -> Array:
@@ -54,6 +67,16 @@ def _scores(table: pa.Table) -> Array:
     return np.asarray(table["label"].to_numpy(), dtype=np.float32)
 
 
+def _tags(table: pa.Table) -> Array:
+    return ragged(table["tags"].to_pylist())
+
+
+def _in_order(numbers: Array, tags: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether these are tags of `tags`, in its order; encoding may have left out some."""
+    left = iter(tags)
+    return all(names[number] in left for number in numbers)
+
+
 ONE = Reading(_class_numbers, lambda number, label, names: bool(names[number] == label))
 READINGS: Mapping[str, Reading] = {
     "label": ONE,
@@ -64,5 +87,6 @@ READINGS: Mapping[str, Reading] = {
             {name for name, flag in zip(names, flags, strict=True) if flag} == set(labels)
         ),
     ),
+    "tags": Reading(_tags, _in_order),
     "score": Reading(_scores, lambda score, wanted, names: bool(score == np.float32(wanted))),
 }

@@ -128,7 +128,7 @@ def _unfit(name: str, answers: Predictions) -> Iterator[str]:
     if len(answers.actual) != rows or len(answers.answer) != rows:
         sizes = f"{len(answers.actual):,} labels and {len(answers.answer):,} answers"
         yield f"{name} has {rows:,} ids, {sizes}"
-    elif bad := int(judging.find(answers.kind).unfit(answers.answer).sum()):
+    elif bad := int(judging.find(answers.kind).unfit(answers.actual, answers.answer).sum()):
         yield f"{name}: {bad:,} of {rows:,} rows {judging.find(answers.kind).flaw}"
 
 
@@ -145,6 +145,5 @@ def _incomparable(name: str, candidate: Predictions, rival: Predictions) -> Iter
     elif candidate.answer.shape[1:] != rival.answer.shape[1:]:
         theirs, ours = rival.answer.shape[1:], candidate.answer.shape[1:]
         yield f"{name} knows {theirs[0]} classes, the candidate {ours[0]}"
-    elif not np.array_equal(candidate.actual, rival.actual):
-        differ = sum(not np.array_equal(a, b) for a, b in zip(candidate.actual, rival.actual, strict=True))
+    elif differ := sum(not np.array_equal(a, b) for a, b in zip(candidate.actual, rival.actual, strict=True)):
         yield f"{name} was evaluated against other labels: {differ:,} of {len(rival.ids):,} rows differ"

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as parquet
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from tasks import files
 from tasks.artifacts import (
@@ -31,6 +31,7 @@ from tasks.evaluation import (
     report,
     rows,
     scores,
+    sequences,
     verdict,
 )
 from tasks.evaluation.baselines import Baseline
@@ -96,6 +97,12 @@ class Frozen:
             self.model, test.tokens, ids=test.ids, batches=_batches(self.model)
         )
 
+    def answers(self, kind: str) -> Array:
+        """To the test rows."""
+        if kind in predict.FROM_LOGITS:
+            return predict.FROM_LOGITS[kind](self.test_answers[0])
+        return _ask(self.model, self.test.rows, kind)
+
 
 def run(params: Params, root: Path, track: Track) -> Evaluation:
     settings, kind = params.evaluation, params.sources.text.kind
@@ -106,10 +113,11 @@ def run(params: Params, root: Path, track: Track) -> Evaluation:
     _agree({"preparation": prepared, "encoding": encoded, "conversion": converted, "finetuning": trained})
     _belongs(trained, converted, encoded, kind)
     contest = Contest(kind, measured, contestants, len(encoded.labels) or 1)
-    train, test = (_split(prepared, encoded, split) for split in ("train", "test"))
+    wording = _wording(trained) if kind in sequences.STARTS else None
+    train, test = (_split(prepared, encoded, split, wording) for split in ("train", "test"))
     where = device.choose(params.finetuning.device)
     answers = _answers(contest, converted, trained, train, test, where)
-    figures = {name: _figures(found, measured, settings) for name, found in answers.items()}
+    figures = {name: _figures(found, measured, encoded.labels, settings) for name, found in answers.items()}
     comparisons = _compare(answers, settings)
     digest = predictions.digest_rows(test.rows.ids, test.rows.actual)
     with files.replace_directory(Evaluation.folder(root)) as draft:
@@ -169,9 +177,22 @@ def _belongs(
         raise ArtifactError(f"{trained.path} was trained on other {other}: run `dvc repro finetuning`")
 
 
-def _split(prepared: PreparedText, encoded: EncodedDataset, split: str) -> Split:
+def _wording(trained: TrainedModel) -> sequences.Wording:
+    """How the model's tokens are read; masked where its class is one that guesses."""
+    directory = trained.path / "model"
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    (architecture,) = AutoConfig.from_pretrained(directory, local_files_only=True).architectures
+    return predict.wording(tokenizer, masked=architecture.endswith("ForMaskedLM"))
+
+
+def _split(
+    prepared: PreparedText, encoded: EncodedDataset, split: str, wording: sequences.Wording | None
+) -> Split:
     """Raises DataError where encoding and preparation differ in a row or what is true of it."""
-    path, same = encoded.path / f"{split}.parquet", rows.READINGS[encoded.kind].same
+    path = encoded.path / f"{split}.parquet"
+    if wording is not None:
+        return Split(*sequences.read(path, encoded.kind, wording))
+    same = rows.READINGS[encoded.kind].same
     found, known = rows.read(path, encoded.kind), _known(prepared)
     stray = [
         id
@@ -204,54 +225,67 @@ def _answers(
     where: str,
 ) -> dict[str, Predictions]:
     """Every contestant's predictions: baselines, the head alone (if a phase trained it alone), the model."""
-    before = _load(converted.path / "model", contest.classes, where)
+    before = _load(converted.path / "model", contest, where)
     frozen = Frozen(before, train, test, trained.path / "frozen.npy")
-    head, answer = trained.path / "head.safetensors", predict.FROM_LOGITS[contest.kind]
-    if head.exists():
+    head = trained.path / "head.safetensors"
+    alone = head.exists() and contest.kind not in sequences.STARTS
+    if alone:
         floors.with_head(frozen.model, head)
     found = _baselines(contest, frozen)
-    if head.exists():
-        found[HEAD] = answer(frozen.test_answers[0])
-    model, asked = _load(trained.path / "model", contest.classes, where), test.rows
-    final = predict.logits(model, asked.tokens, ids=asked.ids, batches=_batches(model))
-    found[MODEL] = answer(final)
+    if alone:
+        found[HEAD] = frozen.answers(contest.kind)
+    asked = test.rows
+    found[MODEL] = _ask(_load(trained.path / "model", contest, where), asked, contest.kind)
     return {
         name: Predictions(name, asked.ids, asked.actual, values, contest.kind)
         for name, values in found.items()
     }
 
 
+def _ask(model: PreTrainedModel, asked: rows.Rows, kind: str) -> Array:
+    size = predict.affordable(model, asked.tokens, ROWS) if kind in sequences.STARTS else ROWS
+    return predict.answers(model, asked.tokens, kind=kind, ids=asked.ids, batches=_batches(model, size))
+
+
 def _baselines(contest: Contest, frozen: Frozen) -> dict[str, Array]:
-    train = baselines.Inputs(frozen.train.texts, lambda: frozen.train_features)
-    test = baselines.Inputs(frozen.test.texts, lambda: frozen.test_answers[1])
+    seen, asked = frozen.train, frozen.test
+    train = baselines.Inputs(seen.texts, lambda: frozen.train_features, seen.rows.answered)
+    test = baselines.Inputs(
+        asked.texts,
+        lambda: frozen.test_answers[1],
+        asked.rows.answered,
+        lambda: frozen.answers(contest.kind),
+    )
+    language = contest.kind in sequences.STARTS
+    classes = frozen.model.config.vocab_size if language else contest.classes
     actual = frozen.train.rows.actual
     return {
-        name: baseline.answer(train, actual, test, contest.classes)
-        for name, baseline in contest.baselines.items()
+        name: baseline.answer(train, actual, test, classes) for name, baseline in contest.baselines.items()
     }
 
 
-def _load(directory: Path, classes: int, where: str) -> PreTrainedModel:
+def _load(directory: Path, contest: Contest, where: str) -> PreTrainedModel:
     model = floors.load(directory, device=where)
-    if model.config.num_labels != classes:
+    if contest.kind not in sequences.STARTS and model.config.num_labels != contest.classes:
         raise DataError(
-            f"{directory}: the head has {model.config.num_labels} outputs, the data {classes} labels: "
-            "run `dvc repro conversion`"
+            f"{directory}: the head has {model.config.num_labels} outputs, the data {contest.classes} "
+            "labels: run `dvc repro conversion`"
         )
     return model
 
 
-def _batches(model: PreTrainedModel) -> predict.Batches:
-    return partial(sorted_batches, batch_size=ROWS, pad=model.config.pad_token_id or 0)
+def _batches(model: PreTrainedModel, size: int = ROWS) -> predict.Batches:
+    return partial(sorted_batches, batch_size=size, pad=model.config.pad_token_id or 0)
 
 
 def _figures(
-    found: Predictions, measured: Mapping[str, Metric], settings: EvaluationParams
+    found: Predictions, measured: Mapping[str, Metric], names: Sequence[str], settings: EvaluationParams
 ) -> dict[str, Interval]:
-    values = scores.scores(found.actual, found.answer, measured)
+    actual, answer = judging.find(found.kind).view(found.actual, found.answer, names)
+    values = scores.scores(actual, answer, measured)
     ranges = metrics.bootstrap(
-        found.actual,
-        found.answer,
+        actual,
+        answer,
         measured,
         resamples=settings.resamples,
         confidence=settings.confidence,

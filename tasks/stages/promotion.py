@@ -18,7 +18,7 @@ import pyarrow.parquet as parquet
 from tasks import environment, files
 from tasks.artifacts import EncodedDataset, Evaluation, PreparedText, Promotion, TrainedModel
 from tasks.errors import ArtifactError, InputError, RegraftError
-from tasks.evaluation import predictions, verdict
+from tasks.evaluation import predictions, sequences, verdict
 from tasks.evaluation.predictions import HEAD, MODEL, Array, Predictions, Text
 from tasks.evaluation.verdict import Verdict
 from tasks.params import Params
@@ -111,14 +111,16 @@ def rollback(params: Params, root: Path, *, to: int | None, reason: str) -> str:
 
 def predict(params: Params, root: Path, texts: Sequence[Text]) -> tuple[str, tuple[str, ...], Array]:
     """The kind of row that the champion learned from, its label names, and its answers to `texts`, or to
-    pairs of texts, as `predictions.FORMS` says: probabilities (rows, classes) or scores (rows,), float32.
+    pairs of texts, as `predictions.FORMS` says: probabilities (rows, classes) or scores (rows,), float32;
+    of a language model, what it goes on to say, (rows,) texts.
 
     Raises InputError where there is no champion, and where it learned from pairs and is asked about single
     texts, or the other way round.
     """
     registry = Registry(root, params.promotion.model)
     champion = registry.must_have_champion()
-    labels, steps = tuple(_registered(champion, "labels")), _registered(champion, "clean")
+    labels, kind = tuple(_registered(champion, "labels")), KINDS[_kind(champion)]
+    steps = _registered(champion, "clean") if kind.cleaned else ()
     _demand_kind(champion, texts)
     if not texts:
         return _kind(champion), labels, np.empty(0)
@@ -291,11 +293,51 @@ def _answer_again(case: Case, champion: Version) -> Predictions:
     ours = case.answers[MODEL]
     if (theirs := _kind(champion)) != ours.kind:
         raise InputError(f"it learned from rows of kind {theirs}, the test rows are of kind {ours.kind}")
+    if ours.kind in sequences.STARTS:
+        return _foreseen_again(case, champion)
     order = _label_order(champion, case.evaluation.labels)
     texts = _texts(case.root, ours.ids)
     found = _answers(case.registry, champion, texts, case.params.finetuning.device)
-    told = np.ascontiguousarray(found[:, order]) if order else found
-    return Predictions(MODEL, ours.ids, ours.actual, told, ours.kind)
+    return Predictions(MODEL, ours.ids, ours.actual, _in_our_order(found, order, ours.kind), ours.kind)
+
+
+def _foreseen_again(case: Case, champion: Version) -> Predictions:
+    """What a champion that is a language model makes of the candidate's test rows, as they are encoded.
+
+    Raises InputError where it cuts texts into other tokens.
+    """
+    ours, directory = case.answers[MODEL], case.registry.download(champion)
+    vocabularies = {_vocabulary(folder) for folder in (directory, case.trained.path / "model")}
+    if len(vocabularies) > 1:
+        raise InputError("its tokenizer is another, so that the encoded rows mean nothing to it")
+    # Heavy, and needed by neither a rollback nor a plain promotion.
+    from transformers import AutoTokenizer
+
+    from tasks.evaluation import predict
+    from tasks.model import batches, floors
+    from tasks.training.device import choose
+
+    model = floors.load(directory, device=choose(case.params.finetuning.device))
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    wording = predict.wording(tokenizer, masked=not model.can_generate())
+    path = EncodedDataset.folder(case.root) / "test.parquet"
+    rows, _ = sequences.read(path, ours.kind, wording)
+    size = predict.affordable(model, rows.tokens, BATCH_ROWS)
+    cut = partial(batches.sorted_batches, batch_size=size, pad=model.config.pad_token_id or 0)
+    found = predict.likelihoods(model, rows.tokens, ids=rows.ids, batches=cut)
+    return Predictions(MODEL, rows.ids, rows.actual, found, ours.kind)
+
+
+def _vocabulary(directory: Path) -> str:
+    return files.digest_file(directory / "tokenizer.json")
+
+
+def _in_our_order(found: Array, order: Sequence[int], kind: str) -> Array:
+    """Columns of probabilities, or numbers of tags (those of words that were not asked left out)."""
+    if kind == "tags":
+        ours = np.argsort(order)
+        return predictions.ragged(ours[row[row >= 0]] for row in found)
+    return np.ascontiguousarray(found[:, order]) if order else found
 
 
 def _answers(registry: Registry, version: Version, texts: Sequence[Text], device: str) -> Array:
@@ -304,12 +346,15 @@ def _answers(registry: Registry, version: Version, texts: Sequence[Text], device
     # Heavy, and needed by neither a rollback nor a plain promotion.
     from transformers import AutoTokenizer
 
-    from tasks.evaluation import predict
+    from tasks.evaluation import continuing, predict
     from tasks.model import batches, floors
     from tasks.training.device import choose
 
     model = floors.load(directory, device=choose(device))
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    if _kind(version) in sequences.STARTS:
+        said = continuing.continuations(model, tokenizer, [str(text) for text in texts], kind=_kind(version))
+        return np.array(said, dtype=object)
     cut = partial(batches.sorted_batches, batch_size=BATCH_ROWS, pad=model.config.pad_token_id or 0)
     found: Array = predict.predict_texts(
         model, tokenizer, texts, kind=_kind(version), batches=cut, max_length=length
@@ -337,10 +382,10 @@ def _registered(version: Version, name: str) -> Any:
 def _texts(root: Path, ids: tuple[str, ...]) -> list[Text]:
     """Of these rows; both of a pair."""
     prepared = PreparedText.load(root)
-    columns = list(KINDS[prepared.kind].compared)
+    columns = ["tokens"] if prepared.kind == "tags" else list(KINDS[prepared.kind].compared)
     table = parquet.read_table(prepared.path / "rows.parquet", columns=["id", *columns])
     found = zip(*(table[name].to_pylist() for name in columns), strict=True)
-    texts: list[Text] = [row[0] if len(row) == 1 else (row[0], row[1]) for row in found]
+    texts: list[Text] = [row[0] if len(row) == 1 else row for row in found]
     known = dict(zip(table["id"].to_pylist(), texts, strict=True))
     if missing := [row for row in ids if row not in known]:
         raise ArtifactError(

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import mlflow.transformers
+import transformers
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import ColSpec, DataType, Object, Property, Schema
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 WEIGHTS = "model.safetensors"
 EXAMPLE = ["what a lovely day", "this was a waste of time"]
 PAIRS = [{"text": "the day was lovely", "text_pair": "it rained all day"}]
 ANSWER = Schema([ColSpec(DataType.string, "label"), ColSpec(DataType.double, "score")])
 TEXT = Schema([ColSpec(DataType.string)])
+LONGEST = 64  # tokens that a language model says, at most
 BOTH = Schema([ColSpec(DataType.string, name) for name in ("text", "text_pair")])
 
 
@@ -32,9 +34,11 @@ class Serving:
     config: Mapping[str, Any]
 
 
-def serving(kind: str, labels: int, max_length: int) -> Serving:
+def serving(kind: str, labels: int, max_length: int, *, masked: bool) -> Serving:
     """Of rows of `kind` with so many labels. A row with any number of labels is answered by all of them, the
-    likeliest in the column 0, each with its own probability; a score stands under `score`."""
+    likeliest in the column 0, each with its own probability; a score stands under `score`. Of tags
+    MLflow's pyfunc gives those of a text's tokens with commas between; `mlflow.transformers.load_model` gives
+    the pipeline, which also tells where in the text each stands."""
     task, config = "text-classification", {"truncation": True, "max_length": max_length}
     if kind == "pair":
         return Serving(task, BOTH, ANSWER, PAIRS, config)
@@ -42,7 +46,20 @@ def serving(kind: str, labels: int, max_length: int) -> Serving:
         ranked = Object([Property("label", DataType.string), Property("score", DataType.double)])
         columns = Schema([ColSpec(ranked, str(place)) for place in range(labels)])
         return Serving(task, TEXT, columns, EXAMPLE, {**config, "top_k": labels})
+    if kind in ("text", "completion", "chat"):
+        return _language(masked=masked)
+    if kind == "tags":
+        return Serving("token-classification", TEXT, TEXT, EXAMPLE, {"ignore_labels": []})
     return Serving(task, TEXT, ANSWER, EXAMPLE, config)
+
+
+def _language(*, masked: bool) -> Serving:
+    """A text is continued, a chat as its template has written it; where the model guesses hidden tokens, the
+    one mask of a text is filled."""
+    if masked:
+        return Serving("fill-mask", TEXT, TEXT, EXAMPLE, {})
+    config = {"max_new_tokens": LONGEST, "do_sample": False, "return_full_text": False}
+    return Serving("text-generation", TEXT, TEXT, EXAMPLE, config)
 
 
 def save(directory: Path, target: Path, about: Model, *, max_length: int, kind: str) -> None:
@@ -52,11 +69,13 @@ def save(directory: Path, target: Path, about: Model, *, max_length: int, kind: 
     asked of the network.
     """
     getLogger("mlflow.transformers").setLevel(ERROR)  # it warns that a local model has no card on the Hub
-    model = AutoModelForSequenceClassification.from_pretrained(directory, local_files_only=True)
+    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    model = getattr(transformers, config.architectures[0]).from_pretrained(directory, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    tokenizer.model_max_length = max_length  # some pipelines are not told it otherwise
     # MLflow asks the Hub for the card of whatever name the model bears; no repository can have this one.
     model.name_or_path = f"regraft://{directory.name}"
-    served = serving(kind, model.config.num_labels, max_length)
+    served = serving(kind, model.config.num_labels, max_length, masked=not model.can_generate())
     mlflow.transformers.save_model(
         {"model": model, "tokenizer": tokenizer},  # a path would fail: 'str' has no __name__
         str(target),

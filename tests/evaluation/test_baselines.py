@@ -4,6 +4,7 @@ import pytest
 from tasks.errors import ParamsError
 from tasks.evaluation import baselines
 from tasks.evaluation.baselines import Inputs
+from tasks.evaluation.predictions import ragged
 
 BASELINES = baselines.BASELINES["label"]
 GOOD, BAD = (
@@ -102,3 +103,12 @@ def test_scores_are_answered_in_the_unit_of_training(name):
     found = answer(_inputs(20 * (GOOD + BAD)), np.tile(scores, 20), _inputs([GOOD[0], BAD[2]]), 1)
     assert (found.shape, found.dtype) == ((2,), np.float32)
     assert found == pytest.approx([20, 20] if name == "mean" else [30, 10], abs=2)
+
+
+def test_tags_are_looked_up_by_the_word_or_are_the_commonest():
+    train = Inputs(["", ""], lambda: None, [[7, 8, 7], [7, 9]])
+    test = Inputs(["", ""], lambda: None, [[8, 6], [7]])
+    tags = ragged([[1, 0, 2], [1, 2]])
+    found = {n: b.answer(train, tags, test, 3) for n, b in baselines.BASELINES["tags"].items()}
+    assert [row.tolist() for row in found["majority"]] == [[1, 1], [1]]
+    assert [row.tolist() for row in found["lookup"]] == [[0, 1], [1]]

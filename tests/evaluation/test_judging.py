@@ -6,8 +6,9 @@ from tasks.evaluation import judging
 from tasks.evaluation.baselines import BASELINES
 from tasks.evaluation.exhibits import EXHIBITS
 from tasks.evaluation.judging import JUDGINGS
-from tasks.evaluation.predictions import FORMS, Predictions
+from tasks.evaluation.predictions import FORMS, Predictions, ragged
 from tasks.evaluation.rows import READINGS
+from tasks.evaluation.sequences import STARTS
 
 
 def test_unknown_metrics_are_all_named():
@@ -24,7 +25,7 @@ def test_the_usual_metrics_of_a_kind_fit_it(kind):
 
 
 def test_every_table_knows_the_same_kinds_of_row():
-    for table in (BASELINES, EXHIBITS, FORMS, READINGS):
+    for table in (BASELINES, EXHIBITS, FORMS, {**READINGS, **STARTS}):
         assert set(table) == set(JUDGINGS)
 
 
@@ -35,7 +36,7 @@ def test_a_metric_of_another_kind_does_not_fit():
 
 def test_a_kind_that_nobody_can_judge_is_named_with_those_that_can_be():
     with pytest.raises(
-        DataError, match="rows of kind 'rating' cannot be evaluated yet; kinds that can: label"
+        DataError, match="rows of kind 'rating' cannot be evaluated yet; kinds that can: text"
     ):
         judging.find("rating")
 
@@ -43,6 +44,7 @@ def test_a_kind_that_nobody_can_judge_is_named_with_those_that_can_be():
 TRUTH = {
     "label": (np.array([0, 1, 1, 1]), np.eye(2, dtype=np.float32)[[0, 1, 1, 1]]),
     "labels": (np.eye(3, dtype=np.int8)[[0, 1, 2, 1]], np.eye(3, dtype=np.float32)[[0, 1, 2, 1]]),
+    "text": (np.array([[1, 2], [2, 3], [4, 9], [8, 9]]), np.array([[0.1, 1], [0.1, 2], [0.2, 4], [0.1, 8]])),
     "score": (np.array([1, 2, 4, 8], np.float32), np.array([1, 2, 4, 8], np.float32)),
 }
 
@@ -50,12 +52,17 @@ TRUTH = {
 @pytest.mark.parametrize("kind", sorted(TRUTH))
 def test_the_truth_scores_best_in_every_way(kind):
     actual, truth = TRUTH[kind]
-    judged, other = judging.find(kind), truth[::-1]
-    assert not judged.unfit(truth).any()
+    judged, other = judging.find(kind), truth * [2, 0.5] if kind == "text" else truth[::-1]
+    assert not judged.unfit(actual, truth).any()
     assert judged.score(actual, truth).mean() > judged.score(actual, other).mean()
     for name, metric in judged.metrics.items():
         gain = metric(actual, truth) - metric(actual, other)
         assert (gain > 0) == metric.higher_is_better, name
+
+
+def test_a_word_without_a_tag_is_no_answer():
+    actual, said = ragged([[0, 1], [2]]), ragged([[0], [1]])
+    assert judging.find("tags").unfit(actual, said).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("kind", sorted(TRUTH))
@@ -63,6 +70,6 @@ def test_what_is_no_number_is_no_answer(kind):
     actual, truth = TRUTH[kind]
     spoiled = truth.copy()
     spoiled[2] = np.nan
-    assert judging.find(kind).unfit(spoiled).tolist() == [False, False, True, False]
+    assert judging.find(kind).unfit(actual, spoiled).tolist() == [False, False, True, False]
     ids = tuple("abcd")
     assert judging.scores(Predictions("m", ids, actual, truth, kind)).shape == (4,)

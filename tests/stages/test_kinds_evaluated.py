@@ -58,27 +58,51 @@ def score_of(ids):
     return float(ids.count(4) - ids.count(5))
 
 
+def tags_of(ids):
+    """A film is what it is called, and all that is behind it in a row of adjectives."""
+    found = []
+    for id in ids:
+        inside = found and found[-1] != "O"
+        found.append("B-film" if id == 6 else "I-film" if inside and id in (7, 8) else "O")
+    return found
+
+
 LABELS = ("fine", "lengthy")
-SAID = {"labels": labels_of, "score": score_of}  # kind -> a row's answer in the column of that name
+TAGS = ("B-film", "I-film", "O")
+SAID = {
+    "labels": labels_of,
+    "score": score_of,
+    "tags": tags_of,
+}  # kind -> what a row's column of that name has
 ENCODED = {
     "labels": ("labels", pa.list_(pa.int8()), lambda ids: [int(n in labels_of(ids)) for n in LABELS]),
     "score": ("label", pa.float32(), score_of),
+    "tags": ("tags", pa.list_(pa.int64()), lambda ids: [TAGS.index(tag) for tag in tags_of(ids)]),
 }
-NAMES = {"labels": LABELS, "score": ()}
+NAMES = {"labels": LABELS, "score": (), "tags": TAGS}
 
 
 def write_rows(root, kind, prepared):
     rows = [
-        {"id": id, "text": text, kind: SAID[kind](ids), "split": split}
+        {"id": id, "text": text, "tokens": text.split(), kind: SAID[kind](ids), "split": split}
         for split in SPLITS
         for id, ids, text in drawn(split)
     ]
     prepared(root, rows, kind=kind, labels=NAMES[kind])
     column, type_, told = ENCODED[kind]
-    schema = pa.schema([("id", pa.string()), ("input_ids", pa.list_(pa.int32())), (column, type_)])
+    places = {"places": pa.list_(pa.int32())} if kind == "tags" else {}
+    schema = pa.schema({"id": pa.string(), "input_ids": pa.list_(pa.int32()), **places, column: type_})
     with files.replace_directory(EncodedDataset.folder(root)) as draft:
         for split in SPLITS:
-            table = [{"id": id, "input_ids": [2, *ids, 3], column: told(ids)} for id, ids, _ in drawn(split)]
+            table = [
+                {
+                    "id": id,
+                    "input_ids": [2, *ids, 3],
+                    "places": [*range(1, len(ids) + 1)],
+                    column: told(ids),
+                }
+                for id, ids, _ in drawn(split)
+            ]
             pq.write_table(pa.Table.from_pylist(table, schema), draft / f"{split}.parquet")
         sizes = dict.fromkeys(("tokens", "truncated", "lost", "unknown"), COUNTS)
         EncodedDataset.save(draft, kind=kind, labels=NAMES[kind], max_length=16, rows=COUNTS, **sizes)
@@ -91,7 +115,15 @@ def learn(model, kind, epochs):
     rows = [[2, *ids, 3] for _, ids, _ in drawn("train")]
     padded = torch.tensor([row + [0] * (9 - len(row)) for row in rows])
     given = {"input_ids": padded, "attention_mask": (padded > 0).long()}
-    wanted = torch.tensor([ENCODED[kind][2](row) for row in rows], dtype=torch.float32)
+    wanted = (
+        torch.tensor([ENCODED[kind][2](row) for row in rows], dtype=torch.float32)
+        if kind != "tags"
+        else (
+            torch.tensor(
+                [[-100, *ENCODED[kind][2](row[1:-1]), *[-100] * (10 - len(row))][:9] for row in rows]
+            )
+        )
+    )
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     for _ in range(epochs):
         optimizer.zero_grad()
@@ -101,7 +133,7 @@ def learn(model, kind, epochs):
 
 def write_models(root, kind, tokenizer, *, epochs=60, head=None):
     import torch
-    from transformers import BertConfig, BertForSequenceClassification
+    from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification
 
     torch.manual_seed(1)
     head = (
@@ -109,13 +141,14 @@ def write_models(root, kind, tokenizer, *, epochs=60, head=None):
         or {
             "labels": {"problem_type": "multi_label_classification", "id2label": dict(enumerate(LABELS))},
             "score": {"problem_type": "regression", "id2label": {0: "score"}},
+            "tags": {"id2label": dict(enumerate(TAGS))},
         }[kind]
     )
     config = BertConfig(
         vocab_size=len(WORDS), hidden_size=24, num_hidden_layers=1, num_attention_heads=3,
         intermediate_size=40, max_position_embeddings=33, pad_token_id=0, **head,
     )  # fmt: skip
-    model = BertForSequenceClassification(config).eval()
+    model = (BertForTokenClassification if kind == "tags" else BertForSequenceClassification)(config).eval()
     names = {"labels": NAMES[kind]}
     with files.replace_directory(ConvertedCheckpoint.folder(root)) as draft:
         model.save_pretrained(draft / "model")
@@ -246,6 +279,27 @@ def test_rows_with_a_score_reach_a_champion(ready):
     answers = served(root).predict(["good good good", "bad bad"])
     assert answers["score"].tolist() == pytest.approx(said, abs=1e-3)
     assert json.loads((root / "reports" / "metrics.json").read_text())["model"]["rmse"] == figures["model"]
+
+
+@pytest.mark.e2e
+def test_rows_with_a_tag_a_word_reach_a_champion(ready):
+    root = ready("tags", epochs=120)
+    record = evaluation.run(settings("tags"), root, Silent())
+    figures = {name: found["entity_f1"]["value"] for name, found in record.metrics.items()}
+    assert list(figures) == ["lookup", "majority", "model"]
+    assert figures["model"] > 0.8 > figures["lookup"]
+    assert figures["majority"] == 0
+    assert record.comparisons["majority"]["measure"] == "share of a row's words tagged rightly"
+    answers = predictions.read(record.path / "predictions.parquet")["model"]
+    assert [len(row) for row in answers.answer] == [len(ids) for _, ids, _ in drawn("test")]
+    assert page_of(root).count("<svg") == 4
+    assert len(confusion(root)) == 1 + sum(len(row) for row in answers.actual)
+    assert evaluation.run(settings("tags"), root, Silent()).digest == record.digest
+
+    assert promotion.run(settings("tags", "promotion.must_beat=[majority]"), root, Silent()).alias_moved
+    assert told(root, "tags", "the film long") == "the/O film/B-film long/I-film"
+    assert told(root, "tags", "bad " * 20).split()[13:15] == ["bad/O", "bad/?"]
+    assert list(served(root).predict(["the film", "bad"])) == ["O,B-film", "O"]
 
 
 @pytest.mark.e2e

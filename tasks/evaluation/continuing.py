@@ -1,0 +1,47 @@
+"""What a language model goes on to say."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tasks.errors import InputError
+
+LONGEST = 64  # tokens said, at most
+
+
+def continuations(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, kind: str
+) -> list[str]:
+    """The likeliest next tokens after each of `texts`, one at a time; of a chat, the answer to it.
+
+    Raises InputError for a model that guesses hidden tokens and cannot go on.
+    """
+    if not model.can_generate():
+        raise InputError(
+            f"a {type(model).__name__} guesses hidden tokens and cannot continue a text: its figures are in "
+            "reports/evaluation.html"
+        )
+    return [_continued(model, tokenizer, text, chat=kind == "chat") for text in texts]
+
+
+def _continued(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool) -> str:
+    given = _prompt(tokenizer, text, chat=chat).to(model.device)
+    asked = given["input_ids"].shape[1]
+    end = tokenizer.eos_token_id
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
+    with torch.inference_mode():
+        said = model.generate(  # type: ignore[operator]
+            **given, max_new_tokens=LONGEST, do_sample=False, eos_token_id=end, pad_token_id=pad
+        )
+    return str(tokenizer.decode(said[0, asked:], skip_special_tokens=True))
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool) -> Any:
+    """As the rows that the model learned from: a chat by its template, which writes the special tokens."""
+    written = text
+    if chat:
+        message = [{"role": "user", "content": text}]
+        written = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+    return tokenizer(written, add_special_tokens=not chat, return_tensors="pt", return_token_type_ids=False)
