@@ -104,7 +104,7 @@ Jobs = Annotated[
     typer.Option(
         "--jobs",
         min=1,
-        help="trials at a time; each takes the memory of a fine-tuning and shares cores and GPU with the rest",
+        help="trials at a time; each takes the memory of a fine-tuning, all share cores and GPU",
     ),
 ]
 RECIPES = "\n\n".join(["Presets:", *(f"{name}: {preset.summary}" for name, preset in PRESETS.items())])

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor
@@ -29,6 +30,7 @@ from tasks import environment, files
 from tasks import params as parameters
 from tasks.__main__ import die_with_caller
 from tasks.artifacts import Evaluation, TrainedModel
+from tasks.errors import RegraftError
 from tasks.params import Params
 from tasks.sweeps import report
 from tasks.sweeps.results import Result, ranked
@@ -36,6 +38,7 @@ from tasks.sweeps.results import Result, ranked
 log = logging.getLogger(__name__)
 LEARNED, TESTED = TrainedModel.stage, Evaluation.stage
 PAGE = "sweep.html"
+STOPPING, WORKING = threading.Event(), threading.Event()  # of a process for trials
 
 
 @dataclass(frozen=True)
@@ -205,12 +208,29 @@ def _get_ready(jobs: int) -> None:
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
+    STOPPING.set()
+    if WORKING.is_set():  # else the pool's own word ends this process
+        sys.exit(128 + number)
 
 
 @task(name="trial", task_run_name="trial {trial.name}")
 def try_out(trial: Trial, stages: list[str], ground: Ground) -> Result:
-    """Fine-tune in a workspace that vanishes afterwards: what was made stays in DVC's cache."""
+    """Fine-tune in a workspace that vanishes afterwards: what was made stays in DVC's cache.
+
+    Raises RegraftError where the process is told to stop: the pool would not survive a SystemExit.
+    """
+    if STOPPING.is_set():  # handed out before the pool was told
+        raise RegraftError("stopped")
+    WORKING.set()
+    try:
+        return _fine_tune(trial, stages, ground)
+    except SystemExit:
+        raise RegraftError("stopped") from None
+    finally:
+        WORKING.clear()
+
+
+def _fine_tune(trial: Trial, stages: Sequence[str], ground: Ground) -> Result:
     from tasks.tracking import sweeps
 
     begun = time.monotonic()

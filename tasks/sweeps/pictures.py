@@ -1,6 +1,6 @@
 """Pictures of a sweep as SVG text: what led where. The same results give the same bytes.
 
-Backgrounds are transparent; INK marks what a page may replace by its own text colour.
+Backgrounds are transparent; INK and PAPER mark what a page may replace by its own colours.
 """
 
 import io
@@ -21,6 +21,7 @@ from tasks.sweeps.results import Result, descending
 Array = NDArray[Any]
 
 INK = "#767676"  # contrast 4.5 on white, 4.6 on black
+PAPER = "#fdfdfd"  # behind a label that lines would cross
 BLUE, ORANGE = "#3b7dd8", "#d9822b"  # told apart by every kind of colour blindness
 MAP = "viridis"  # equal steps look equal, also in grey
 STYLE: Mapping[str, Any] = {
@@ -140,11 +141,10 @@ def _cut(value: str) -> str:
 
 def _upright(axes: Axes, column: int, one: Scale) -> None:
     axes.axvline(column, color=INK, linewidth=0.8)
+    behind = {"boxstyle": "round,pad=0.15", "facecolor": PAPER, "edgecolor": "none", "alpha": 0.85}
+    look: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 9, "bbox": behind}
     for place, label in one.ticks.items():
-        axes.annotate(
-            label, (column, place), (5, 0), textcoords="offset points", va="center", fontsize=8.5,
-            bbox={"boxstyle": "round,pad=0.1", "facecolor": "none", "edgecolor": "none"},
-        )  # fmt: skip
+        axes.annotate(label, (column, place), (6, 0), zorder=5, **look)
 
 
 @contextmanager

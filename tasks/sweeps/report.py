@@ -37,7 +37,7 @@ def render(facts: Facts) -> str:
         headline=headline(facts),
         keys={key: pictures.short(key) for key in varied},
         figures=list(good[0].figures) if good else [],
-        picture=Markup(drawn.replace(pictures.INK, "currentColor")),
+        picture=Markup(drawn.replace(pictures.INK, "currentColor").replace(pictures.PAPER, "var(--card)")),
         failed=[result for result in facts.ranked if result.failure],
     )
 

@@ -58,7 +58,7 @@ def test_a_picture_is_svg_and_the_same_each_time(results):
 
 
 def test_parallel_coordinates_draw_a_line_a_trial():
-    lines = [path for path in tree.fromstring(pictures.parallel(BOTH, "accuracy")).iter(f"{SVG}path")]
+    lines = list(tree.fromstring(pictures.parallel(BOTH, "accuracy")).iter(f"{SVG}path"))
     thick = [path for path in lines if "stroke-width: 3" in path.get("style", "")]
     thin = [path for path in lines if "stroke-width: 1.3" in path.get("style", "")]
     assert (len(thick), len(thin)) == (1, 3)
