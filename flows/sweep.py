@@ -2,17 +2,12 @@
 
 import logging
 import multiprocessing
-import os
-import signal
-import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from prefect import flow, task, unmapped
@@ -21,16 +16,14 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ProcessPoolTaskRunner
 
-from flows import axes, forecast, search, workspace
+from flows import axes, forecast, search, worker, workspace
 from flows.axes import Space, Trial
 from flows.pipeline import stage_task
 from flows.search import Proposals
 from flows.stage import in_order, reproduce
 from tasks import environment, files
 from tasks import params as parameters
-from tasks.__main__ import die_with_caller
 from tasks.artifacts import Evaluation, TrainedModel
-from tasks.errors import RegraftError
 from tasks.params import Params
 from tasks.sweeps import report
 from tasks.sweeps.results import Result, ranked
@@ -38,7 +31,6 @@ from tasks.sweeps.results import Result, ranked
 log = logging.getLogger(__name__)
 LEARNED, TESTED = TrainedModel.stage, Evaluation.stage
 PAGE = "sweep.html"
-STOPPING, WORKING = threading.Event(), threading.Event()  # of a process for trials
 
 
 @dataclass(frozen=True)
@@ -133,7 +125,7 @@ def _try_all(
     """Trials by name, and what became of them in the order of their proposal."""
     tried: dict[str, Trial] = {}
     results: list[Result] = []
-    runner = ProcessPoolTaskRunner(max_workers=jobs, initializer=_get_ready, initargs=(jobs,))
+    runner = ProcessPoolTaskRunner(max_workers=jobs, initializer=worker.get_ready, initargs=(jobs,))
     with _server_for_all(), runner, _none_left_working():
         while batch:
             tried |= {trial.name: trial for trial in batch}
@@ -196,38 +188,11 @@ def _told(result: Result) -> str:
     return f"{what}: validation {figures}, {result.seconds:.1f} s{', from cache' * result.cached}"
 
 
-def _get_ready(jobs: int) -> None:
-    """A process for trials: it ends with the one that started it, and Ctrl-C reaches it through that one."""
-    os.setpgid(0, 0)
-    signal.signal(signal.SIGTERM, _terminated)
-    die_with_caller(always=True)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("dvc").setLevel(logging.WARNING)
-    if jobs > 1:
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-
-
-def _terminated(number: int, frame: FrameType | None) -> None:
-    STOPPING.set()
-    if WORKING.is_set():  # else the pool's own word ends this process
-        sys.exit(128 + number)
-
-
 @task(name="trial", task_run_name="trial {trial.name}")
 def try_out(trial: Trial, stages: list[str], ground: Ground) -> Result:
-    """Fine-tune in a workspace that vanishes afterwards: what was made stays in DVC's cache.
-
-    Raises RegraftError where the process is told to stop: the pool would not survive a SystemExit.
-    """
-    if STOPPING.is_set():  # handed out before the pool was told
-        raise RegraftError("stopped")
-    WORKING.set()
-    try:
+    """Fine-tune in a workspace that vanishes afterwards: what was made stays in DVC's cache."""
+    with worker.stoppable():
         return _fine_tune(trial, stages, ground)
-    except SystemExit:
-        raise RegraftError("stopped") from None
-    finally:
-        WORKING.clear()
 
 
 def _fine_tune(trial: Trial, stages: Sequence[str], ground: Ground) -> Result:
