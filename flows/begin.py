@@ -1,6 +1,6 @@
 """`regraft init`: params.yaml for a table of one's own or for a named way to fine-tune."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tasks import edit, files
@@ -23,12 +23,13 @@ def write(
     preset: str | None = None,
     kind: str = "label",
     columns: Mapping[str, str] | None = None,
+    overrides: Sequence[str] = (),
 ) -> Iterator[str]:
     """Change params.yaml where it has to be, yielding what was decided; all else stays to the letter.
 
     Of rows of kind `label` the columns are guessed, of others they have the kind's own names, or `columns`.
     Raises ParamsError where params.yaml holds another table of the user's and `force` is not given, and for
-    an unknown preset; InputError where there is nothing to do.
+    an unknown preset or override; InputError where there is nothing to do.
     """
     target = root / "params.yaml"
     former = wanted = parameters.load(target)
@@ -38,11 +39,16 @@ def write(
         guess = _guessed(root / data, kind, {"text": text, "label": label}, columns or {})
         wanted = _for_table(wanted, data, guess, checkpoint, kind)
         told += _columns(guess)
-    elif preset is None or checkpoint or text or label or columns or kind != "label":
-        raise InputError("name your table, as in `regraft init reviews.csv`; only --preset goes without one")
+    elif not (preset or overrides) or checkpoint or text or label or columns or kind != "label":
+        raise InputError(
+            "name your table, as in `regraft init reviews.csv`; only --preset and -S go without one"
+        )
     if preset is not None:
         wanted = wanted.model_copy(update={"finetuning": with_preset(former.finetuning, preset)})
         told += [f"preset {preset}: {PRESETS[preset].summary}", *map(_phase, wanted.finetuning.phases)]
+    if overrides:
+        wanted = parameters.override(wanted, overrides)
+        told += overrides
     written = target.read_bytes().decode("utf-8")  # as bytes: the ends of lines stay what they are
     comments = {"finetuning.phases": f"preset {preset}: {PRESETS[preset].source}"} if preset else {}
     files.write_text(target, edit.rewrite(written, wanted, name=str(target), comments=comments))

@@ -82,6 +82,31 @@ Preset = Annotated[
         "--preset", metavar="NAME", help="how to fine-tune: one of those below; goes without a table"
     ),
 ]
+Axes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-S",
+        "--set",
+        metavar="KEY=VALUE,…",
+        help="what to try, as in DVC: a,b,c choice(a,b) range(1,4); with --trials also log(1e-5,1e-2), "
+        "interval(0,0.3); repeatable, every combination is a trial",
+    ),
+]
+Presets = Annotated[
+    str | None, typer.Option("--preset", metavar="NAME,…", help="named ways to fine-tune, to try each")
+]
+Trials = Annotated[
+    int | None,
+    typer.Option("--trials", metavar="N", min=1, help="let optuna propose N trials (regraft[optuna])"),
+]
+Jobs = Annotated[
+    int,
+    typer.Option(
+        "--jobs",
+        min=1,
+        help="trials at a time; each takes the memory of a fine-tuning, all share cores and GPU",
+    ),
+]
 RECIPES = "\n\n".join(["Presets:", *(f"{name}: {preset.summary}" for name, preset in PRESETS.items())])
 HERE = Path()
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # told without the name of a file
@@ -112,6 +137,41 @@ def run(override: Override = None, leaf: Leaf = "subprocess", root: Root = HERE)
     show.results(Path(where), root)
 
 
+@app.command()
+def sweep(
+    axes: Axes = None,
+    preset: Presets = None,
+    trials: Trials = None,
+    jobs: Jobs = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="list the trials and the stages that each runs; run nothing")
+    ] = False,
+    promote: Annotated[
+        bool, typer.Option("--promote", help="ask the gate for the winner; by default nothing is promoted")
+    ] = False,
+    root: Root = HERE,
+) -> None:
+    """Fine-tune in many ways side by side; the best by its validation figure is tested.
+
+    What no trial changes is done once. Interrupted: the same command goes on, finished trials come from DVC's
+    cache, where each trial's model stays (`dvc gc` clears it). Writes reports/sweep.html. Exit code 1 if a
+    trial failed.
+    """
+    from flows import sweeping
+
+    if dry_run:
+        sweeping.forecast(root, preset, axes or (), trials)
+        return
+    sweeping.check(root, preset, axes or (), trials)
+    _orchestration(root)
+    try:
+        code = sweeping.carry_out(root, preset, axes or (), trials, jobs=jobs, promote=promote)
+    except KeyboardInterrupt:
+        typer.echo("regraft: interrupted; run again: finished trials are kept", err=True)
+        raise typer.Exit(130) from None
+    raise typer.Exit(code)
+
+
 @app.command(epilog=RECIPES)
 def init(
     data: Annotated[
@@ -137,10 +197,11 @@ def init(
         str | None, typer.Option(help="label column; default: the one that repeats most")
     ] = None,
     preset: Preset = None,
+    override: Override = None,
     force: Annotated[bool, typer.Option("--force", help="replace an existing params.yaml")] = False,
     root: Root = HERE,
 ) -> None:
-    """Write params.yaml for my table and my checkpoint, or for a named way to fine-tune.
+    """Write params.yaml for my table and my checkpoint, for a named way to fine-tune, or with -S.
 
     Only what has to change is changed: comments stay.
     """
@@ -157,6 +218,7 @@ def init(
         preset=preset,
         kind=kind,
         columns=named,
+        overrides=override or (),
     )
     for line in told:
         typer.echo(line)

@@ -54,6 +54,22 @@ def stages(root: Path, now: Params, wanted: Params) -> list[StageForecast]:
     return result
 
 
+def touched(root: Path, base: Params, wanted: Sequence[Params]) -> list[list[str]]:
+    """For each of `wanted` the stages that read what it has otherwise than `base`, and all that depend on
+    them, in order."""
+    with chdir(root), Repo() as repo:
+        found, graph = list(repo.index.stages), repo.index.graph
+        above = {stage.name: {s.name for s in networkx.ancestors(graph, stage)} for stage in found}
+        reads = {stage.name: _reads(stage)[0] for stage in found}
+    order, result = in_order(root), []
+    for params in wanted:
+        news = _changed_params(base, params)
+        first = {name for name, keys in reads.items() if any(_covers(keys, key) for key in news)}
+        all_touched = first.union(*(above[name] for name in first))
+        result.append([name for name in order if name in all_touched])
+    return result
+
+
 def _reads(stage: Any) -> tuple[set[str], set[str]]:
     """The keys of params.yaml and the files that a stage of dvc.yaml depends on."""
     params = {key for dependency in stage.deps for key in getattr(dependency, "params", ())}

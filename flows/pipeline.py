@@ -62,11 +62,12 @@ def transfer(
         params = parameters.override(params or parameters.load(checkout / "params.yaml"), overrides)
     root = workspace.create(checkout, params) if params else checkout
     for stage in in_order(root):
-        _task(stage)(stage, root, leaf)
+        stage_task(stage)(stage, root, leaf)
     return str(root)
 
 
-def _task(stage: str) -> Task[[str, Path, Leaf], State[None] | None]:
+def stage_task(stage: str) -> Task[[str, Path, Leaf], State[None] | None]:
+    """Brings a stage up to date, visibly: `stage_task(name)(name, root, leaf)`."""
     policy = POLICIES.get(stage, Policy())
     return Task(
         _bring_up_to_date,

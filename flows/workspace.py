@@ -7,6 +7,7 @@ import configparser
 import secrets
 import shutil
 import subprocess
+from collections.abc import Sequence
 from contextlib import chdir
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,10 +24,14 @@ RUNS = Path(".regraft") / "runs"
 IDENTITY = ("-c", "user.name=regraft", "-c", "user.email=regraft@localhost")
 
 
-def create(checkout: Path, params: Params) -> Path:
+def create(
+    checkout: Path, params: Params, *, like: Path | None = None, bring: Sequence[str] = (PreparedText.stage,)
+) -> Path:
     """A worktree `.regraft/runs/<id>` of `checkout` as it stands, with `params` as its params.yaml.
 
-    Uncommitted changes to tracked files come along; files that git does not track stay behind.
+    Uncommitted changes to tracked files come along; files that git does not track stay behind. What stages
+    have made, `checkout` or another workspace of it tells (`like`); the outputs of those in `bring` are there
+    at once, those of others when they are asked for.
 
     Raises WorkspaceError where `checkout` is not a git repository with a commit.
     """
@@ -37,7 +42,8 @@ def create(checkout: Path, params: Params) -> Path:
     target = checkout / RUNS / name
     _git(checkout, "worktree", "add", "--detach", "--quiet", str(target), revision)
     try:
-        _furnish(checkout, target, params)
+        _configure(checkout, target)
+        _furnish(like or checkout, target, params, bring)
     except BaseException:
         remove(checkout, target)
         raise
@@ -54,27 +60,29 @@ def remove(checkout: Path, target: Path) -> None:
     _git(checkout, "worktree", "remove", "--force", str(target))
 
 
-def _furnish(checkout: Path, target: Path, params: Params) -> None:
-    (target / "params.yaml").write_text(parameters.dump(params), encoding="utf-8")
-    if (checkout / "dvc.lock").exists():
-        shutil.copyfile(checkout / "dvc.lock", target / "dvc.lock")
+def _configure(checkout: Path, target: Path) -> None:
     config = configparser.ConfigParser()
     config.read([checkout / ".dvc" / "config.local"])
     with Repo(str(checkout)) as repo:
         config.read_dict({"cache": {"dir": repo.cache.local_cache_dir}})
     with (target / ".dvc" / "config.local").open("w", encoding="utf-8") as stream:
         config.write(stream)
-    if (Sources.folder(checkout)).exists():  # so that `sources` compares instead of starting from nothing
-        shutil.copytree(Sources.folder(checkout), Sources.folder(target))
-    if (checkout / "dvc.lock").exists():
-        _bring_preparation(target)
 
 
-def _bring_preparation(target: Path) -> None:
-    """Its rows and the ledger of splits, from the cache: a stage with an out that persists is in no run
-    cache, and without the ledger it would refuse to run."""
+def _furnish(source: Path, target: Path, params: Params, bring: Sequence[str]) -> None:
+    (target / "params.yaml").write_text(parameters.dump(params), encoding="utf-8")
+    if (Sources.folder(source)).exists():  # so that `sources` compares instead of starting from nothing
+        shutil.copytree(Sources.folder(source), Sources.folder(target))
+    if (source / "dvc.lock").exists():
+        shutil.copyfile(source / "dvc.lock", target / "dvc.lock")
+        _bring(target, bring)
+
+
+def _bring(target: Path, stages: Sequence[str]) -> None:
+    """Outputs from the cache. Preparation's always: a stage with an out that persists is in no run cache, and
+    without the ledger it would refuse to run."""
     with chdir(target), Repo() as repo:
-        repo.checkout([PreparedText.stage], force=True, allow_missing=True)
+        repo.checkout(list(stages), force=True, allow_missing=True)
 
 
 def _git(checkout: Path, *words: str) -> str:

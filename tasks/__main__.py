@@ -90,13 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def die_with_caller(*, every: float = 1.0) -> None:
+def die_with_caller(*, every: float = 1.0, always: bool = False) -> None:
     """End this process when the one that ran it is gone, so that a killed `dvc` leaves no orphan behind that
     overwrites the outputs of the next run.
 
-    Only where somebody listens or DVC runs us: a person may close the terminal of a stage that goes on.
+    Only where somebody listens or DVC runs us, or `always`: a person may close the terminal of a stage that
+    goes on.
     """
-    if not (os.environ.get("DVC_STAGE") or os.environ.get(progress.VARIABLE)):
+    if not (always or os.environ.get("DVC_STAGE") or os.environ.get(progress.VARIABLE)):
         return
     threading.Thread(target=_watch, args=(_callers(), every), daemon=True).start()
 

@@ -20,8 +20,9 @@ OWNERS = {  # library -> the only places that may import it
     "evaluate": ("tasks/evaluation/",),
     "rensa": ("tasks/text/",),
     "peft": ("tasks/model/adapters.py",),
+    "optuna": ("flows/search.py",),
 }
-ROOMS = ("text", "weights", "model", "training", "evaluation", "tracking")
+ROOMS = ("text", "weights", "model", "training", "evaluation", "tracking", "sweeps")
 SUB_ROOMS = {  # a part of a room -> the only modules of its room that it may import, besides its own
     "tasks/text/reading": ("identities", "kinds", "shards"),
     "tasks/text/tokens": ("kinds",),

@@ -241,6 +241,19 @@ def test_a_stage_ends_when_the_one_that_ran_it_is_killed(caller):
     assert not stage.is_running() or stage.status() == psutil.STATUS_ZOMBIE
 
 
+def test_a_process_that_always_ends_with_its_caller_does(monkeypatch):
+    monkeypatch.delenv(progress.VARIABLE, raising=False)
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    monkeypatch.setattr(
+        sys.modules[__name__], "STAGE", STAGE.replace("every=0.05", "every=0.05, always=True")
+    )
+    process, stage = started("direct", {})
+    process.kill()
+    process.wait()
+    psutil.wait_procs([stage], timeout=30)
+    assert not stage.is_running() or stage.status() == psutil.STATUS_ZOMBIE
+
+
 def test_a_stage_that_a_person_ran_outlives_their_terminal(monkeypatch):
     monkeypatch.delenv(progress.VARIABLE, raising=False)
     monkeypatch.delenv("DVC_STAGE", raising=False)

@@ -118,8 +118,8 @@ def locate(stage: str, params: Params, root: Path) -> str:
     """
     client = connect(root)
     with asking(client.tracking_uri):
-        experiment = _experiment(client, params.promotion.model)
-        found = _search(client, experiment, {"regraft.key": child_key(stage, params, root)})
+        experiment = experiment_id(client, params.promotion.model)
+        found = find(client, experiment, {"regraft.key": child_key(stage, params, root)})
     for run in found:
         if run.info.status == "FINISHED":
             return str(run.info.run_id)
@@ -135,7 +135,7 @@ def table(root: Path, experiment: str, last: int) -> list[dict[str, Any]]:
     with asking(client.tracking_uri):
         if (found := client.get_experiment_by_name(experiment)) is None:
             return []
-        entries = _search(client, found.experiment_id, {"regraft.stage": "pipeline"})
+        entries = find(client, found.experiment_id, {"regraft.stage": "pipeline"})
     return [_row(run) for run in entries[:last]]
 
 
@@ -198,7 +198,7 @@ class _Metrics:
 
 def _begin(client: MlflowClient, stage: str, params: Params, root: Path) -> Run:
     with lock(client.tracking_uri, "runs"):
-        experiment = _experiment(client, params.promotion.model)
+        experiment = experiment_id(client, params.promotion.model)
         _bury(client, experiment)
         parent = _parent(client, experiment, params, root)
         run_id, reopened = _child(client, experiment, parent, stage, params, root)
@@ -207,7 +207,7 @@ def _begin(client: MlflowClient, stage: str, params: Params, root: Path) -> Run:
     return Run(client, run_id, parent, reopened=reopened)
 
 
-def _experiment(client: MlflowClient, name: str) -> str:
+def experiment_id(client: MlflowClient, name: str) -> str:
     if found := client.get_experiment_by_name(name):
         if found.lifecycle_stage == "deleted":
             raise TrackingError(
@@ -222,12 +222,12 @@ def _experiment(client: MlflowClient, name: str) -> str:
 
 def _parent(client: MlflowClient, experiment: str, params: Params, root: Path) -> str:
     key = parent_key(params, root)
-    if found := _search(client, experiment, {"regraft.key": key}):
+    if found := find(client, experiment, {"regraft.key": key}):
         client.update_run(found[-1].info.run_id, status="RUNNING")
         return str(found[-1].info.run_id)
     name = f"{'+'.join(phase.name for phase in params.finetuning.phases)} seed {params.finetuning.seed}"
     tags = {"regraft.key": key, "regraft.stage": "pipeline", **_circumstances(root)}
-    run_id = _create(client, experiment, name, tags)
+    run_id = create(client, experiment, name, tags)
     _log_params(client, run_id, params)
     return run_id
 
@@ -237,17 +237,17 @@ def _child(
 ) -> tuple[str, bool]:
     """Id of the stage's run below `parent`, and whether it was there before."""
     tags = {"regraft.key": child_key(stage, params, root), "mlflow.parentRunId": parent}
-    found = _search(client, experiment, tags)
+    found = find(client, experiment, tags)
     for run in found:
         if run.info.status == "FINISHED":
             client.update_run(run.info.run_id, status="RUNNING")
-            client.set_tag(run.info.run_id, "regraft.process", _this_process())
+            client.set_tag(run.info.run_id, "regraft.process", this_process())
             return str(run.info.run_id), True
-    tags |= {"regraft.stage": stage, "regraft.process": _this_process(), **_circumstances(root)}
+    tags |= {"regraft.stage": stage, "regraft.process": this_process(), **_circumstances(root)}
     tags |= {"mlflow.source.name": f"python -m tasks {stage}", "mlflow.source.type": "LOCAL"}
     if dvc := os.environ.get("DVC_STAGE"):
         tags["dvc.stage"] = dvc
-    run_id = _create(client, experiment, stage, tags)
+    run_id = create(client, experiment, stage, tags)
     _log_section(client, run_id, stage, params)
     for run in found:
         _supersede(client, run, run_id)
@@ -256,12 +256,13 @@ def _child(
 
 def _bury(client: MlflowClient, experiment: str) -> None:
     """Say KILLED of every run of this machine whose process is gone, and of the pipeline's run it was in."""
-    for run in _search(client, experiment, {"regraft.host": platform.node()}):
+    for run in find(client, experiment, {"regraft.host": platform.node()}):
         process = run.data.tags.get("regraft.process")
         if run.info.status == "RUNNING" and process and not _alive(process):
             client.set_tag(run.info.run_id, "regraft.message", "its process ended without a word")
             client.set_terminated(run.info.run_id, status="KILLED")
-            _sum_up(client, experiment, run.data.tags["mlflow.parentRunId"], "a stage was killed")
+            if parent := run.data.tags.get("mlflow.parentRunId"):  # a sweep has none
+                _sum_up(client, experiment, parent, "a stage was killed")
 
 
 def _supersede(client: MlflowClient, run: Any, by: str) -> None:
@@ -272,7 +273,7 @@ def _supersede(client: MlflowClient, run: Any, by: str) -> None:
     client.set_tag(run.info.run_id, "regraft.superseded", by)
 
 
-def _create(client: MlflowClient, experiment: str, name: str, tags: Mapping[str, str]) -> str:
+def create(client: MlflowClient, experiment: str, name: str, tags: Mapping[str, str]) -> str:
     tags = {**tags, "mlflow.user": user()}
     return str(client.create_run(experiment, run_name=name, tags=dict(tags)).info.run_id)
 
@@ -291,7 +292,7 @@ def _end(client: MlflowClient, run: Run, status: str, message: str = "") -> None
 
 def _sum_up(client: MlflowClient, experiment: str, parent: str, message: str) -> None:
     """Give the pipeline's run the gravest state of its stages' runs that were not superseded."""
-    children = _search(client, experiment, {"mlflow.parentRunId": parent})
+    children = find(client, experiment, {"mlflow.parentRunId": parent})
     states = [run.info.status for run in children if "regraft.superseded" not in run.data.tags]
     status = min(states, key=GRAVEST.index)
     if status == "RUNNING":
@@ -301,24 +302,24 @@ def _sum_up(client: MlflowClient, experiment: str, parent: str, message: str) ->
     client.set_terminated(parent, status=status)
 
 
-def _search(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -> list[Any]:
+def find(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -> list[Any]:
     """Runs with these tags, newest first."""
     query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
     return list(client.search_runs([experiment], query, order_by=["attributes.start_time DESC"]))
 
 
 def _log_params(client: MlflowClient, run_id: str, values: Params) -> None:
-    _send_params(client, run_id, params.flatten(values))
+    send_params(client, run_id, params.flatten(values))
     client.log_text(run_id, params.dump(values), "params.yaml")  # whole, whatever was cut above
 
 
 def _log_section(client: MlflowClient, run_id: str, stage: str, values: Params) -> None:
     prefix = f"{stage}."
     found = {k.removeprefix(prefix): v for k, v in params.flatten(values).items() if k.startswith(prefix)}
-    _send_params(client, run_id, found)
+    send_params(client, run_id, found)
 
 
-def _send_params(client: MlflowClient, run_id: str, values: Mapping[str, Any]) -> None:
+def send_params(client: MlflowClient, run_id: str, values: Mapping[str, Any]) -> None:
     sent = [Param(_metric_name(name), short(str(value))) for name, value in values.items()]
     for start in range(0, len(sent), 100):  # MLflow takes no more at once
         client.log_batch(run_id, params=sent[start : start + 100])
@@ -371,12 +372,12 @@ def _manifest_digest(root: Path, stage: str) -> str | None:
     return str(json.loads(path.read_text(encoding="utf-8"))["digest"]) if path.exists() else None
 
 
-def _this_process() -> str:
+def this_process() -> str:
     return f"{platform.node()}|{os.getpid()}|{psutil.Process().create_time():.0f}"
 
 
 def _alive(process: str) -> bool:
-    """Whether `_this_process()` of another time still runs; of another machine nobody can tell: no."""
+    """Whether `this_process()` of another time still runs; of another machine nobody can tell: no."""
     host, _, rest = process.partition("|")
     pid, _, born = rest.partition("|")
     if host != platform.node() or not psutil.pid_exists(int(pid)):

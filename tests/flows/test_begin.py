@@ -105,7 +105,7 @@ def test_an_unknown_preset_is_refused_with_the_nearest(shipped):
 
 @pytest.mark.parametrize("options", [{}, {"preset": "full", "checkpoint": "mine"}, {"text": "body"}])
 def test_only_a_preset_goes_without_a_table(shipped, options):
-    with pytest.raises(InputError, match="only --preset goes without one"):
+    with pytest.raises(InputError, match="only --preset and -S go without one"):
         _begin(shipped, **options)
 
 

@@ -48,6 +48,7 @@ def test_the_command_starts_without_the_heavy_libraries():
         "doctor",
         "plan",
         "run",
+        "sweep",
         "compare",
         "promote",
         "rollback",
@@ -124,3 +125,20 @@ def test_a_preset_is_written_without_a_table(root):
     assert "whole: depth all, 2 epochs, learning rate 0.0001" in text
     assert "`regraft plan` shows what would run" in text
     assert "did you mean 'gradual'?" in _regraft("init", "--preset", "gradul", "--root", str(root), code=2)
+
+
+def test_overrides_are_written_without_a_table_and_comments_stay(root):
+    words = ("-S", "finetuning.seed=3", "-S", "finetuning.phases.0.epochs=7", "--root", str(root))
+    assert "finetuning.seed=3" in _regraft("init", "--preset", "gradual", *words, code=0)
+    text = (root / "params.yaml").read_text()
+    written = yaml.safe_load(text)["finetuning"]
+    assert (written["seed"], written["phases"][0]["epochs"], len(written["phases"])) == (3, 7, 4)
+    assert "# validation figure" in text or "# the validation figure" in text
+    assert "did you mean 'seed'?" in _regraft("init", "-S", "finetuning.sed=3", "--root", str(root), code=2)
+
+
+def test_a_sweep_refuses_what_cannot_be_tried_before_anything_starts(root):
+    told = _regraft("sweep", "-S", "finetuning.phases.0.learning_rate=1.0e-3,5", "--root", str(root), code=2)
+    assert "finetuning.phases.0.learning_rate" in told
+    assert "Traceback" not in told
+    assert not (root / ".regraft").exists()

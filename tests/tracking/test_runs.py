@@ -210,7 +210,7 @@ def crash(root, monkeypatch):
         process = subprocess.Popen(["sleep", "60"])
         born = psutil.Process(process.pid).create_time()
         with monkeypatch.context() as patch:
-            patch.setattr(runs, "_this_process", lambda: f"{runs.platform.node()}|{process.pid}|{born:.0f}")
+            patch.setattr(runs, "this_process", lambda: f"{runs.platform.node()}|{process.pid}|{born:.0f}")
             opened = runs.open_run(stage, params, root)
             run = opened.__enter__()
         kept.append(opened)  # else the generator's end would close the run
