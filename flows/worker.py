@@ -1,4 +1,4 @@
-"""A process of a sweep's pool: it ends with the one that started it, and stops between two trials or in one."""
+"""A process of a sweep's pool: it ends with the one that started it, and stops when it is told to."""
 
 import logging
 import os
