@@ -1,4 +1,4 @@
-"""A process of a sweep's pool: it ends with the one that started it, and stops when it is told to."""
+"""A process of a sweep: it ends with the one that started it, and stops between two trials or in one."""
 
 import logging
 import os
