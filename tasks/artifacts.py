@@ -137,7 +137,8 @@ class EncodedDataset(Artifact):
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel(Artifact):
     """`model/` (a complete transformers directory with its tokenizer), `steps.csv`, `validation.csv` and
-    `changes.csv` (one line per optimizer step, epoch, and look at how far each floor has moved); with an
+    `changes.csv` (one line per optimizer step, epoch, and look at how far each floor has moved), `drift.json`
+    (what the model made of a general text before and after); with an
     adapter `adapter/`; and, if the schedule begins with the head alone, `head.safetensors` as it stood after
     that and `frozen.npy`, mean-pooled features (rows, width) float32 of the training rows under the untouched
     body."""

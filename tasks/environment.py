@@ -1,6 +1,9 @@
-"""Environment that our entry points set where the user has not: no telemetry, no minutes of retries."""
+"""Environment that our entry points set where the user has not: no telemetry, no minutes of retries; where we
+are, and how large this process is."""
 
 import os
+import resource
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,3 +39,9 @@ def home(root: Path) -> Path:
         if folder.parts[-3:] == (".dvc", "tmp", "exps"):
             return folder.parents[2]
     return root
+
+
+def peak_memory() -> int:
+    """Largest resident set of this process so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -28,26 +28,34 @@ VARIABLE = "REGRAFT_MESSAGES"
 
 
 def track(
-    items: Iterable[Item], *, total: int | None, description: str, size: Callable[[Item], int] = lambda _: 1
+    items: Iterable[Item],
+    *,
+    total: int | None,
+    description: str,
+    size: Callable[[Item], int] = lambda _: 1,
+    unit: str = "",
+    about: Callable[[Item], str] = lambda _: "",
 ) -> Iterator[Item]:
     """Yield `items` unchanged while showing how many of `total` are done, how fast, and how long the rest
     takes.
 
-    An item counts for its `size`; a `total` of None is not known beforehand.
+    An item counts for its `size`, in `unit`; a `total` of None is not known beforehand. about: what is told
+    of the last item.
     """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        Speed(),
+        Speed(unit),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[about]}"),
     )
     with Progress(*columns, console=Console(stderr=True), disable=not _watched(), transient=True) as bar:
-        task, told, done = bar.add_task(description, total=total), 0.0, 0
+        task, told, done = bar.add_task(description, total=total, about=""), 0.0, 0
         for item in items:
             yield item
             done += size(item)
-            bar.update(task, completed=done)
+            bar.update(task, completed=done, about=about(item))
             if time.monotonic() - told > 1 or done == total:
                 told = time.monotonic()
                 tell("progress", description=description, done=done, total=total)
@@ -56,8 +64,12 @@ def track(
 class Speed(ProgressColumn):
     """How many a second."""
 
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="progress.data.speed")
+        return Text(f"{task.speed:,.0f}{self.unit}/s" if task.speed else "", style="progress.data.speed")
 
 
 def tell(kind: str, **values: Any) -> None:

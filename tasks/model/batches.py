@@ -36,6 +36,15 @@ class Ragged:
     def lengths(self) -> NDArray[np.int64]:
         return np.diff(self.offsets)
 
+    def sizes(self, places: Places) -> NDArray[np.int64]:
+        """Lengths of these rows alone."""
+        at = np.asarray(places, dtype=np.int64)
+        found: NDArray[np.int64] = self.offsets[at + 1] - self.offsets[at]
+        return found
+
+    def only(self, places: Places) -> "Ragged":
+        return Ragged.of([self[int(place)] for place in places])
+
     def flat(self, places: Places) -> Tensor:
         """The values of these rows, one behind the other, int64."""
         return torch.from_numpy(np.concatenate([self[place] for place in places]).astype(np.int64))
@@ -94,6 +103,20 @@ class Rows:
                 places, pad=self.pad
             )
         return {name: value.to(device) for name, value in given.items()}
+
+    def size(self, places: Places) -> tuple[int, int]:
+        """Tokens of these rows, and positions that are computed for them at once, padding included."""
+        stacks = (self.input_ids, self.decoder_ids)
+        sizes = [stack.sizes(places) for stack in stacks if stack is not None]
+        return sum(int(one.sum()) for one in sizes), sum(len(one) * int(one.max()) for one in sizes)
+
+    def only(self, places: Places) -> "Rows":
+        """These rows alone, in this order."""
+        types, read, decoder = (
+            None if one is None else one.only(places)
+            for one in (self.token_types, self.read, self.decoder_ids)
+        )
+        return Rows(self.input_ids.only(places), types, self.pad, read, decoder)
 
     def states_read(self, states: Tensor, places: Places) -> Tensor:
         """Those of `states` (batch, tokens, width) that the head reads, row by row: (read, width)."""

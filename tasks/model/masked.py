@@ -48,6 +48,10 @@ class Masked:
         given = self.rows.batch([place % len(self) for place in places], device)
         return given | {"input_ids": hidden.padded(whole, pad=self.rows.pad)[0].to(device)}
 
+    def size(self, places: Places) -> tuple[int, int]:
+        """As `Rows.size`."""
+        return self.rows.size([place % len(self) for place in places])
+
     def targets(self, places: Places) -> Tensor:
         """The tokens that are to be told, row by row: (read,) int64."""
         told = [self.rows.input_ids[place % len(self)][self._positions(place)] for place in places]

@@ -99,20 +99,13 @@ def _without_silent(asked: Asked, told: Told, model: PreTrainedModel) -> Asked:
     if not isinstance(told, Ragged) or (told.lengths > 0).all():
         return asked
     assert isinstance(asked.rows, Rows)
-    speaking, kept = np.flatnonzero(told.lengths > 0), np.flatnonzero(told.lengths == 0)
-    rows = Rows(*(_taken(getattr(asked.rows, name), speaking) for name in Rows.__dataclass_fields__))
+    speaking, kept = np.flatnonzero(told.lengths > 0).tolist(), np.flatnonzero(told.lengths == 0).tolist()
     return Asked(
-        rows,
-        _targets(_taken(told, speaking), model),
-        [asked.ids[int(place)] for place in speaking],
-        [asked.ids[int(place)] for place in kept],
+        asked.rows.only(speaking),
+        _targets(told.only(speaking), model),
+        [asked.ids[place] for place in speaking],
+        [asked.ids[place] for place in kept],
     )
-
-
-def _taken(value: Any, places: NDArray[np.int64]) -> Any:
-    if not isinstance(value, Ragged):
-        return value
-    return Ragged.of([value[int(place)] for place in places])
 
 
 def _masked(table: pa.Table, model: PreTrainedModel, special: Mapping[str, int], seed: int) -> Masked:

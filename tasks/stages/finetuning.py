@@ -3,29 +3,31 @@
 import csv
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 import torch
 from filelock import FileLock, Timeout
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from tasks import environment, files
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, TrainedModel, Vocabulary
 from tasks.errors import DataError, TrainingError
-from tasks.model import adapters, floors, frozen, reading, tail
+from tasks.model import adapters, drift, floors, frozen, reading, tail
 from tasks.model.adapters import Adapter
-from tasks.model.batches import Rows
+from tasks.model.batches import Ragged, Rows
 from tasks.model.boundary import Cache
+from tasks.model.drift import States
 from tasks.model.frozen import MEAN, Forward, Frozen
 from tasks.model.masked import Masked
 from tasks.model.reading import Asked
@@ -33,15 +35,27 @@ from tasks.params import FinetuningParams, Params, Phase
 from tasks.stages import Track
 from tasks.training import device, objectives, order, phases, report, resume, reuse
 from tasks.training.events import Change, Event, Finished, Measure
-from tasks.training.loop import Batches, Pace, Step, Work
+from tasks.training.loop import Batches, Pace, Size, Step, Work
+from tasks.training.meter import Meter
 from tasks.training.objectives import Objective
 from tasks.training.reuse import Reach
 from tasks.training.table import NewRows
 
 log = logging.getLogger(__name__)
-TELLING = ("pictures", "report", "forecast", "cautions")  # modules without a say in what is learned
+TELLING = (
+    "pictures",
+    "report",
+    "forecast",
+    "cautions",
+    "meter",
+    "energy",
+    "probe",
+    "drift",
+)  # modules without a say in what is learned
 HEAD, FROZEN = "head.safetensors", "frozen.npy"
-PAGE = "finetuning.html"
+PAGE, TIMINGS = "finetuning.html", "finetuning-timings.json"
+GENERAL = Path(__file__).parents[1] / "english.txt"  # what nothing is trained on here
+DRIFT = "drift.json"
 FEW = 8  # validation rows at once where the head says something of many tokens
 DRAWINGS = 10_000  # more than a phase has epochs: what is hidden differs in each
 FINISHED = "finished"  # marks a resume point whose training has ended well
@@ -71,6 +85,7 @@ class Job:
     frozen: Frozen
     kept: Path  # folder of what the head alone, on an untouched body, leaves for evaluation
     new: NewRows | None  # of tokens that the checkpoint did not have: they learn in every phase
+    general: Asked | Rows  # rows of GENERAL; a language model is asked for their words
 
     @property
     def alone(self) -> frozenset[str]:
@@ -87,11 +102,17 @@ def run(params: Params, root: Path, track: Track) -> TrainedModel:
     point = _point(root, Vocabulary.load(root), converted, encoded, params.finetuning)
     job = _job(root, point.parent / "kept", converted, encoded, params.finetuning)
     with FileLock(_prepared(point.parent).with_suffix(".lock")):  # two at once would share one resume point
-        told = _fine_tune(job, point, track)
-        facts = _facts(job, converted, encoded, told)  # before an adapter is merged
-        _write(root, job, converted, encoded, told)
+        meter, before = Meter(point.parent / TIMINGS), _knowledge(job)
+        told = _fine_tune(job, point, track, meter)
+        drifted = _drift(before, _knowledge(job))
+        facts = _facts(job, converted, encoded, told, drifted)  # before an adapter is merged
+        _write(root, job, converted, encoded, told, drifted)
     files.write_text(root / "reports" / PAGE, report.render(facts))
+    files.write_text(root / "reports" / TIMINGS, files.canonical_json(meter.found))
     (point.parent / FINISHED).touch()
+    track.metrics(drifted.figures())
+    for name, figures in meter.found.items():
+        track.metrics({f"phase.{name}.{figure}": value for figure, value in figures.items()})
     for path in [root / "reports" / PAGE, *(TrainedModel.folder(root) / name for name in TABLES)]:
         track.file(path)
     return TrainedModel.load(root)
@@ -131,6 +152,7 @@ def _job(
         ),
         kept=kept,
         new=_new_rows(vocabulary, model),
+        general=_general(vocabulary, encoded, model, language=objectives.PERPLEXITY in objective.names),
     )
 
 
@@ -155,14 +177,58 @@ def _losses(
     return objectives.Settings(weights, settings.label_smoothing, settings.focal_gamma)
 
 
+def _general(
+    vocabulary: Vocabulary, encoded: EncodedDataset, model: PreTrainedModel, *, language: bool
+) -> Asked | Rows:
+    """A general text, as this model is given text; an encoder-decoder goes on from a passage's first half."""
+    tokenizer = AutoTokenizer.from_pretrained(vocabulary.path / "tokenizer", local_files_only=True)
+    passages = drift.passages(GENERAL.read_text(encoding="utf-8"))
+    ids = tokenizer(passages, truncation=True, max_length=encoded.max_length)["input_ids"]
+    if not language:
+        return Rows(Ragged.of(ids), None, model.config.pad_token_id or 0)
+    if tail.splits(model):
+        return reading.ask(pa.table({"input_ids": ids}), "text", model, special=vocabulary.special)
+    halves = [(row[: len(row) // 2], row[len(row) // 2 :]) for row in ids]
+    table = pa.table(dict(zip(("input_ids", "target_ids"), zip(*halves, strict=True), strict=True)))
+    return reading.ask(table, "prefix-remainder", model, special=vocabulary.special)
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What a model makes of a general text. loss: in nats a token, of language models."""
+
+    states: States
+    loss: float | None
+
+
+def _knowledge(job: Job) -> Knowledge:
+    if isinstance(job.general, Rows):
+        return Knowledge(drift.states(job.model, job.general), None)
+    rows = job.general.rows
+    found = drift.states(job.model, rows.rows if isinstance(rows, Masked) else rows)
+    return Knowledge(found, _figures(job, job.frozen.whole(rows), job.general, "general text")["loss"])
+
+
+def _drift(before: Knowledge, after: Knowledge) -> report.Drift:
+    floors = {name: asdict(one) for name, one in drift.likeness(before.states, after.states).items()}
+    losses = {"before": before.loss, "after": after.loss}
+    return report.Drift(floors, {when: loss for when, loss in losses.items() if loss is not None})
+
+
 def _write(
-    root: Path, job: Job, converted: ConvertedCheckpoint, encoded: EncodedDataset, told: Sequence[Event]
+    root: Path,
+    job: Job,
+    converted: ConvertedCheckpoint,
+    encoded: EncodedDataset,
+    told: Sequence[Event],
+    drifted: report.Drift,
 ) -> None:
     with files.replace_directory(TrainedModel.folder(root)) as draft:
         _merge(job, converted, draft)
         weights = _save(job, converted, Vocabulary.load(root), draft)
         for name, table in TABLES.items():
             _write_table(draft / name, table(told))
+        files.write_text(draft / DRIFT, files.canonical_json(asdict(drifted)))
         TrainedModel.save(
             draft,
             base=converted.digest,
@@ -190,7 +256,11 @@ def _merge(job: Job, converted: ConvertedCheckpoint, draft: Path) -> None:
 
 
 def _facts(
-    job: Job, converted: ConvertedCheckpoint, encoded: EncodedDataset, told: Sequence[Event]
+    job: Job,
+    converted: ConvertedCheckpoint,
+    encoded: EncodedDataset,
+    told: Sequence[Event],
+    drifted: report.Drift,
 ) -> report.Facts:
     settings = job.settings
     return report.Facts(
@@ -210,6 +280,7 @@ def _facts(
             "Digest of the encoded rows": encoded.digest,
         },
         adapter=settings.adapter.kind if settings.adapter else None,
+        drift=drifted,
     )
 
 
@@ -286,12 +357,21 @@ def _new_rows(vocabulary: Vocabulary, model: PreTrainedModel) -> NewRows | None:
     return NewRows(*floors.word_table(model), torch.as_tensor(np.sort(ids), device=model.device))
 
 
-def _fine_tune(job: Job, point: Path, track: Track) -> list[Event]:
-    settings = job.settings
-    planned = [_plan(job, number) for number in range(len(settings.phases))]
+def _fine_tune(job: Job, point: Path, track: Track, meter: Meter) -> list[Event]:
+    numbers = range(len(job.settings.phases))
+    planned = [meter.around(_plan(job, number, _starts(job, number))) for number in numbers]
     told: list[Event] = []
     steps = 0
-    for event in phases.fine_tune(
+    for event in meter.follow(_events(job, planned, point)):
+        told.append(event)
+        steps += isinstance(event, Step)
+        _tell(track, event, steps)
+    return told
+
+
+def _events(job: Job, planned: Sequence[phases.Planned], point: Path) -> Iterator[Event]:
+    settings = job.settings
+    return phases.fine_tune(
         job.model,
         _stack(job.stack),
         planned,
@@ -303,39 +383,30 @@ def _fine_tune(job: Job, point: Path, track: Track) -> list[Event]:
             job.objective.selected(settings.select),
         ),
         point=point,
-    ):
-        told.append(event)
-        steps += isinstance(event, Step)
-        _tell(track, event, steps)
-    return told
+    )
 
 
 def _stack(stack: Sequence[floors.Floor]) -> phases.Stack:
     return [(floor.name, floor.parameters, floor.modules) for floor in stack]
 
 
-def _plan(job: Job, number: int) -> phases.Planned:
+def _plan(job: Job, number: int, starts: Sequence[int]) -> phases.Planned:
+    """starts: see `_starts`."""
     phase = job.settings.phases[number]
     learning = floors.learning(job.stack, phase.depth, phase.floors)
     new = job.new if job.new and not any(job.new.name in floor.parameters for floor in learning) else None
     weights = cache(job.frozen.digests)  # of what learns not in this phase they tell once and for all
-    validate = cache(lambda: _forward(job, number, job.validation, "validation", weights))
+    forward = partial(_forward, job, phase.name, starts, weights=weights)
+    validate = cache(lambda: forward(job.validation, "validation"))
 
     def measure() -> Mapping[str, float]:
         job.model.eval()
-        size = (
-            frozen.BATCH
-            if isinstance(job.validation.rows, Rows) and job.validation.rows.read is None
-            else FEW
-        )
-        found = frozen.answers(validate(), job.validation.rows, description="validation", size=size)
-        sums = (job.objective.sums(logits, job.validation.asked.targets(places)) for places, logits in found)
-        return job.objective.figures(torch.stack(list(sums)).sum(dim=0))
+        return _figures(job, validate(), job.validation.asked, "validation")
 
     return phases.Planned(
         name=phase.name,
         stack=_stack(learning),
-        work=lambda: _work(job, _forward(job, number, job.train, "frozen layers", weights)),
+        work=lambda: _work(job, forward(job.train, "frozen layers"), _size(job, starts)),
         measure=measure,
         epochs=_epochs(job, number, phase),
         learning_rate=phase.learning_rate,
@@ -345,6 +416,13 @@ def _plan(job: Job, number: int) -> phases.Planned:
         rows=new,
         complete=lambda: _keep_head(job) if phase.name in job.alone else None,
     )
+
+
+def _figures(job: Job, forward: Forward, asked: Asked, about: str) -> dict[str, float]:
+    one = isinstance(asked.rows, Rows) and asked.rows.read is None
+    found = frozen.answers(forward, asked.rows, description=about, size=frozen.BATCH if one else FEW)
+    sums = (job.objective.sums(logits, asked.targets(places)) for places, logits in found)
+    return job.objective.figures(torch.stack(list(sums)).sum(dim=0))
 
 
 def _epochs(job: Job, number: int, phase: Phase) -> list[Batches]:
@@ -364,20 +442,31 @@ def _epochs(job: Job, number: int, phase: Phase) -> list[Batches]:
     return epochs
 
 
-def _work(job: Job, forward: Forward) -> Work:
+def _work(job: Job, forward: Forward, size: Size) -> Work:
     asked = job.train.asked
     named = lambda place: asked.ids[place % len(asked.ids)]  # noqa: E731
-    return Work(forward, asked.targets, job.objective, job.losses, named, job.settings.accumulation)
+    return Work(forward, asked.targets, job.objective, job.losses, named, job.settings.accumulation, size)
+
+
+def _size(job: Job, starts: Sequence[int]) -> Size:
+    """The head alone, over kept states, is computed without padding."""
+    if starts and starts[0] == len(job.stack) - 2:
+        return lambda places: (job.train.rows.size(places)[0],) * 2
+    return job.train.rows.size
 
 
 def _forward(
-    job: Job, number: int, split: Split, about: str, weights: Callable[[], Sequence[str]]
+    job: Job,
+    phase: str,
+    starts: Sequence[int],
+    split: Split,
+    about: str,
+    weights: Callable[[], Sequence[str]],
 ) -> Forward:
-    """Logits of places in `split`: what stands still in phase `number` is computed once, where that pays."""
-    starts = _starts(job, number)
+    """Logits of places in `split`: what stands still in the phase is computed once, where that pays."""
     if not starts or isinstance(split.rows, Masked):
         return job.frozen.whole(split.rows)
-    alone = split is job.train and job.settings.phases[number].name in job.alone
+    alone = split is job.train and phase in job.alone
     names = [*map(job.frozen.name, starts), *([MEAN] if alone else [])]
     kept = job.frozen.gather(split.rows, split.digest, names, about=about, weights=weights())
     if alone:

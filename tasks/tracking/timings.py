@@ -3,8 +3,6 @@ not depend on the machine. Imports nothing heavy."""
 
 import json
 import platform
-import resource
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from tasks import files
+from tasks import environment, files
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,7 @@ def measured(stage: str, root: Path) -> Iterator[None]:
 def since(begun: float) -> Timing:
     """`begun` is a `time.monotonic()`."""
     seconds, date = round(time.monotonic() - begun, 3), datetime.now(UTC).isoformat(timespec="seconds")
-    return Timing(seconds, peak_memory(), platform.node(), date)
-
-
-def peak_memory() -> int:
-    """Largest resident set of this process so far, in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return Timing(seconds, environment.peak_memory(), platform.node(), date)
 
 
 def _merge(root: Path, found: Mapping[str, Mapping[str, object]]) -> None:

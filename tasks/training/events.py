@@ -44,11 +44,11 @@ class Finished:
 Event = Step | Measure | Change | Finished
 KINDS: Mapping[str, type[Any]] = {kind.__name__: kind for kind in (Measure, Change, Finished)}
 NUMBERS = tuple(field.name for field in fields(Step) if field.name != "phase")
-WHOLE = ("number", "rows", "parts")
+WHOLE = ("number", "rows", "parts", "tokens", "positions")
 
 
 def pack(told: Sequence[Event]) -> tuple[Tensor, str]:
-    """The steps as numbers (steps, 7) float64, which a training has many of, and JSON of all else with its
+    """The steps as numbers (steps, 9) float64, which a training has many of, and JSON of all else with its
     place among them."""
     steps = [event for event in told if isinstance(event, Step)]
     phases = list(dict.fromkeys(step.phase for step in steps))

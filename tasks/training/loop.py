@@ -16,13 +16,14 @@ from tasks.training.schedule import rate_share
 log = logging.getLogger(__name__)
 Forward = Callable[[Sequence[int]], Tensor]  # row places -> logits (read, outputs)
 Targets = Callable[[Sequence[int]], Tensor]  # row places -> what those logits should say: (read, …)
+Size = Callable[[Sequence[int]], tuple[int, int]]  # row places -> tokens, positions computed at once for them
 Batches = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
 class Step:
     """One optimizer step. `number` counts from 1 within the phase; `loss` is the batch mean, in nats; `parts`
-    those in which the batch was computed."""
+    those in which the batch was computed; `tokens` those of its rows, `positions` these and the padding."""
 
     phase: str
     number: int
@@ -31,6 +32,8 @@ class Step:
     gradient_norm: float
     rows: int
     parts: int = 1
+    tokens: int = 0
+    positions: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,12 @@ class Work:
     settings: Settings
     name: Callable[[int], str]
     accumulation: int = 1
+    size: Size = lambda rows: (len(rows), len(rows))
+
+    def amount(self, rows: Sequence[int]) -> tuple[int, int]:
+        """Tokens of a batch, and positions computed for them in its parts."""
+        tokens, positions = zip(*map(self.size, order.parts(rows, self.accumulation)), strict=True)
+        return sum(tokens), sum(positions)
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,7 @@ def run_phase(
                 f"{_named(work, rows)}: lower the learning rate, or look at these rows"
             )
         optimizer.step()
-        yield Step(phase, number + 1, loss, rate, norm, len(rows), work.accumulation)
+        yield Step(phase, number + 1, loss, rate, norm, len(rows), work.accumulation, *work.amount(rows))
 
 
 def _gradients(

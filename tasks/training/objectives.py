@@ -16,7 +16,7 @@ from torch.nn import functional
 from tasks.errors import TrainingError, did_you_mean
 
 NOTHING = -100  # a target that counts for nothing, as in torch's cross-entropy
-AUTO = "auto"
+AUTO, PERPLEXITY = "auto", "perplexity"  # the latter is a figure of language models alone
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _label_figures(sums: Tensor) -> dict[str, float]:
 
 def _word_figures(sums: Tensor) -> dict[str, float]:
     figures = _label_figures(sums)
-    return {**figures, "perplexity": math.exp(min(figures["loss"], 700.0))}
+    return {**figures, PERPLEXITY: math.exp(min(figures["loss"], 700.0))}
 
 
 def _binary(logits: Tensor, targets: Tensor, settings: Settings) -> Tensor:
@@ -200,7 +200,7 @@ def _stacked(*values: Tensor) -> Tensor:
 
 LABEL = Objective(_classify, _class_weight, _label_sums, _label_figures, "accuracy", balanced)
 WORDS = Objective(
-    _classify, _class_weight, _label_sums, _word_figures, "loss", names=("accuracy", "loss", "perplexity")
+    _classify, _class_weight, _label_sums, _word_figures, "loss", names=("accuracy", "loss", PERPLEXITY)
 )
 OBJECTIVES: Mapping[str, Objective] = {
     "label": LABEL,

@@ -226,7 +226,14 @@ def _epoch(
     every = max(TOLD_EVERY, len(batches) // training.settings.told)
     save = partial(training.save, training.point, optimizer)
     with table.only(phase.rows):
-        for step in track(steps, total=stop - start, description=f"fine-tuning: {phase.name}"):
+        for step in track(
+            steps,
+            total=sum(work.size(rows)[0] for rows in batches[start:stop]),
+            description=f"fine-tuning: {phase.name}",
+            size=lambda step: step.tokens,
+            unit=" tokens",
+            about=lambda step: f"loss {step.loss:.3f}",
+        ):
             table.refuse_cached(phase.rows, phase.name)
             training.done = step.number
             yield training.tell(step)

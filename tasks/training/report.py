@@ -10,6 +10,7 @@ from markupsafe import Markup
 from tasks import pages
 from tasks.training import pictures
 from tasks.training.events import Event, Finished, Measure
+from tasks.training.loop import Step
 from tasks.training.phases import HIGHER, NEW
 from tasks.training.pictures import INK, Stretch, percent
 
@@ -27,6 +28,25 @@ class Plan:
     reused: int | None
 
 
+@dataclass(frozen=True)
+class Drift:
+    """What training changed in what the model makes of a general text. floors: name -> linear CKA (`cka`) and
+    mean `cosine` of what leaves it, before and after; loss: cross-entropy in nats a token `before` and
+    `after`, empty where the model tells no words."""
+
+    floors: Mapping[str, Mapping[str, float]]
+    loss: Mapping[str, float]
+
+    def figures(self) -> dict[str, float]:
+        """Under flat names, for tracking."""
+        found = {f"drift.loss.{when}": value for when, value in self.loss.items()}
+        return found | {
+            f"drift.{kind}.{floor}": value
+            for floor, likeness in self.floors.items()
+            for kind, value in likeness.items()
+        }
+
+
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """All that the page says, as plain values. floors: of the model, embeddings first, head last.
@@ -42,6 +62,7 @@ class Facts:
     settings: Mapping[str, str]  # term -> value
     sources: Mapping[str, str]
     adapter: str | None = None
+    drift: Drift | None = None
 
     @property
     def layers(self) -> Sequence[str]:
@@ -60,6 +81,7 @@ class Row:
     learned: str
     frozen: str
     computed: str
+    padding: str
     rate: str
     decay: str
 
@@ -75,6 +97,7 @@ def render(facts: Facts) -> str:
         heat_map=_inline(pictures.heat_map(phases, facts.floors)),
         curves=_inline(pictures.curves(phases, select=facts.select)),
         layers=[comparison(facts), *fairness(facts)],
+        forgotten=forgotten(facts.drift) if facts.drift else [],
     )
 
 
@@ -174,9 +197,33 @@ def _row(facts: Facts, number: int) -> Row:
         learned=learned(facts, plan, new=NEW in phase.floors),
         frozen=named(frozen) or ("no floor as a whole" if plan.parts or NEW in phase.floors else "nothing"),
         computed=_computed(facts, number) if frozen else "",
+        padding=padding([one for one in facts.told if isinstance(one, Step) and one.phase == phase.name]),
         rate=f"{plan.learning_rate:g}",
         decay="" if plan.layer_decay == 1 else f"× {plan.layer_decay:g} a floor",
     )
+
+
+def padding(steps: Sequence[Step]) -> str:
+    """Of all positions that the steps computed; nothing where that is not known."""
+    tokens, positions = (sum(getattr(step, name) for step in steps) for name in ("tokens", "positions"))
+    return f"{1 - tokens / positions:.1%} padding".replace("%", " %") if positions else ""
+
+
+def forgotten(drift: Drift) -> list[str]:
+    """How far what the model makes of a general text has moved, in sentences."""
+    *_, last = drift.floors
+    cka, cosine = (drift.floors[last][kind] for kind in ("cka", "cosine"))
+    found = [
+        f"What leaves {last} has a linear CKA of {cka:.3f} with what left it before training, and its mean "
+        f"over a passage a cosine of {cosine:.3f}; 1 is unchanged."
+    ]
+    if drift.loss:
+        before, after = drift.loss["before"], drift.loss["after"]
+        found.append(
+            f"Cross-entropy on this text went from {before:.3f} to {after:.3f} nats a token, "
+            f"{abs(after - before):.3f} {'worse' if after > before else 'better'}."
+        )
+    return found
 
 
 def learned(facts: Facts, plan: Plan, *, new: bool) -> str:

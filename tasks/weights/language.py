@@ -21,7 +21,7 @@ from tasks.weights import tokenizer
 from tasks.weights.loading import places
 from tasks.weights.tokenizer import Encode
 
-TEXT = Path(__file__).with_name("english.txt")  # Lewis Carroll, Alice's Adventures in Wonderland (1865)
+TEXT = Path(__file__).parents[1] / "english.txt"  # Lewis Carroll, Alice's Adventures in Wonderland (1865)
 PROMPTS = ("Once upon a time there was", "The capital of France is", "To make a cup of tea, you first")
 WINDOW, TOKENS = 512, 32  # tokens of the text read at once; greedy tokens for each prompt
 BOUND = 0.6  # of ln(vocabulary), which is what a model that knows nothing loses

@@ -78,7 +78,7 @@ def test_steps_states_and_counts_are_those_of_the_stage(root, phases, changes):
     converted, encoded = ConvertedCheckpoint.load(root), EncodedDataset.load(root)
     job = stage._job(root, root / "kept", converted, encoded, wanted.finetuning)
     for number, found in enumerate(finetuning.outlook(root, wanted, wanted).phases):
-        planned, starts = stage._plan(job, number), stage._starts(job, number)
+        planned, starts = stage._plan(job, number, stage._starts(job, number)), stage._starts(job, number)
         assert found.steps == planned.ends[-1]
         assert found.floors == tuple(name for name, _, _ in planned.stack)
         assert found.parameters == sum(value.numel() for value in planned.parameters.values())
@@ -96,7 +96,7 @@ def test_an_adapter_is_counted_as_the_stage_puts_it_in(root):
         root, root / "kept", ConvertedCheckpoint.load(root), EncodedDataset.load(root), wanted.finetuning
     )
     for number, found in enumerate(finetuning.outlook(root, wanted, wanted).phases):
-        planned = stage._plan(job, number)
+        planned = stage._plan(job, number, stage._starts(job, number))
         assert found.floors == tuple(name for name, _, _ in planned.stack)
         assert found.parameters == sum(value.numel() for value in planned.parameters.values())
 

@@ -1,5 +1,6 @@
 """What the stages before leave, written directly."""
 
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,8 @@ import pytest
 from tasks import files
 from tasks.artifacts import SPLITS, ConvertedCheckpoint, EncodedDataset, PreparedText, Vocabulary
 from tasks.text import kinds
+
+GENERAL = Path(__file__).parents[2] / "tasks" / "english.txt"
 
 
 @pytest.fixture
@@ -72,11 +75,37 @@ def encode() -> Callable[..., None]:
 
 
 @pytest.fixture
-def trainable(tmp_path: Path, tiny_bert: Callable[..., Any], encode: Callable[..., None]) -> Path:
+def tiny_tokenizer() -> Callable[[Path], None]:
+    """Writes a tokenizer of 61 words, those of a general text among them, as a transformers directory."""
+
+    def write(folder: Path) -> None:
+        from tokenizers import Tokenizer, models, pre_tokenizers, processors
+        from transformers import PreTrainedTokenizerFast
+
+        names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        found = sorted(set(re.findall(r"\w+", GENERAL.read_text(encoding="utf-8"))))
+        numbers = {name: number for number, name in enumerate([*names, *found][:61])}
+        tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        frame = [("[CLS]", 2), ("[SEP]", 3)]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=frame
+        )
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]").save_pretrained(folder)
+
+    return write
+
+
+@pytest.fixture
+def trainable(
+    tmp_path: Path,
+    tiny_bert: Callable[..., Any],
+    tiny_tokenizer: Callable[[Path], None],
+    encode: Callable[..., None],
+) -> Path:
     """A root with all that finetuning reads: a tiny converted BERT, 40 rows to train on."""
     tokenizer, model = tmp_path / "tokenizer", tiny_bert()
-    tokenizer.mkdir()
-    (tokenizer / "tokenizer.json").write_text("{}")
+    tiny_tokenizer(tokenizer)
     with files.replace_directory(Vocabulary.folder(tmp_path)) as draft:
         shutil.move(tokenizer, draft / "tokenizer")
         Vocabulary.save(draft, size=61, kept=61, fresh=0, special={})

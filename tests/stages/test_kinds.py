@@ -72,13 +72,12 @@ def _lists(rows):
 
 
 @pytest.fixture
-def root(tmp_path, tiny):
+def root(tmp_path, tiny, tiny_tokenizer):
     def make(kind, name, **more):
         labels = ["a", "b", "c"] if kind in ("label", "labels", "tags") else []
         chance = np.random.default_rng(0)
         tokenizer = tmp_path / "tokenizer"
-        tokenizer.mkdir()
-        (tokenizer / "tokenizer.json").write_text("{}")
+        tiny_tokenizer(tokenizer)
         with files.replace_directory(Vocabulary.folder(tmp_path)) as draft:
             shutil.move(tokenizer, draft / "tokenizer")
             Vocabulary.save(draft, size=61, kept=61, fresh=0, special=SPECIAL)

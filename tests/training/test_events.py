@@ -22,6 +22,6 @@ def test_what_was_told_comes_back_as_it_was():
 def test_steps_take_a_few_bytes_each_and_none_of_the_header():
     steps = [Step("head", number, 1 / 3, 1e-3, 0.1, 32, 1) for number in range(1, 20_001)]
     numbers, header = events.pack(steps)
-    assert numbers.numel() * numbers.element_size() == 20_000 * 7 * 8
+    assert numbers.numel() * numbers.element_size() == 20_000 * 9 * 8
     assert len(header) < 100
     assert list(events.unpack(numbers, header))[-1] == steps[-1]
