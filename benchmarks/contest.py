@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
 from benchmarks import labelled, record, trainers
-from benchmarks.finetuning import BEST, OURS, SCHEDULE, TUTORIAL, Run, Size
+from benchmarks.finetuning import BEST, OURS, PHASES, SCHEDULE, TUTORIAL, Run, Size
 from benchmarks.labelled import Portion
 from benchmarks.trainers import Outcome
 from tasks import params, references
@@ -44,7 +44,7 @@ class Contest:
             portion = self._portion(texts, rows, number)
             if texts == "short":
                 yield from self._schedule(portion, number)
-            for name in ("top2", "full"):
+            for name in ("top2", "full" if texts == "short" else "full-x4"):
                 yield from self._phase(texts, portion, name, number)
 
     def sweep(self, number: int) -> dict[str, float]:
@@ -89,16 +89,17 @@ class Contest:
             return None
         device = torch.cuda.get_device_name()
         peak = next((value for name, value in PEAKS.items() if name in device), None)
-        return [self._used(run, device, peak) for run in runs if run.phases == ("full",)]
+        return [self._used(run, device, peak) for run in runs if run.phases in (("full",), ("full-x4",))]
 
     def _used(self, run: Run, device: str, peak: float | None) -> dict[str, Any]:
         model = AutoModelForSequenceClassification.from_pretrained(self.starts[run.texts])
         parameters = model.num_parameters(exclude_embeddings=True)
-        operations = 6 * parameters * run.tokens / run.cost.wall
+        epochs = PHASES[run.phases[0]][1]
+        operations = 6 * parameters * epochs * run.tokens / run.cost.wall
         return {
             "contestant": f"{run.contestant}, {run.texts}",
             "device": device,
-            "examples_per_second": run.rows / run.cost.wall,
+            "examples_per_second": epochs * run.rows / run.cost.wall,
             "mfu": operations / peak if peak else None,
         }
 
@@ -118,7 +119,7 @@ class Contest:
         yield self._run(TUTORIAL, "short", few, every, tutorial["full"])
 
     def _phase(self, texts: str, portion: Portion, name: str, number: int) -> Iterator[Run]:
-        gpu = torch.cuda.is_available() and name == "full"
+        gpu = torch.cuda.is_available() and name != "top2"
         for contestant in (BEST, *([TUTORIAL] if gpu else [])):
             outcome = self._peer(contestant, texts, portion, [name], number)[name]
             yield self._run(contestant, texts, portion, [name], outcome)
@@ -165,7 +166,7 @@ class Contest:
 
 def phases(names: Sequence[str]) -> list[Phase]:
     keys = ("depth", "epochs", "learning_rate")
-    return [Phase(name=name, **dict(zip(keys, SCHEDULE[name], strict=True))) for name in names]
+    return [Phase(name=name, **dict(zip(keys, PHASES[name], strict=True))) for name in names]
 
 
 def checkpoint() -> Path:

@@ -118,9 +118,16 @@ class Rows:
         )
         return Rows(self.input_ids.only(places), types, self.pad, read, decoder)
 
-    def states_read(self, states: Tensor, places: Places) -> Tensor:
-        """Those of `states` (batch, tokens, width) that the head reads, row by row: (read, width)."""
-        return states[:, 0] if self.read is None else _picked(states, [self.read[place] for place in places])
+    @property
+    def first(self) -> bool:
+        """Whether the head reads the first token alone."""
+        return self.read is None
+
+    def positions(self, places: Places) -> list[NDArray[np.int64]]:
+        """Those that the head reads, of each row."""
+        if self.read is None:
+            return [np.zeros(1, dtype=np.int64)] * len(places)
+        return [self.read[place] for place in places]
 
     def longest_first(self, size: int) -> list[list[int]]:
         """Places in batches of `size`: padding is least, and memory trouble shows at once."""
@@ -148,10 +155,17 @@ def sorted_batches(
         yield places, rows.batch(places, torch.device("cpu"))
 
 
-def _picked(states: Tensor, positions: Sequence[NDArray[np.int64]]) -> Tensor:
+def picked(states: Tensor, positions: Sequence[NDArray[np.int64]]) -> Tensor:
+    """Those of padded `states` (batch, tokens, width) at each row's positions, row by row: (read, width)."""
     numbers = np.repeat(np.arange(len(positions)), [len(row) for row in positions])
-    picked: Tensor = states[torch.from_numpy(numbers), torch.from_numpy(np.concatenate(positions))]
-    return picked
+    found: Tensor = states[torch.from_numpy(numbers), torch.from_numpy(np.concatenate(positions))]
+    return found
+
+
+def picked_flat(states: Tensor, firsts: Tensor, positions: Sequence[NDArray[np.int64]]) -> Tensor:
+    """As `picked`, of `states` (tokens, width) that lie end to end, row r from `firsts[r]` on."""
+    begins = torch.repeat_interleave(firsts, torch.tensor([len(row) for row in positions]))
+    return states.index_select(0, begins + torch.from_numpy(np.concatenate(positions)))
 
 
 def _offsets(lengths: Sequence[int]) -> NDArray[np.int64]:

@@ -22,6 +22,7 @@ import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from tasks import files
 from tasks.errors import TrainingError
@@ -78,26 +79,21 @@ class Boundary:
     def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Hidden states (batch, longest, width) float32, zeros behind each row's end, and the mask (batch,
         longest) int64."""
-        spans = [(self.offsets[row], self.offsets[row + 1]) for row in rows]
-        longest = max(stop - start for start, stop in spans)
-        hidden = np.zeros((len(rows), longest, self.states.shape[1]), dtype=np.float32)
-        mask = torch.zeros((len(rows), longest), dtype=torch.int64)
-        for place, (start, stop) in enumerate(spans):
-            hidden[place, : stop - start] = self.states[start:stop]
-            if self.scales is not None:
-                hidden[place, : stop - start] *= self.scales[start:stop]
-            mask[place, : stop - start] = 1
-        return torch.from_numpy(hidden), mask
+        hidden, lengths = self.tokens(rows)
+        padded = pad_sequence(hidden.split(lengths), batch_first=True)
+        mask = torch.arange(padded.shape[1]) < torch.tensor(lengths)[:, None]
+        return padded, mask.to(torch.int64)
 
-    def flat(self, rows: Sequence[int]) -> Tensor:
-        """The states of these rows, one behind the other: (tokens, width) float32."""
+    def tokens(self, rows: Sequence[int]) -> tuple[Tensor, list[int]]:
+        """Hidden states (tokens, width) float32 of the rows end to end, and how many tokens each has."""
         if len(self.offsets) == len(self.states) + 1 and self.scales is None:  # one a row: features
-            return torch.from_numpy(np.asarray(self.states[list(rows)], dtype=np.float32))
+            found = torch.from_numpy(np.asarray(self.states[list(rows)], dtype=np.float32))
+            return found, [1] * len(rows)
         spans = [slice(self.offsets[row], self.offsets[row + 1]) for row in rows]
-        found = np.concatenate([self.states[span] for span in spans]).astype(np.float32)
+        hidden = np.concatenate([self.states[span] for span in spans]).astype(np.float32)
         if self.scales is not None:
-            found *= np.concatenate([self.scales[span] for span in spans])
-        return torch.from_numpy(found)
+            hidden *= np.concatenate([self.scales[span] for span in spans])
+        return torch.from_numpy(hidden), [span.stop - span.start for span in spans]
 
 
 def weights_digest(tensors: Mapping[str, nn.Parameter]) -> str:

@@ -10,13 +10,15 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from tasks import files
-from tasks.model import boundary, floors, tail
-from tasks.model.batches import Rows
+from tasks.model import boundary, floors, packed, tail
+from tasks.model.batches import Rows, picked, picked_flat
 from tasks.model.boundary import Boundary, Cache, Wanted
 from tasks.model.masked import Masked
+from tasks.model.packed import Spans
 from tasks.progress import track
 
 Forward = Callable[[Sequence[int]], Tensor]  # places of rows -> logits (read, outputs)
@@ -108,25 +110,40 @@ class Frozen:
     def above(self, kept: Boundary, start: int, rows: Rows) -> Forward:
         """The model's logits, computed from the states of `rows` that enter layer `start` on."""
         if self.name(start) == READ:
-            return lambda places: floors.head_logits(self.model, self._placed(kept.flat(places)))
-        body = tail.tail(self.model, start, first_token=rows.read is None)
+            return lambda places: floors.head_logits(self.model, self._placed(kept.tokens(places)[0]))
+        if packed.known(self.model):
+            return lambda places: self._said(*_ends(kept, places), rows, places, start=start)
+        body = tail.tail(self.model, start, first_token=rows.first)
 
         def forward(places: Sequence[int]) -> Tensor:
             hidden, mask = map(self._placed, kept.batch(places))
             last = body(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
-            return floors.head_logits(self.model, rows.states_read(last, places))
+            return floors.head_logits(self.model, picked(last, rows.positions(places)))
 
         return forward
 
     def whole(self, rows: Rows | Masked) -> Forward:
         """The model's logits, everything computed."""
-        body = tail.tail(self.model, 0, first_token=isinstance(rows, Rows) and rows.read is None)
+        if packed.known(self.model):
+            return lambda places: self._said(
+                *packed.embedded(self.model, rows.batch(places, self.model.device)), rows, places, start=0
+            )
+        body = tail.tail(self.model, 0, first_token=rows.first)
 
         def forward(places: Sequence[int]) -> Tensor:
             last = body(**rows.batch(places, self.model.device)).last_hidden_state
-            return floors.head_logits(self.model, rows.states_read(last, places))
+            return floors.head_logits(self.model, picked(last, rows.positions(places)))
 
         return forward
+
+    def _said(
+        self, hidden: Tensor, spans: Spans, rows: Rows | Masked, places: Sequence[int], *, start: int
+    ) -> Tensor:
+        """Logits of `rows` end to end, whose states enter layer `start`."""
+        last = packed.states(self.model, hidden, spans, start=start, first_token=rows.first)
+        if not rows.first:
+            last = picked_flat(last, spans.firsts, rows.positions(places))
+        return floors.head_logits(self.model, last)
 
     def _placed(self, value: Tensor) -> Tensor:
         return value.to(self.model.device)
@@ -135,6 +152,11 @@ class Frozen:
 def border(layer: int) -> str:
     """The name of the states that enter layer `layer`: its floor's own."""
     return f"layer {layer}"
+
+
+def _ends(kept: Boundary, places: Sequence[int]) -> tuple[Tensor, Spans]:
+    hidden, lengths = kept.tokens(places)
+    return hidden, Spans(lengths)
 
 
 def pooled(kept: Boundary) -> NDArray[np.float32]:
@@ -161,24 +183,49 @@ def _states(
     wanted is computed."""
     starts = [layer for layer in range(len(floors.layers_of(model))) if border(layer) in names]
     stop = None if READ in names or MEAN in names else starts.pop()
-    body = tail.tail(model, 0, first_token=rows.read is None and MEAN not in names, stop=stop)
+    compute = _packed_states if packed.known(model) else _padded_states
+    first = rows.first and MEAN not in names
     batches = rows.longest_first(BATCH)
-    with torch.no_grad(), tail.watched(model, starts, body=body) as seen:
+    with torch.no_grad():
         for places in track(batches, total=len(batches), description=description):
             given = rows.batch(places, model.device)
-            hidden = body(**given).last_hidden_state
-            last = {border(stop): hidden} if stop is not None else {}
+            seen, hidden = compute(model, given, starts, stop, first)
+            found = {border(start): states for start, states in seen.items()}
+            if stop is not None:
+                found[border(stop)] = hidden
             if READ in names:
-                last[READ] = _by_row(rows, places, rows.states_read(hidden, places))
+                found[READ] = _by_row(picked(hidden, rows.positions(places)), rows.positions(places))
             if MEAN in names:
-                last[MEAN] = _mean(hidden, given["attention_mask"])
-            yield places, {border(start): seen[start] for start in starts} | last
+                found[MEAN] = _mean(hidden, given["attention_mask"])
+            yield places, found
 
 
-def _by_row(rows: Rows, places: Sequence[int], states: Tensor) -> Tensor:
+Seen = tuple[
+    Mapping[int, Tensor], Tensor
+]  # layer -> what enters it; what leaves the last: (batch, tokens, width)
+
+
+def _padded_states(
+    model: PreTrainedModel, given: Mapping[str, Tensor], starts: Sequence[int], stop: int | None, first: bool
+) -> Seen:
+    body = tail.tail(model, 0, first_token=first and stop is None, stop=stop)
+    with tail.watched(model, starts, body=body) as seen:
+        return seen, body(**given).last_hidden_state
+
+
+def _packed_states(
+    model: PreTrainedModel, given: Mapping[str, Tensor], starts: Sequence[int], stop: int | None, first: bool
+) -> Seen:
+    hidden, spans = packed.embedded(model, given)
+    seen, first = dict.fromkeys(starts, hidden), first and stop is None
+    last = packed.states(model, hidden, spans, start=0, stop=stop, first_token=first, seen=seen)
+    padded = {start: spans.padded(states) for start, states in seen.items()}
+    return padded, last[:, None] if first else spans.padded(last)
+
+
+def _by_row(states: Tensor, positions: Sequence[NDArray[np.int64]]) -> Tensor:
     """`states` (read, width), a row's own beside one another: (batch, longest, width)."""
-    counts = rows.counts
-    return torch.nn.utils.rnn.pad_sequence(states.split([counts[place] for place in places]), True)
+    return pad_sequence(states.split([len(row) for row in positions]), batch_first=True)
 
 
 def _mean(hidden: Tensor, mask: Tensor) -> Tensor:

@@ -38,8 +38,9 @@ class Masked:
         return self.rows.lengths
 
     @property
-    def read(self) -> None:
-        """Changes with every drawing, so that no state of a row can be kept."""
+    def first(self) -> bool:
+        """Never is the first token alone read."""
+        return False
 
     def batch(self, places: Places, device: torch.device) -> dict[str, Tensor]:
         """As `Rows.batch`, with tokens hidden."""
@@ -54,14 +55,12 @@ class Masked:
 
     def targets(self, places: Places) -> Tensor:
         """The tokens that are to be told, row by row: (read,) int64."""
-        told = [self.rows.input_ids[place % len(self)][self._positions(place)] for place in places]
+        told = [self.rows.input_ids[place % len(self)][self._told(place)] for place in places]
         return torch.from_numpy(np.concatenate(told).astype(np.int64))
 
-    def states_read(self, states: Tensor, places: Places) -> Tensor:
-        """Those of `states` (batch, tokens, width) where a token is to be told: (read, width)."""
-        read = Ragged.of([self._positions(place) for place in places])
-        view = Rows(read, None, 0, read)
-        return view.states_read(states, range(len(places)))
+    def positions(self, places: Places) -> list[NDArray[np.int64]]:
+        """Those where a token is to be told, of each row."""
+        return [self._told(place) for place in places]
 
     def longest_first(self, size: int) -> list[list[int]]:
         return self.rows.longest_first(size)
@@ -69,7 +68,7 @@ class Masked:
     def _chance(self, place: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, place])
 
-    def _positions(self, place: int) -> NDArray[np.int64]:
+    def _told(self, place: int) -> NDArray[np.int64]:
         """At least one of each row that has a token besides special ones."""
         return self._drawn(self._chance(place), place)
 

@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from tasks import environment, files
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, TrainedModel, Vocabulary
 from tasks.errors import DataError, TrainingError
-from tasks.model import adapters, drift, floors, frozen, reading, tail
+from tasks.model import adapters, drift, floors, frozen, packed, reading, tail
 from tasks.model.adapters import Adapter
 from tasks.model.batches import Ragged, Rows
 from tasks.model.boundary import Cache
@@ -135,7 +135,9 @@ def _job(
         _split(encoded, name, model, vocabulary, settings.seed) for name in ("train", "validation")
     )
     if tail.splits(model):
-        tail.check(model, train.rows.batch(range(min(2, len(train.rows))), model.device))
+        tried = train.rows.batch(range(min(2, len(train.rows))), model.device)
+        tail.check(model, tried)
+        packed.check(model, tried)
     home = environment.home(root) / ".regraft" / "states"
     return Job(
         model=model,
@@ -419,7 +421,7 @@ def _plan(job: Job, number: int, starts: Sequence[int]) -> phases.Planned:
 
 
 def _figures(job: Job, forward: Forward, asked: Asked, about: str) -> dict[str, float]:
-    one = isinstance(asked.rows, Rows) and asked.rows.read is None
+    one = asked.rows.first
     found = frozen.answers(forward, asked.rows, description=about, size=frozen.BATCH if one else FEW)
     sums = (job.objective.sums(logits, asked.targets(places)) for places, logits in found)
     return job.objective.figures(torch.stack(list(sums)).sum(dim=0))

@@ -92,6 +92,7 @@ class Training:
     done: int = 0
     told: list[Event] = field(default_factory=list)
     moments: updates.Moments = field(default_factory=dict)  # of what does not learn now
+    began: dict[str, float] = field(default_factory=dict)  # floor -> ||w0||², once it is asked for
 
     @property
     def phase(self) -> Planned:
@@ -313,8 +314,15 @@ def _changes(training: Training) -> dict[str, float]:
         for name, parameters, _ in training.floors:
             moved = sum(_squares(v - start[key]) for key, v in parameters.items() if key in learned)
             if moved:
-                found[name] = (moved / sum(_squares(start[key]) for key in parameters)) ** 0.5
+                found[name] = (moved / _began(training, name, parameters)) ** 0.5
     return found
+
+
+def _began(training: Training, floor: str, parameters: Mapping[str, nn.Parameter]) -> float:
+    """||w0||² of a floor, which stays what it is."""
+    if floor not in training.began:
+        training.began[floor] = sum(_squares(training.start[name]) for name in parameters)
+    return training.began[floor]
 
 
 def _squares(value: Tensor) -> float:

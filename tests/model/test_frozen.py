@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tasks.model import adapters, boundary, floors, frozen
+from tasks.model import adapters, boundary, floors, frozen, packed
 from tasks.model.adapters import Adapter
 from tasks.model.batches import Ragged, Rows
 from tasks.model.boundary import Cache
@@ -49,9 +49,10 @@ def _states_by_batch(model, home, start, dtype):
         for part in range(3):
             places = ROWS.longest_first(frozen.BATCH)[0][part::3]
             given = ROWS.batch(places, model.device)
-            with torch.no_grad(), frozen.tail.watched(model, [start]) as seen:
-                model.base_model(**given)
-            yield places, {border(start): seen[start]}
+            with torch.no_grad():
+                entering, spans = packed.embedded(model, given)
+                states = packed.states(model, entering, spans, start=0, stop=start)
+            yield places, {border(start): spans.padded(states)}
 
     return boundary.gather(home, {border(start): wanted}, compute)[border(start)]
 

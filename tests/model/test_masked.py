@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.model.batches import Ragged, Rows
+from tasks.model.batches import Ragged, Rows, picked
 from tasks.model.masked import Masked
 
 SPECIAL = (0, 2, 3, 4)
@@ -38,7 +38,7 @@ def test_what_is_to_be_told_is_what_stood_there():
     places = [1, 2, 3, 9]
     told = masked.targets(places)
     whole = ROWS.batch([place % 4 for place in places], CPU)["input_ids"]
-    assert torch.equal(masked.states_read(whole[:, :, None].float(), places)[:, 0].long(), told)
+    assert torch.equal(picked(whole[:, :, None], masked.positions(places))[:, 0], told)
     given = masked.batch(places, CPU)
     changed = given["input_ids"] != whole
     assert (changed & (whole == 0)).sum() == 0

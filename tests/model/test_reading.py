@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from tasks.errors import DataError
 from tasks.model import reading
+from tasks.model.batches import picked
 from tasks.model.boundary import Cache
 from tasks.model.frozen import READ, Frozen, border
 from tasks.model.masked import Masked
@@ -149,7 +150,7 @@ def test_text_for_an_encoder_is_hidden_in_part(tiny):
     assert isinstance(asked.rows, Masked)
     with torch.no_grad():
         hidden = model.base_model(**asked.rows.batch(PLACES, model.device)).last_hidden_state
-    assert len(asked.rows.states_read(hidden, PLACES)) == len(asked.targets(PLACES)) >= len(PLACES)
+    assert len(picked(hidden, asked.rows.positions(PLACES))) == len(asked.targets(PLACES)) >= len(PLACES)
 
 
 def test_text_for_an_encoder_without_a_masking_token_is_refused(tiny):

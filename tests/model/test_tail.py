@@ -7,20 +7,6 @@ from tasks.errors import TrainingError
 from tasks.model import floors, tail
 
 
-@pytest.fixture(params=["Bert", "Roberta", "DistilBert"])
-def model(request, tiny):
-    return tiny(f"{request.param}ForSequenceClassification")
-
-
-@pytest.fixture
-def given(model):
-    ids = torch.randint(5, 61, (5, 9), generator=torch.Generator().manual_seed(1))
-    mask = torch.ones_like(ids)
-    for row, length in enumerate((9, 7, 4, 9, 2)):
-        ids[row, length:], mask[row, length:] = model.config.pad_token_id, 0
-    return {"input_ids": ids, "attention_mask": mask}
-
-
 @pytest.mark.parametrize("name", ["GPT2LMHeadModel", "LlamaForCausalLM", "BertForTokenClassification"])
 @pytest.mark.parametrize("start", [1, 3])
 def test_a_tail_of_any_class_computes_what_the_whole_does_at_every_token(tiny, name, start):
