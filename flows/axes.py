@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from flows.begin import with_preset
+from flows.begin import for_kind, with_preset
 from tasks import files
 from tasks import params as parameters
 from tasks.errors import InputError, ParamsError
-from tasks.params import Params
+from tasks.params import SELECTED, Params
 
 PRESET = "preset"
 # What decides which rows judge a trial, and by which figure; the last two do nothing to a trial.
@@ -88,7 +88,8 @@ class Space:
     def select(self) -> str:
         """The validation figure by which trials are ranked: that by which each keeps its best epoch."""
         named = [axis.values[0] for axis in self.axes if axis.key == "finetuning.select"]
-        return named[0] if named else self.base.finetuning.select
+        wanted = named[0] if named else self.base.finetuning.select
+        return SELECTED.get(self.base.sources.text.kind, "loss") if wanted == "auto" else wanted
 
     def trial(self, values: Mapping[str, str]) -> Trial:
         """A value of each axis as a trial. Raises ParamsError for params that are not possible."""
@@ -96,7 +97,7 @@ class Space:
         assignments = tuple(f"{a.key}={values[a.key]}" for a in self.axes if a.key != PRESET)
         base = self.base
         if preset is not None:
-            base = base.model_copy(update={"finetuning": with_preset(base.finetuning, preset)})
+            base = for_kind(base.model_copy(update={"finetuning": with_preset(base.finetuning, preset)}))
         try:
             params = parameters.override(base, assignments)
         except ParamsError as error:

@@ -7,7 +7,7 @@ from tasks import edit, files
 from tasks import params as parameters
 from tasks.errors import InputError, ParamsError, did_you_mean
 from tasks.params import FinetuningParams, Params, Phase, Subset, TextSource
-from tasks.presets import DECIDED, PRESETS
+from tasks.presets import DECIDED, KEPT_HEAD, PRESETS
 from tasks.text.kinds import KINDS
 from tasks.text.reading import infer
 
@@ -45,6 +45,9 @@ def write(
         )
     if preset is not None:
         wanted = wanted.model_copy(update={"finetuning": with_preset(former.finetuning, preset)})
+    if data is not None or preset is not None:
+        wanted = for_kind(wanted)
+    if preset is not None:
         told += [f"preset {preset}: {PRESETS[preset].summary}", *map(_phase, wanted.finetuning.phases)]
     if overrides:
         wanted = parameters.override(wanted, overrides)
@@ -63,6 +66,23 @@ def with_preset(former: FinetuningParams, name: str) -> FinetuningParams:
     kept = former.model_dump(mode="json", exclude=set(DECIDED))
     chosen = FinetuningParams.model_validate({**kept, **PRESETS[name].values})
     return former.model_copy(update={key: getattr(chosen, key) for key in DECIDED})
+
+
+def for_kind(params: Params) -> Params:
+    """`params` without phases of the head alone, where the head is no new one.
+
+    Raises ParamsError where no phase is left.
+    """
+    settings, kind = params.finetuning, params.sources.text.kind
+    if kind not in KEPT_HEAD:
+        return params
+    phases = tuple(phase for phase in settings.phases if phase.depth != 0 or phase.floors)
+    if not phases:
+        raise ParamsError(
+            f"every phase trains a new head alone, and the head of rows of kind {kind} is the checkpoint's "
+            "own: take another preset, such as lora or full"
+        )
+    return params.model_copy(update={"finetuning": settings.model_copy(update={"phases": phases})})
 
 
 def _phase(phase: Phase) -> str:

@@ -17,6 +17,14 @@ RowKind = Literal[
     "tags", "answer", "preference", "rating",
 ]  # fmt: skip
 
+# The validation figure by which the best epoch of a phase is kept, unless one is named.
+SELECTED: Mapping[str, str] = {
+    "label": "accuracy", "pair": "accuracy", "labels": "micro_f1", "score": "r2", "tags": "accuracy",
+    "answer": "loss", "text": "loss", "completion": "loss", "chat": "loss", "translation": "loss",
+    "prefix-remainder": "loss",
+}  # fmt: skip
+LOWER_IS_BETTER = ("loss", "perplexity")
+
 LEVELS = ("content", "inverse", "digests", "load", "parity", "similarity", "loss", "generation")  # of proof
 DEFAULT_LEVELS = ("content", "load", "parity", "similarity")
 

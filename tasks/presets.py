@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# Kinds of row whose head is the checkpoint's own, and often its word table: it needs no phase for itself.
+KEPT_HEAD = ("text", "completion", "chat", "translation", "prefix-remainder")
 TRIANGLE = {"schedule": "slanted-triangular"}  # Howard & Ruder, 2018, §3.2, with its warm-up of a tenth
 GROUPS = {"layer_decay": 0.385, **TRIANGLE}  # 1 / 2.6, as there
 

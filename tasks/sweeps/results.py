@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tasks.params import LOWER_IS_BETTER
+
 
 @dataclass(frozen=True)
 class Result:
@@ -19,7 +21,7 @@ class Result:
 
 def descending(select: str) -> bool:
     """Whether more of this validation figure is better."""
-    return select != "loss"
+    return select not in LOWER_IS_BETTER
 
 
 def ranked(results: Sequence[Result], select: str) -> list[Result]:

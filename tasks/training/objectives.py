@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tasks.errors import TrainingError, did_you_mean
+from tasks.params import SELECTED
 
 NOTHING = -100  # a target that counts for nothing, as in torch's cross-entropy
 AUTO, PERPLEXITY = "auto", "perplexity"  # the latter is a figure of language models alone
@@ -198,20 +199,25 @@ def _stacked(*values: Tensor) -> Tensor:
     return torch.stack([value.detach().double().cpu() for value in values])
 
 
-LABEL = Objective(_classify, _class_weight, _label_sums, _label_figures, "accuracy", balanced)
+LABEL = Objective(_classify, _class_weight, _label_sums, _label_figures, SELECTED["label"], balanced)
 WORDS = Objective(
-    _classify, _class_weight, _label_sums, _word_figures, "loss", names=("accuracy", "loss", PERPLEXITY)
+    _classify,
+    _class_weight,
+    _label_sums,
+    _word_figures,
+    SELECTED["text"],
+    names=("accuracy", "loss", PERPLEXITY),
 )
 OBJECTIVES: Mapping[str, Objective] = {
     "label": LABEL,
     "pair": LABEL,
     "labels": Objective(
-        _binary, _rows, _labels_sums, _labels_figures, "micro_f1", balanced_labels,
+        _binary, _rows, _labels_sums, _labels_figures, SELECTED["labels"], balanced_labels,
         ("accuracy", "micro_f1", "loss"),
     ),
-    "score": Objective(_squared, _rows, _score_sums, _score_figures, "r2", names=("r2", "loss")),
+    "score": Objective(_squared, _rows, _score_sums, _score_figures, SELECTED["score"], names=("r2", "loss")),
     "tags": LABEL,
-    "answer": Objective(_span, _span_weight, _span_sums, _label_figures, "loss"),
+    "answer": Objective(_span, _span_weight, _span_sums, _label_figures, SELECTED["answer"]),
     "text": WORDS,
     "completion": WORDS,
     "chat": WORDS,

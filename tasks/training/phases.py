@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tasks import files
 from tasks.errors import TrainingError
+from tasks.params import LOWER_IS_BETTER
 from tasks.progress import track
 from tasks.training import interrupt, loop, randomness, resume, table, updates
 from tasks.training.events import Change, Event, Finished, Measure
@@ -27,7 +28,6 @@ NEW = "new rows"  # among a record's floors
 Stack = Sequence[tuple[str, Mapping[str, nn.Parameter], Sequence[nn.Module]]]
 BEST = "best-{}-{}.safetensors"  # of a phase, by number, and its step
 TOLD_EVERY = 10  # steps between two looks at how far the weights have moved, at least
-HIGHER = {"loss": False, "perplexity": False}  # every other figure is better where it is higher
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Training:
     @property
     def best(self) -> Measure | None:
         """The first of the best epochs of this phase so far."""
-        sign = 1 if HIGHER.get(self.settings.select, True) else -1
+        sign = -1 if self.settings.select in LOWER_IS_BETTER else 1
         return max(self.measures, key=lambda m: sign * m.figures[self.settings.select], default=None)
 
     @property

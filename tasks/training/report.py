@@ -8,10 +8,11 @@ import numpy as np
 from markupsafe import Markup
 
 from tasks import pages
+from tasks.params import LOWER_IS_BETTER
 from tasks.training import pictures
 from tasks.training.events import Event, Finished, Measure
 from tasks.training.loop import Step
-from tasks.training.phases import HIGHER, NEW
+from tasks.training.phases import NEW
 from tasks.training.pictures import INK, Stretch, percent
 
 
@@ -113,7 +114,7 @@ def headline(facts: Facts) -> str:
 
 def better(facts: Facts) -> str:
     """A sentence where an earlier phase ended with a better figure than the last, else nothing."""
-    sign, last = 1 if HIGHER.get(facts.select, True) else -1, facts.finished[-1]
+    sign, last = -1 if facts.select in LOWER_IS_BETTER else 1, facts.finished[-1]
     best = max(facts.finished, key=lambda phase: sign * phase.figures[facts.select])
     if sign * best.figures[facts.select] <= sign * last.figures[facts.select]:
         return ""

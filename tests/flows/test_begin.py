@@ -132,3 +132,20 @@ def test_an_unknown_kind_is_refused_with_the_nearest(shipped):
     (shipped / "a.csv").write_text("text,label\nhello there,x\n")
     with pytest.raises(InputError, match=r"no kind of row 'lables'; did you mean 'labels'\?"):
         _begin(shipped, Path("a.csv"), kind="lables")
+
+
+@pytest.mark.parametrize("preset", [None, "gradual", "lora"])
+def test_a_language_model_gets_no_phase_of_its_head_alone(shipped, preset):
+    (shipped / "talk.csv").write_text("prompt,completion\na,b\n")
+    _begin(shipped, Path("talk.csv"), kind="completion", preset=preset)
+    depths = [phase.depth for phase in params.load(shipped / "params.yaml").finetuning.phases]
+    assert depths
+    assert 0 not in depths
+
+
+def test_a_preset_that_trains_a_head_alone_is_refused_for_a_language_model(shipped):
+    (shipped / "talk.csv").write_text("prompt,completion\na,b\n")
+    before = (shipped / "params.yaml").read_bytes()
+    with pytest.raises(ParamsError, match=r"every phase trains a new head alone.*such as lora or full"):
+        _begin(shipped, Path("talk.csv"), kind="completion", preset="feature-extraction")
+    assert (shipped / "params.yaml").read_bytes() == before

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from tasks.errors import TrainingError
+from tasks.params import SELECTED
 from tasks.training import loop, objectives, updates
 from tasks.training.loop import Pace, Work
 from tasks.training.objectives import NOTHING, OBJECTIVES, Settings
@@ -215,7 +216,8 @@ def test_the_figure_that_selects_is_one_of_those_told(kind):
     objective = objectives.find(kind)
     logits = torch.zeros(len(TARGETS[kind]), 2 if kind == "answer" else CLASSES)
     assert _figures(kind, (logits, TARGETS[kind])).keys() == set(objective.names)
-    assert objective.selected("auto") in objective.names
+    assert objective.selected("auto") == SELECTED[kind]
+    assert SELECTED[kind] in objective.names
     with pytest.raises(TrainingError, match=r"no figure 'bleu' of these rows"):
         objective.selected("bleu")
 
