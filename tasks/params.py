@@ -263,6 +263,15 @@ def _default(section: Section, name: str) -> Any:
 class FinetuningParams(Section):
     seed: Annotated[int, Field(ge=0)] = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    processes: Count = Field(
+        1, description="that share each batch on this host, a GPU each; the update is the same for any number"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of matrix products while training; weights stay float32"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="layers that learn are computed twice and their activations not kept"
+    )
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     batch_size: Count = 32
     accumulation: Count = Field(

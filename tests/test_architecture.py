@@ -12,6 +12,7 @@ REPOSITORY = Path(__file__).parents[1]
 SOURCES = sorted(p for top in ("flows", "tasks") for p in (REPOSITORY / top).rglob("*.py"))
 
 OWNERS = {  # library -> the only places that may import it
+    "accelerate": ("tasks/training/",),
     "prefect": ("flows/",),
     "dvc": ("flows/",),
     "typer": ("flows/cli.py",),

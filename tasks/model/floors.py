@@ -7,6 +7,7 @@ is on their floor.
 """
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,22 @@ def _architecture(directory: Path) -> Any:
             f"architectures: {names}; run `dvc repro conversion`"
         )
     return found
+
+
+def checkpoint(model: PreTrainedModel) -> None:
+    """Let layers that learn keep what enters them alone, and compute the rest again for their gradients, with
+    the same dropout (Chen et al., 2016, arXiv 1604.06174).
+
+    Raises TrainingError for a class that cannot.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise TrainingError(
+            f"{type(model).__name__} cannot compute layers twice: set finetuning.gradient_checkpointing to "
+            "false"
+        )
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # renamed late in transformers 5
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.disable_input_require_grads()  # or gradients would be computed down to frozen embeddings
 
 
 def with_head(model: PreTrainedModel, head: Path) -> None:

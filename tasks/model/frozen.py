@@ -165,11 +165,16 @@ def pooled(kept: Boundary) -> NDArray[np.float32]:
 
 
 def answers(
-    forward: Forward, rows: Rows | Masked, *, description: str, size: int = BATCH
+    forward: Forward,
+    rows: Rows | Masked,
+    *,
+    description: str,
+    size: int = BATCH,
+    every: slice = slice(None),
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Places of `size` rows at a time, longest rows first, and their logits (read, outputs), without
-    gradient."""
-    batches = rows.longest_first(size)
+    gradient. every: of these batches, those that are computed here."""
+    batches = rows.longest_first(size)[every]
     with torch.no_grad():
         for places in track(batches, total=len(batches), description=description):
             yield places, forward(places)

@@ -48,7 +48,8 @@ class Spans:
 def known(model: PreTrainedModel) -> bool:
     """Whether its layers are written here. On other devices one padded kernel is faster than many small."""
     kind, config = model.config.model_type, model.config
-    return kind in LAYERS and config._attn_implementation == "sdpa" and model.device.type == "cpu"
+    stock = kind not in LAYERS or config._attn_implementation != "sdpa" or model.is_gradient_checkpointing
+    return not stock and model.device.type == "cpu"
 
 
 def embedded(model: PreTrainedModel, given: Mapping[str, Tensor]) -> tuple[Tensor, Spans]:

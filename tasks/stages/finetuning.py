@@ -4,8 +4,8 @@ import csv
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from importlib import metadata
 from itertools import takewhile
@@ -18,9 +18,11 @@ import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
 from tasks import environment, files
+from tasks import params as parameters
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, TrainedModel, Vocabulary
 from tasks.errors import DataError, TrainingError
 from tasks.model import adapters, drift, floors, frozen, packed, reading, tail
@@ -33,11 +35,12 @@ from tasks.model.masked import Masked
 from tasks.model.reading import Asked
 from tasks.params import FinetuningParams, Params, Phase
 from tasks.stages import Track
-from tasks.training import device, objectives, order, phases, report, resume, reuse
+from tasks.training import device, objectives, order, phases, processes, report, resume, reuse
 from tasks.training.events import Change, Event, Finished, Measure
 from tasks.training.loop import Batches, Pace, Size, Step, Work
 from tasks.training.meter import Meter
 from tasks.training.objectives import Objective
+from tasks.training.ranks import ALONE, Ranks
 from tasks.training.reuse import Reach
 from tasks.training.table import NewRows
 
@@ -58,6 +61,7 @@ GENERAL = Path(__file__).parents[1] / "english.txt"  # what nothing is trained o
 DRIFT = "drift.json"
 FEW = 8  # validation rows at once where the head says something of many tokens
 DRAWINGS = 10_000  # more than a phase has epochs: what is hidden differs in each
+OTHERS = "tasks.rank"  # the module that the other processes of a training run
 FINISHED = "finished"  # marks a resume point whose training has ended well
 
 
@@ -86,6 +90,7 @@ class Job:
     kept: Path  # folder of what the head alone, on an untouched body, leaves for evaluation
     new: NewRows | None  # of tokens that the checkpoint did not have: they learn in every phase
     general: Asked | Rows  # rows of GENERAL; a language model is asked for their words
+    ranks: Ranks = ALONE
 
     @property
     def alone(self) -> frozenset[str]:
@@ -97,13 +102,16 @@ class Job:
 
 
 def run(params: Params, root: Path, track: Track) -> TrainedModel:
+    settings = params.finetuning
+    device.demand_enough(device.choose(settings.device), settings.processes)
     converted, encoded = ConvertedCheckpoint.load(root), EncodedDataset.load(root)
     _agree(converted, encoded)
-    point = _point(root, Vocabulary.load(root), converted, encoded, params.finetuning)
-    job = _job(root, point.parent / "kept", converted, encoded, params.finetuning)
+    point = _point(root, Vocabulary.load(root), converted, encoded, settings)
+    job = _job(root, point.parent / "kept", converted, encoded, settings)
     with FileLock(_prepared(point.parent).with_suffix(".lock")):  # two at once would share one resume point
         meter, before = Meter(point.parent / TIMINGS), _knowledge(job)
-        told = _fine_tune(job, point, track, meter)
+        with _together(job, params, root) as ranks:
+            told = _fine_tune(replace(job, ranks=ranks), point, track, meter)
         drifted = _drift(before, _knowledge(job))
         facts = _facts(job, converted, encoded, told, drifted)  # before an adapter is merged
         _write(root, job, converted, encoded, told, drifted)
@@ -118,18 +126,44 @@ def run(params: Params, root: Path, track: Track) -> TrainedModel:
     return TrainedModel.load(root)
 
 
+def assist(params: Params, root: Path, ranks: Ranks) -> None:
+    """What every process but the first does: the same training, of which it tells and keeps nothing."""
+    converted, encoded, settings = (
+        ConvertedCheckpoint.load(root),
+        EncodedDataset.load(root),
+        params.finetuning,
+    )
+    point = _point(root, Vocabulary.load(root), converted, encoded, settings)
+    job = _job(root, point.parent / "kept", converted, encoded, settings, ranks)
+    for _ in _events(job, _planned(job), point):
+        pass
+
+
+def _together(job: Job, params: Params, root: Path) -> AbstractContextManager[Ranks]:
+    return processes.together(
+        params.finetuning.processes,
+        module=OTHERS,
+        task={"params": parameters.dump(params), "root": str(root.resolve())},
+        device=job.model.device.type,
+    )
+
+
 def _job(
     root: Path,
     kept: Path,
     converted: ConvertedCheckpoint,
     encoded: EncodedDataset,
     settings: FinetuningParams,
+    ranks: Ranks = ALONE,
 ) -> Job:
     objective = objectives.find(encoded.kind)
     objective.selected(settings.select)
-    model = floors.load(converted.path / "model", device=device.choose(settings.device))
+    where = device.of_rank(device.choose(settings.device), ranks.rank)
+    model = floors.load(converted.path / "model", device=where)
     device.demand_one(model)
     _adapt(model, settings)
+    if settings.gradient_checkpointing:
+        floors.checkpoint(model)
     vocabulary = Vocabulary.load(root)
     train, validation = (
         _split(encoded, name, model, vocabulary, settings.seed) for name in ("train", "validation")
@@ -155,6 +189,7 @@ def _job(
         kept=kept,
         new=_new_rows(vocabulary, model),
         general=_general(vocabulary, encoded, model, language=objectives.PERPLEXITY in objective.names),
+        ranks=ranks,
     )
 
 
@@ -274,6 +309,8 @@ def _facts(
         settings={
             "Optimizer": f"{settings.optimizer}, weight decay {settings.weight_decay:g}",
             "Rows a batch": str(settings.batch_size),
+            "Processes": str(settings.processes),
+            "Precision": settings.precision,
             "Seed": str(settings.seed),
         },
         sources={
@@ -360,15 +397,18 @@ def _new_rows(vocabulary: Vocabulary, model: PreTrainedModel) -> NewRows | None:
 
 
 def _fine_tune(job: Job, point: Path, track: Track, meter: Meter) -> list[Event]:
-    numbers = range(len(job.settings.phases))
-    planned = [meter.around(_plan(job, number, _starts(job, number))) for number in numbers]
     told: list[Event] = []
     steps = 0
+    planned = [meter.around(phase) for phase in _planned(job)]
     for event in meter.follow(_events(job, planned, point)):
         told.append(event)
         steps += isinstance(event, Step)
         _tell(track, event, steps)
     return told
+
+
+def _planned(job: Job) -> list[phases.Planned]:
+    return [_plan(job, number, _starts(job, number)) for number in range(len(job.settings.phases))]
 
 
 def _events(job: Job, planned: Sequence[phases.Planned], point: Path) -> Iterator[Event]:
@@ -385,6 +425,7 @@ def _events(job: Job, planned: Sequence[phases.Planned], point: Path) -> Iterato
             job.objective.selected(settings.select),
         ),
         point=point,
+        ranks=job.ranks,
     )
 
 
@@ -416,15 +457,21 @@ def _plan(job: Job, number: int, starts: Sequence[int]) -> phases.Planned:
         pace=Pace(phase.schedule, phase.warmup, job.settings.maximum_gradient_norm),
         early_stopping=phase.early_stopping,
         rows=new,
-        complete=lambda: _keep_head(job) if phase.name in job.alone else None,
+        complete=lambda: _keep_head(job) if phase.name in job.alone and job.ranks.first else None,
     )
 
 
 def _figures(job: Job, forward: Forward, asked: Asked, about: str) -> dict[str, float]:
-    one = asked.rows.first
-    found = frozen.answers(forward, asked.rows, description=about, size=frozen.BATCH if one else FEW)
-    sums = (job.objective.sums(logits, asked.targets(places)) for places, logits in found)
-    return job.objective.figures(torch.stack(list(sums)).sum(dim=0))
+    size, every = frozen.BATCH if asked.rows.first else FEW, job.ranks.every
+    found = frozen.answers(forward, asked.rows, description=about, size=size, every=every)
+    sums = [job.objective.sums(logits, asked.targets(places)) for places, logits in found]
+    return job.objective.figures(_total(job.ranks, sums))
+
+
+def _total(ranks: Ranks, sums: Sequence[Tensor]) -> Tensor:
+    """Of (k,) float64 each, from all processes; of few rows some have none."""
+    own = torch.stack(list(sums)).sum(dim=0).tolist() if sums else []
+    return torch.tensor([held for held in ranks.gather(own) if held], dtype=torch.float64).sum(dim=0)
 
 
 def _epochs(job: Job, number: int, phase: Phase) -> list[Batches]:
@@ -447,7 +494,9 @@ def _epochs(job: Job, number: int, phase: Phase) -> list[Batches]:
 def _work(job: Job, forward: Forward, size: Size) -> Work:
     asked = job.train.asked
     named = lambda place: asked.ids[place % len(asked.ids)]  # noqa: E731
-    return Work(forward, asked.targets, job.objective, job.losses, named, job.settings.accumulation, size)
+    forward = device.computed_in(job.settings.precision, forward, job.model.device.type)
+    losses, parts = job.losses, job.settings.accumulation
+    return Work(forward, asked.targets, job.objective, losses, named, parts, size)
 
 
 def _size(job: Job, starts: Sequence[int]) -> Size:
@@ -471,7 +520,7 @@ def _forward(
     alone = split is job.train and phase in job.alone
     names = [*map(job.frozen.name, starts), *([MEAN] if alone else [])]
     kept = job.frozen.gather(split.rows, split.digest, names, about=about, weights=weights())
-    if alone:
+    if alone and job.ranks.first:
         with files.replace_file(job.kept / FROZEN) as draft, draft.open("wb") as stream:
             np.save(stream, frozen.pooled(kept[MEAN]))
     return job.frozen.above(kept[names[0]], starts[0], split.rows)

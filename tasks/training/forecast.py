@@ -190,21 +190,27 @@ def _steps(schedule: Schedule, number: int) -> int | None:
 
 
 def _memory(schedule: Schedule, lengths: Lengths, phase: Phase, learning: int) -> dict[str, int]:
-    """At the largest batch that rows and params allow, computed in the parts that `accumulation` asks for."""
+    """At the largest batch that rows and params allow, on one process, in the parts that `accumulation`
+    asks for."""
     outline, settings, longest = schedule.outline, schedule.settings, lengths.longest
-    rows = -(-min(settings.batch_size, len(lengths.train)) // settings.accumulation)
+    parts = settings.accumulation * settings.processes
+    rows = -(-min(settings.batch_size, len(lengths.train)) // parts)
     tokens = rows * longest
     if phase.batch_tokens is not None:
-        tokens = max(longest, phase.batch_tokens // settings.accumulation)
+        tokens = max(longest, phase.batch_tokens // parts)
     layer = tokens * (PER_CHANNEL * outline.width + PER_INNER * outline.inner)
     layer += tokens * longest * outline.heads * PER_PAIR
     whole = phase.floors or schedule.fresh  # something learns at the bottom
     layers = outline.layers - (0 if whole else max(0, schedule.lowest(phase)))
+    if settings.gradient_checkpointing:  # what enters each, and of one at a time all
+        layer, kept = layer if layers else 0, layers * tokens * outline.width * FLOAT
+    else:
+        layer, kept = layers * layer, 0
     # Without gradients a layer at a time: input, query, key, value, attended, added, and twice the inner.
     working = PASS_ROWS * longest * (6 * outline.width + 2 * outline.inner) * FLOAT
     return {
         "weights, twice": 2 * outline.parameters * FLOAT,  # as they are, and as they were
         "gradients": learning * FLOAT,
         "optimizer": MOMENTS[settings.optimizer] * learning * FLOAT,
-        "activations": max(layers * layer, working),
+        "activations": max(kept + layer, working),
     }

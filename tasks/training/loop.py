@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tasks.errors import TrainingError
 from tasks.training import order, randomness, updates
 from tasks.training.objectives import Objective, Settings
+from tasks.training.ranks import ALONE, Ranks
 from tasks.training.schedule import rate_share
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,8 @@ class Work:
     """What a phase computes from rows, and how.
 
     targets: on the device of the logits; name: of a row, for whoever has to find it.
-    accumulation: parts of a batch whose gradients are added up; the update is the same for any number.
+    accumulation: parts of a share whose gradients are added up. ranks: the processes that share a batch. The
+    update is the same for any number of both.
     """
 
     forward: Forward
@@ -51,11 +53,18 @@ class Work:
     name: Callable[[int], str]
     accumulation: int = 1
     size: Size = lambda rows: (len(rows), len(rows))
+    ranks: Ranks = ALONE
 
     def amount(self, rows: Sequence[int]) -> tuple[int, int]:
-        """Tokens of a batch, and positions computed for them in its parts."""
-        tokens, positions = zip(*map(self.size, order.parts(rows, self.accumulation)), strict=True)
+        """Tokens of a batch, and positions computed for them in its parts, by all processes."""
+        parts = [part for rank in range(self.ranks.size) for part in self.parts(rows, rank)]
+        tokens, positions = zip(*map(self.size, parts), strict=True)
         return sum(tokens), sum(positions)
+
+    def parts(self, rows: Sequence[int], rank: int) -> list[list[int]]:
+        """Of a batch, what process `rank` computes at once."""
+        share = self.ranks.shares(rows)[rank]
+        return order.parts(share, self.accumulation) if share else []
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,7 @@ def run_phase(
     *,
     start: int,
     stop: int,
+    seed: Sequence[int] = (),
 ) -> Iterator[Step]:
     """Yield one Step for each batch from `start` up to `stop`; after each, weights and optimizer are
     consistent. The rate follows all `batches`.
@@ -94,12 +104,15 @@ def run_phase(
     A batch that does not fit the memory is computed in twice as many parts, which is told, and gives the same
     update. Raises TrainingError when a loss is not finite, naming the rows of the batch, and when a single
     row does not fit.
+    seed: of the phase; from it processes other than the first, whose random state is kept, draw each step.
     """
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
     for number in range(start, stop):
         share = rate_share(number, len(batches), schedule=pace.schedule, warmup=pace.warmup)
         rate = updates.set_rate(optimizer, share)
         rows = list(batches[number])
+        if not work.ranks.first:
+            randomness.begin((*seed, number, work.ranks.rank))
         loss, work = _gradients(phase, number + 1, work, rows, optimizer)
         norm = nn.utils.clip_grad_norm_(parameters, pace.maximum_norm).item()
         if not math.isfinite(norm):  # clipped by it, every weight would be lost
@@ -114,32 +127,51 @@ def run_phase(
 def _gradients(
     phase: str, number: int, work: Work, rows: list[int], optimizer: torch.optim.Optimizer
 ) -> tuple[float, Work]:
-    """The batch's mean loss, its gradients in place, and the work as it has to be cut up from now on."""
+    """The batch's mean loss, its gradients in place, and the work as it has to be cut up from now on.
+
+    All processes hear how each has fared before any gradient is exchanged, and so go the same way.
+    """
     drawn = randomness.state()
     while True:
         optimizer.zero_grad(set_to_none=True)
-        try:
-            return _accumulated(phase, number, work, rows), work
-        except RuntimeError as error:
-            if not _memory(error):
-                raise
-            work = _finer(phase, number, work, rows)
-            randomness.restore(drawn)
-
-
-def _accumulated(phase: str, number: int, work: Work, rows: list[int]) -> float:
-    weight = float(work.objective.weight(work.targets(rows), work.settings))
-    total = 0.0
-    for part in order.parts(rows, work.accumulation):
-        loss = work.objective.loss(work.forward(part), work.targets(part), work.settings) / weight
-        if not torch.isfinite(loss):
+        fared = work.ranks.gather(_fared(work, rows))
+        if all(fared):
+            break
+        work = _finer(phase, number, work, rows)
+        randomness.restore(drawn)
+    for rank, (loss, done) in enumerate(fared):
+        if not math.isfinite(loss):
+            part = work.parts(rows, rank)[int(done)]
             raise TrainingError(
-                f"phase {phase}, step {number}: the loss is {loss.item()} on rows {_named(work, part)}: "
+                f"phase {phase}, step {number}: the loss is {loss} on rows {_named(work, part)}: "
                 "lower the learning rate, or look at these rows"
             )
+    work.ranks.add_up([value for group in optimizer.param_groups for value in group["params"]])
+    return sum(loss for loss, _ in fared), work
+
+
+def _fared(work: Work, rows: list[int]) -> list[float]:
+    """This process's part of the batch's mean loss, and of how many parts it is the sum; nothing where these
+    do not fit the memory."""
+    try:
+        return _accumulated(work, rows)
+    except RuntimeError as error:
+        if not _memory(error):
+            raise
+        return []
+
+
+def _accumulated(work: Work, rows: list[int]) -> list[float]:
+    """As `_fared`; up to the first part whose loss is not finite."""
+    weight = float(work.objective.weight(work.targets(rows), work.settings))
+    total, done = 0.0, 0
+    for part in work.parts(rows, work.ranks.rank):
+        loss = work.objective.loss(work.forward(part), work.targets(part), work.settings) / weight
+        if not torch.isfinite(loss):
+            return [loss.item(), done]
         loss.backward()
-        total += loss.item()
-    return total
+        total, done = total + loss.item(), done + 1
+    return [total, done]
 
 
 def _named(work: Work, rows: Sequence[int]) -> str:
@@ -151,13 +183,14 @@ def _memory(error: RuntimeError) -> bool:
 
 
 def _finer(phase: str, number: int, work: Work, rows: list[int]) -> Work:
-    if work.accumulation >= len(rows):
+    largest = len(work.ranks.shares(rows)[0])
+    if work.accumulation >= largest:
         raise TrainingError(
             f"phase {phase}, step {number}: a single row does not fit the memory: shorten rows "
             "(encoding.max_length) or let fewer layers learn"
         )
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    count = min(2 * work.accumulation, len(rows))
+    count = min(2 * work.accumulation, largest)
     log.warning("phase %s, step %d: out of memory; batches are computed in %d parts", phase, number, count)
     return replace(work, accumulation=count)

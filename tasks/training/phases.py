@@ -21,6 +21,7 @@ from tasks.progress import track
 from tasks.training import interrupt, loop, randomness, resume, table, updates
 from tasks.training.events import Change, Event, Finished, Measure
 from tasks.training.loop import Batches, Pace, Step, Work
+from tasks.training.ranks import ALONE, Ranks
 from tasks.training.table import NewRows
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class Training:
     point: Path
     start: Mapping[str, Tensor]  # the converted weights, by name
     floors: Stack  # all, bottom to top
+    ranks: Ranks = ALONE
     number: int = 0
     done: int = 0
     told: list[Event] = field(default_factory=list)
@@ -133,6 +135,9 @@ class Training:
         return event
 
     def save(self, target: Path, optimizer: torch.optim.Optimizer) -> None:
+        """The first of several processes does it for all, which hold the same."""
+        if not self.ranks.first:
+            return
         resume.save(
             target,
             phase=self.number,
@@ -150,16 +155,18 @@ def fine_tune(
     settings: Settings,
     *,
     point: Path,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Event]:
     """Carry out `phases` on `model` in place, yielding what happens.
 
     floors: all of the model's. The epoch with the best validation figure is what the next phase begins with.
     With a resume point on disk all that was told is told again and training goes on behind it, bit for bit
-    as if never interrupted. Raises TrainingError for a loss, a gradient or a validation figure that is not
-    finite, and for a frozen tensor that has changed.
+    as if never interrupted. Each of several processes (`ranks`) iterates this for itself.
+    Raises TrainingError for a loss, a gradient or a validation figure that is not finite, for a frozen tensor
+    that has changed, and where processes have lost one another.
     """
     start = {name: value.detach().clone() for name, value in model.named_parameters()}
-    training = Training(model, phases, settings, point, start, floors)
+    training = Training(model, phases, settings, point, start, floors, ranks)
     stood = resume.load(point)
     if stood:
         log.info("going on from phase %s, step %d", phases[stood.phase].name, stood.done)
@@ -192,6 +199,7 @@ def _phase(training: Training, random: Mapping[str, Tensor] | None) -> Iterator[
         training.moments = {**training.moments, **updates.moments(optimizer)}
     _restore_best(training)
     _demand_untouched(training)
+    _demand_same(training)
     phase.complete()
     yield training.tell(_finished(training))
 
@@ -222,8 +230,17 @@ def _epoch(
 ) -> Iterator[Event]:
     phase, start = training.phase, training.done
     batches = [batch for epoch in phase.epochs for batch in epoch]
-    work = replace(work, accumulation=max(work.accumulation, training.parts))
-    steps = loop.run_phase(phase.name, work, batches, optimizer, phase.pace, start=start, stop=stop)
+    work = replace(work, accumulation=max(work.accumulation, training.parts), ranks=training.ranks)
+    steps = loop.run_phase(
+        phase.name,
+        work,
+        batches,
+        optimizer,
+        phase.pace,
+        start=start,
+        stop=stop,
+        seed=(training.settings.seed, training.number),
+    )
     every = max(TOLD_EVERY, len(batches) // training.settings.told)
     save = partial(training.save, training.point, optimizer)
     with table.only(phase.rows):
@@ -264,6 +281,8 @@ def _keep(training: Training, optimizer: torch.optim.Optimizer) -> None:
         training.save(training.point, optimizer)
         return
     training.save(_best(training), optimizer)
+    if not training.ranks.first:
+        return
     files.link(_best(training), training.point)
     for other in training.point.parent.glob(BEST.format("*", "*")):
         if other != _best(training):
@@ -302,6 +321,18 @@ def _demand_untouched(training: Training) -> None:
         raise TrainingError(
             f"phase {training.phase.name}: tensors that no phase has unfrozen have changed: "
             f"{', '.join(changed)}"
+        )
+
+
+def _demand_same(training: Training) -> None:
+    """Every process holds the same weights: each has taken the same steps from the same beginning."""
+    if training.ranks.size == 1:
+        return
+    sums = [float(value.detach().sum(dtype=torch.float64)) for value in training.trained.values()]
+    if any(other != sums for other in training.ranks.gather(sums)):
+        raise TrainingError(
+            f"phase {training.phase.name}: the weights of the {training.ranks.size} processes have drifted "
+            "apart: set finetuning.processes to 1"
         )
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from transformers.models.bert.modeling_bert import BertSelfOutput
 
 from tasks import files
 from tasks import params as parameters
@@ -25,6 +26,7 @@ from tasks.stages import finetuning
 
 SHIPPED = parameters.load(Path(__file__).parents[2] / "params.yaml")
 HEAD = "{name: head, depth: 0, epochs: 2, learning_rate: 1.0e-2}"
+WEIGHTS = "model/model.safetensors"
 WHOLE = "{name: whole, depth: all, epochs: 1, learning_rate: 1.0e-3}"
 
 
@@ -117,6 +119,46 @@ def test_the_same_seed_gives_the_same_digest_and_another_seed_another(root):
 def test_what_is_asked_of_the_loss_reaches_it(root, changes):
     plain, other = (finetuning.run(_params(HEAD, **one), root, Ledger()).weights for one in ({}, changes))
     assert plain != other
+
+
+def test_layers_that_are_computed_twice_learn_the_same(root):
+    passes = []
+    weights = []
+    forward = BertSelfOutput.forward
+
+    def counted(self, *given):
+        passes.append(self.training)
+        return forward(self, *given)
+
+    for twice in ("false", "true"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(BertSelfOutput, "forward", counted)
+            weights.append(
+                finetuning.run(_params(WHOLE, gradient_checkpointing=twice), root, Ledger()).weights
+            )
+    assert weights[0] == weights[1], "with the same dropout"
+    layers, steps = 4, 5
+    shortened = steps  # the last layer, for the first token alone
+    assert sum(passes) == layers * steps + layers * steps + (layers * steps - shortened)
+
+
+def test_products_of_half_the_width_train_weights_of_the_whole(root):
+    seen = set()
+
+    def note(module, given, output):
+        if module.training and isinstance(module, torch.nn.Linear):
+            seen.add((module.weight.dtype, output.dtype))
+
+    plain, lowered = (
+        load_file(finetuning.run(_params(WHOLE, precision=one), root, Ledger()).path / WEIGHTS)
+        for one in ("float32", "bfloat16")
+    )
+    with torch.nn.modules.module.register_module_forward_hook(note):
+        finetuning.run(_params(WHOLE, precision="bfloat16", seed=2), root, Ledger())
+    assert seen == {(torch.float32, torch.bfloat16)}
+    assert {value.dtype for value in lowered.values()} == {torch.float32}
+    moved = max(float((plain[name] - lowered[name]).abs().max()) for name in plain)
+    assert 0 < moved < 2e-2
 
 
 def test_a_head_that_got_lost_is_not_made_up_from_a_later_one(root):

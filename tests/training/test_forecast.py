@@ -172,6 +172,9 @@ def test_accumulation_and_token_batches_bound_the_activations(outlines):
 
     whole = activations({})
     assert activations({}, accumulation=4) == pytest.approx(whole / 4)
+    assert activations({}, accumulation=2, processes=2) == pytest.approx(whole / 4)
+    entered = 3 * 400 * 9 * 24 * 4  # layers, rows, tokens, channels, bytes
+    assert activations({}, gradient_checkpointing=True) == pytest.approx(whole / 3 + entered)
     assert activations({"batch_tokens": 900}) == pytest.approx(whole / 4)  # a hundred rows of nine
 
 

@@ -15,6 +15,7 @@ from tasks.training import loop, objectives, phases, resume
 from tasks.training.events import Change, Finished, Measure
 from tasks.training.loop import Pace, Step, Work
 from tasks.training.order import epoch_order
+from tasks.training.ranks import Ranks
 from tasks.training.table import NewRows
 
 ROWS, TOKENS = 40, 6
@@ -562,3 +563,26 @@ def test_a_loss_that_is_no_number_names_its_rows(tiny_bert, data, tmp_path):
         model.classifier.bias[0] = float("nan")
     with pytest.raises(TrainingError, match=r"phase head, step 1: the loss is nan on rows row \d+, row"):
         _train(model, data, tmp_path)
+
+
+class Drifting(Ranks):
+    """As if a second process had computed the same, and its weights were others by a hair."""
+
+    def gather(self, values):
+        return [list(values), [value + 1e-9 for value in values]]
+
+    def add_up(self, parameters): ...
+
+
+def test_processes_whose_weights_drift_apart_are_stopped(tiny_bert, data, tmp_path):
+    model = tiny_bert()
+    events = phases.fine_tune(
+        model,
+        _stack(floors.floors(model)),
+        [_planned(model, data, "head", 0)],
+        SETTINGS,
+        point=tmp_path / "point",
+        ranks=Drifting(0, 2),
+    )
+    with pytest.raises(TrainingError, match=r"phase head: the weights of the 2 processes have drifted apart"):
+        list(events)
