@@ -95,7 +95,10 @@ def test_two_processes_learn_what_one_learns(trainable, tiny, kind):
     if kind == "tags":
         _encode_tags(trainable)
     alone, one = _learned(_run(trainable, accumulation=2))
-    shared, two = _learned(_run(trainable, accumulation=2, processes=2))
+    others = []
+    watching = Ledger(3, lambda: others.extend(psutil.Process().children()))
+    shared, two = _learned(_run(trainable, watching, accumulation=2, processes=2))
+    assert len(others) == 1, "the training of one is not taken for that of two"
     assert alone.keys() == shared.keys()
     assert max(float((alone[key] - shared[key]).abs().max()) for key in alone) < 1e-5
     np.testing.assert_allclose(one, two, atol=1e-5)
