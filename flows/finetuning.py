@@ -1,10 +1,12 @@
 """The fine-tuning part of `regraft plan`: what each phase takes, from headers and manifests alone."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 from rich.box import SIMPLE_HEAD
@@ -22,10 +24,22 @@ from tasks.weights import anatomy, words
 from tasks.weights.formats import Checkpoint, open_checkpoint
 from tasks.weights.formats.entries import FLOATING
 
-SIZES = {  # keys of config.json, BERT's and DistilBERT's
-    "width": ("hidden_size", "dim"),
-    "inner": ("intermediate_size", "hidden_dim"),
-    "heads": ("num_attention_heads", "n_heads"),
+SIZES = {  # keys of config.json: of BERT and Llama, DistilBERT, GPT-2, T5
+    "width": ("hidden_size", "dim", "n_embd", "d_model"),
+    "inner": ("intermediate_size", "hidden_dim", "n_inner", "d_ff"),
+    "heads": ("num_attention_heads", "n_heads", "n_head", "num_heads"),
+}
+LANGUAGE = ("MaskedLM", "CausalLM", "LMHeadModel", "ConditionalGeneration")  # how such classes' names end
+READS: Mapping[str, Callable[[pa.Table], Any]] = {  # kind -> positions that the head reads, of each row
+    "tags": lambda rows: compute.list_value_length(rows["places"]),
+    "answer": lambda rows: compute.list_value_length(rows["input_ids"]),
+    "text": lambda rows: compute.subtract(compute.list_value_length(rows["input_ids"]), 1),
+    "completion": lambda rows: compute.list_value_length(rows["target_ids"]),
+    "translation": lambda rows: compute.list_value_length(rows["target_ids"]),
+    "prefix-remainder": lambda rows: compute.list_value_length(rows["target_ids"]),
+    "chat": lambda rows: compute.subtract(
+        compute.list_value_length(rows["input_ids"]), compute.max_element_wise(rows["prompt_length"], 1)
+    ),
 }
 UNKNOWN = "unknown until {} has run"
 
@@ -73,15 +87,39 @@ def outlined(checkpoint: Checkpoint, *, head: bool) -> Outline:
     Raises InputError where the config does not tell the sizes.
     """
     found: dict[str, dict[str, Tensor]] = {"embeddings": {}}
-    for place in anatomy.places(checkpoint.entries):
-        floor = {words.EMBEDDINGS: "embeddings", words.LAYER: f"layer {place.number}"}.get(
-            place.floor, "head"
-        )
+    places = anatomy.places(checkpoint.entries)
+    stacks = list(dict.fromkeys((p.prefix, p.number) for p in places if p.floor == words.LAYER))
+    for place in places:
         if place.entry.dtype in FLOATING:
+            floor = _floor(place, stacks)
             found.setdefault(floor, {})[place.entry.name] = Tensor(place.entry.shape, place.part)
-    above = found.pop("head", {})
-    sizes = {name: _first(checkpoint.config, keys) for name, keys in SIZES.items()}
-    return Outline({**found, "head": above if head else {}}, **sizes)
+    above, config = found.pop("head", {}), dict(checkpoint.config)
+    if config.get("model_type") == "gpt2":  # null stands for this, as in transformers
+        config["n_inner"] = config.get("n_inner") or 4 * _first(config, SIZES["width"])
+    sizes = {name: _first(config, keys) for name, keys in SIZES.items()}
+    architecture = str((checkpoint.config.get("architectures") or [""])[0])
+    language = architecture.endswith(LANGUAGE)
+    return Outline(
+        {**found, "head": above if head else {}},
+        **sizes,
+        shared=head and not above,
+        words=_first(config, ("vocab_size",)) if head and language else 0,
+        whole=config.get("model_type") == "t5" or (head and architecture.endswith("MaskedLM")),
+    )
+
+
+def _floor(place: anatomy.Place, stacks: Sequence[tuple[str, int | None]]) -> str:
+    """What closes a stack of layers stands on the floor of its last one, as in tasks/model/floors.py."""
+    if place.floor == words.EMBEDDINGS:
+        return "embeddings"
+    if place.floor == words.LAYER:
+        return f"layer {stacks.index((place.prefix, place.number))}"
+    below = [
+        layer
+        for layer, (prefix, _) in enumerate(stacks)
+        if place.floor == words.NORM and place.entry.name.startswith(f"{prefix.rpartition('.')[0]}.")
+    ]
+    return f"layer {below[-1]}" if below else "head"
 
 
 def _first(config: Mapping[str, object], keys: Sequence[str]) -> int:
@@ -96,14 +134,22 @@ def _lengths(root: Path) -> tuple[Lengths | None, str]:
         encoded = EncodedDataset.load(root)
     except ArtifactError:
         return None, "rows: " + UNKNOWN.format("encoding")
-    train, validation = (
-        compute.list_value_length(
-            parquet.read_table(encoded.path / f"{split}.parquet", columns=["input_ids"])["input_ids"]
-        ).to_pylist()
-        for split in ("train", "validation")
-    )
+    tables = [parquet.read_table(encoded.path / f"{split}.parquet") for split in ("train", "validation")]
+    train, validation = map(_tokens, tables)
+    read = READS.get(encoded.kind)
+    counts = [int(compute.sum(read(table)).as_py() or 0) for table in tables] if read else None
     rows = f"{len(train):,} rows of train, {len(validation):,} of validation"
-    return Lengths(train, validation), f"rows: data/encoding as it is now, {rows}"
+    lengths = Lengths(train, validation, (counts[0], counts[1]) if counts else None)
+    return lengths, f"rows: data/encoding as it is now, {rows}"
+
+
+def _tokens(rows: pa.Table) -> list[int]:
+    """Of each row, of what is to be told too."""
+    found = [
+        compute.list_value_length(rows[n]) for n in ("input_ids", "target_ids") if n in rows.schema.names
+    ]
+    tokens: list[int] = (found[0] if len(found) == 1 else compute.add(*found)).to_pylist()
+    return tokens
 
 
 def _fresh(root: Path) -> int:
@@ -149,11 +195,11 @@ def _rows(outline: Outline, phases: Sequence[PhaseForecast]) -> list[tuple[str, 
 
 
 def _trainable(outline: Outline, count: int) -> str:
-    return figures.human(count) + ("" if outline.floors["head"] else " + head")
+    return figures.human(count) + ("" if outline.floors["head"] or outline.shared else " + head")
 
 
 def _share(outline: Outline, count: int) -> str:
-    return figures.share(count, outline.parameters) if outline.floors["head"] else "?"
+    return figures.share(count, outline.parameters) if outline.floors["head"] or outline.shared else "?"
 
 
 def _size(count: int | None) -> str:
@@ -163,7 +209,8 @@ def _size(count: int | None) -> str:
 def _floors(floors: Sequence[str]) -> str:
     numbers = tuple(int(floor.removeprefix("layer ")) for floor in floors if floor.startswith("layer "))
     layers = [f"layers {figures.ranges(numbers)}"] if numbers else []
-    return ", ".join([*(["embeddings"] if "embeddings" in floors else []), *layers, "head"])
+    ends = [[name] if name in floors else [] for name in ("embeddings", "head")]
+    return ", ".join([*ends[0], *layers, *ends[1]])
 
 
 def _rates(rates: tuple[float, float]) -> str:

@@ -66,10 +66,11 @@ class Frozen:
         )
 
     def _wanted(self, rows: Rows, name: str, depends: Mapping[str, Any]) -> Wanted:
-        """Where a row has one state these are small and always float32."""
+        """Where a row has one state these are small and always float32, and so is what is kept although
+        nothing else shall be: what the head reads."""
         counts = {READ: rows.counts, MEAN: [1] * len(rows)}.get(name)
         small = counts is not None and sum(counts) == len(rows)
-        dtype = "float32" if small else self.cache.dtype
+        dtype = "float32" if small or self.cache.dtype == "none" else self.cache.dtype
         width = self.model.config.hidden_size
         return Wanted(rows.lengths if counts is None else counts, width, dtype, depends)
 

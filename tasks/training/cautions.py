@@ -26,6 +26,11 @@ def _too_deep(schedule: Schedule) -> Iterator[str]:
                 f"phase {phase.name} will fail: depth {phase.depth}, and the model has {layers} layers below "
                 "its head; use `all`"
             )
+        if schedule.outline.shared and phase.depth == 0 and not phase.floors:
+            yield (
+                f"phase {phase.name} will fail: this head shares its weights with the embeddings, so that "
+                "nothing would learn at depth 0; give the phase a depth"
+            )
 
 
 def _too_fast(schedule: Schedule) -> Iterator[str]:

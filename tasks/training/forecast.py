@@ -17,6 +17,9 @@ MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1}  # numbers that an optimizer remembe
 # 2; the factors were measured on BERT's layers with dropout, and are again by the tests.
 PER_CHANNEL, PER_INNER, PER_PAIR = 40, 8, 12
 PASS_ROWS = 64  # of a batch where nothing is learned
+LOGITS = 3  # of each word that may be told: the logit, its log-probability, the gradient
+KEYS_AND_VALUES = ("key", "value", "k_lin", "v_lin", "k_proj", "v_proj", "c_attn")  # GPT-2 has both in one
+GATE = "gate_proj"  # no adapter stands at it
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,18 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Outline:
-    """A classifier's floors, bottom to top, each tensor's name -> shape; the head's is empty while unknown.
-    inner: channels of the feed-forward part."""
+    """A model's floors, bottom to top, each tensor's name -> shape; the head's is empty while unknown, and
+    where it is `shared` with the embeddings. inner: channels of the feed-forward part. words: that a language
+    model tells apart; 0 for others. whole: nothing below can be computed once, whatever stands still.
+    """
 
     floors: Mapping[str, Mapping[str, Tensor]]  # embeddings, layer 0, …, head
     width: int
     inner: int
     heads: int
+    shared: bool = False
+    words: int = 0
+    whole: bool = False
 
     @property
     def layers(self) -> int:
@@ -50,10 +58,12 @@ class Outline:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of each row."""
+    """Tokens of each row, those of a decoder included. reads: positions of train and of validation that the
+    head reads; None: one a row."""
 
     train: Sequence[int]
     validation: Sequence[int]
+    reads: tuple[int, int] | None = None
 
     @property
     def longest(self) -> int:
@@ -78,7 +88,7 @@ class Schedule:
 
     def reach(self, phase: Phase) -> Reach:
         start = self.lowest(phase)
-        bottom = start <= 0 or phase.floors or self.fresh
+        bottom = start <= 0 or phase.floors or self.fresh or self.outline.whole
         rows, size = len(self.lengths.train) if self.lengths else 1, self.settings.batch_size
         return Reach(None if bottom else start, passes(phase.epochs, phase.steps, batch_size=size, rows=rows))
 
@@ -89,9 +99,18 @@ class Schedule:
         if rows is None:
             return 0
         if start == self.outline.layers:
-            return (len(rows.train) + len(rows.validation)) * self.outline.width * FLOAT
+            counts = (len(rows.train), len(rows.validation))
+            pairs = zip(counts, rows.reads or counts, strict=True)
+            return sum(self._read_bytes(count, reads) for count, reads in pairs)
         scale = SCALE if dtype == "int8" else 0
         return (sum(rows.train) + sum(rows.validation)) * (self.outline.width * STATE.get(dtype, 0) + scale)
+
+    def _read_bytes(self, rows: int, reads: int) -> int:
+        """Of what the head reads: float32 where that is one state a row, and where no others are kept."""
+        dtype = self.settings.cache.dtype
+        if reads == rows or dtype == "none":
+            return reads * self.outline.width * FLOAT
+        return reads * (self.outline.width * STATE[dtype] + (SCALE if dtype == "int8" else 0))
 
     def starts(self, number: int, *, maximum: int) -> list[int]:
         """The layers whose incoming states are there once phase `number` begins, in at most `maximum` bytes,
@@ -124,10 +143,10 @@ def forecast(schedule: Schedule) -> list[PhaseForecast]:
 
 
 def _phase(schedule: Schedule, number: int) -> PhaseForecast:
-    phase = schedule.settings.phases[number]
+    phase, outline = schedule.settings.phases[number], schedule.outline
     sizes = {name: _learning(schedule, phase, name) for name in schedule.outline.floors}
-    floors = tuple(name for name, size in sizes.items() if size or name == "head")
-    table = 0 if sizes["embeddings"] else schedule.fresh * schedule.outline.width
+    floors = tuple(name for name, size in sizes.items() if size or (name == "head" and not outline.shared))
+    table = 0 if sizes["embeddings"] else schedule.fresh * outline.width
     parameters = sum(sizes.values()) + table
     start = schedule.lowest(phase)
     kept = schedule.starts(number, maximum=schedule.settings.cache.maximum_bytes)
@@ -136,7 +155,7 @@ def _phase(schedule: Schedule, number: int) -> PhaseForecast:
         floors=floors,
         parameters=parameters,
         steps=_steps(schedule, number),
-        rates=(phase.learning_rate * phase.layer_decay ** (len(floors) - 1), phase.learning_rate),
+        rates=(phase.learning_rate * phase.layer_decay ** max(0, len(floors) - 1), phase.learning_rate),
         start=start if kept else None,
         states=None if schedule.lengths is None else schedule.state_bytes(start) if kept else 0,
         memory=_memory(schedule, schedule.lengths, phase, parameters) if schedule.lengths else None,
@@ -166,13 +185,20 @@ def _chosen(floor: str, name: str, parts: Sequence[str]) -> bool:
 
 def _adapted(tensors: Mapping[str, Tensor], adapter: AdapterParams, outline: Outline) -> int:
     """Parameters that an adapter puts into one layer, as tasks/model/adapters.py does."""
-    if adapter.kind == "ia3":
-        return 2 * outline.width + outline.inner  # scales of keys, values and inner states
-    dense = [tensor for tensor in tensors.values() if len(tensor.shape) == 2]
+    found = {name.split(".")[-2]: one for name, one in tensors.items() if len(one.shape) == 2}
+    if adapter.kind == "ia3":  # scales of keys, values and inner states
+        scaled = [_outputs(name, one) for name, one in found.items() if name in KEYS_AND_VALUES]
+        return sum(scaled) + outline.inner
+    dense = [(n, one) for n, one in tensors.items() if len(one.shape) == 2 and GATE not in n]
     if adapter.targets == "attention":
-        dense = [tensor for tensor in dense if tensor.part == "attention"]
-    magnitudes = sum(tensor.shape[0] for tensor in dense) if adapter.kind == "dora" else 0
-    return adapter.rank * sum(sum(tensor.shape) for tensor in dense) + magnitudes
+        dense = [(name, tensor) for name, tensor in dense if tensor.part == "attention"]
+    magnitudes = sum(_outputs(n.split(".")[-2], one) for n, one in dense) if adapter.kind == "dora" else 0
+    return adapter.rank * sum(sum(tensor.shape) for _, tensor in dense) + magnitudes
+
+
+def _outputs(module: str, tensor: Tensor) -> int:
+    """GPT-2 stores its dense layers, c_attn and others, the other way round."""
+    return tensor.shape[1 if module.startswith("c_") else 0]
 
 
 def _steps(schedule: Schedule, number: int) -> int | None:
@@ -200,6 +226,7 @@ def _memory(schedule: Schedule, lengths: Lengths, phase: Phase, learning: int) -
         tokens = max(longest, phase.batch_tokens // parts)
     layer = tokens * (PER_CHANNEL * outline.width + PER_INNER * outline.inner)
     layer += tokens * longest * outline.heads * PER_PAIR
+    told = tokens * outline.words * LOGITS * FLOAT
     whole = phase.floors or schedule.fresh  # something learns at the bottom
     layers = outline.layers - (0 if whole else max(0, schedule.lowest(phase)))
     if settings.gradient_checkpointing:  # what enters each, and of one at a time all
@@ -212,5 +239,5 @@ def _memory(schedule: Schedule, lengths: Lengths, phase: Phase, learning: int) -
         "weights, twice": 2 * outline.parameters * FLOAT,  # as they are, and as they were
         "gradients": learning * FLOAT,
         "optimizer": MOMENTS[settings.optimizer] * learning * FLOAT,
-        "activations": max(kept + layer, working),
+        "activations": max(kept + layer + told, working),
     }

@@ -36,6 +36,13 @@ CLASSES = {
 }
 
 
+TELLING = ("BertForMaskedLM", "GPT2LMHeadModel", "LlamaForCausalLM", "T5ForConditionalGeneration")
+LANGUAGE = sorted(
+    [*TELLING, "BertForTokenClassification", "DistilBertForSequenceClassification",
+     "GPT2ForSequenceClassification", "LlamaForSequenceClassification"]
+)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def outlines(tmp_path_factory):
     found = {}
@@ -44,6 +51,37 @@ def outlines(tmp_path_factory):
         make().save_pretrained(folder)
         found[kind] = outlined(open_checkpoint(folder), head=True)
     return found
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_floors_of_decoders_and_language_models_are_those_of_the_model(name, tiny, tmp_path):
+    model = tiny(name)
+    model.save_pretrained(tmp_path)
+    outline = outlined(open_checkpoint(tmp_path), head=True)
+    assert {
+        floor.name: {n: tuple(p.shape) for n, p in floor.parameters.items()} for floor in floors.floors(model)
+    } == {n: {key: tensor.shape for key, tensor in found.items()} for n, found in outline.floors.items()}
+    heads = 6 if name.startswith("Llama") else 3
+    assert (outline.layers, outline.width, outline.inner, outline.heads) == (4, 24, 40, heads)
+    assert outline.shared == (not floors.floors(model)[-1].parameters)
+    assert outline.words == (61 if name in TELLING else 0)
+    assert outline.whole == (name in ("BertForMaskedLM", "T5ForConditionalGeneration"))
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "ia3"])
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "LlamaForCausalLM"])
+def test_an_adapter_of_a_decoder_has_as_many_parameters_as_are_put_in(name, kind, tiny, tmp_path):
+    model = tiny(name)
+    model.save_pretrained(tmp_path)
+    outline = outlined(open_checkpoint(tmp_path), head=True)
+    for targets in sorted(adapters.TARGETS) if kind != "ia3" else [None]:
+        adapted = tiny(name)
+        chosen = {"kind": kind} | ({"rank": 5, "targets": targets} if targets else {})
+        adapters.inject(adapted, adapters.Adapter(**chosen), [2, 3], seed=0)
+        learning = floors.learning(floors.floors(adapted), 2)
+        found = _one(outline, {"depth": 2}, adapter=chosen)
+        assert found.parameters == sum(v.numel() for floor in learning for v in floor.parameters.values())
+        assert found.floors == tuple(floor.name for floor in learning)
 
 
 def _one(outline, phase, **settings):
