@@ -76,6 +76,7 @@ Reference = Annotated[
     Path | None,
     typer.Option(help="a directory that transformers reads, for parity, similarity, loss and generation"),
 ]
+Probe = Annotated[bool, typer.Option("--probe", help="how long fine-tuning takes, from five steps a phase")]
 Preset = Annotated[
     str | None,
     typer.Option(
@@ -242,15 +243,18 @@ def doctor(root: Root = HERE) -> None:
 
 
 @app.command()
-def plan(override: Override = None, root: Root = HERE) -> None:
-    """Show what would run, what is unchanged, what comes from where, and how large it is. Runs nothing."""
+def plan(override: Override = None, probe: Probe = False, root: Root = HERE) -> None:
+    """Show what would run, what is unchanged, what comes from where, and how large it is. Runs nothing.
+
+    --probe makes five steps of each phase, of which nothing stays, and tells how long all would take.
+    """
     from flows import finetuning, forecast, show
     from tasks import params as parameters
 
     params = parameters.load(root / "params.yaml")
     changed = parameters.override(params, override) if override else params
     show.forecast(forecast.stages(root, params, changed), forecast.sources(root, changed))
-    finetuning.show(finetuning.outlook(root, params, changed))
+    finetuning.show(finetuning.outlook(root, params, changed, probe=probe))
 
 
 @app.command()

@@ -38,6 +38,14 @@ def size(count: int) -> str:
     return f"{count / 10**3:,.1f} kB"
 
 
+def duration(seconds: float) -> str:
+    """4,210 seconds as 1 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
+
+
 def share(part: int, whole: int) -> str:
     """In hundredths; all and nothing are said of all and nothing only."""
     hundredths = 100 * part / whole if whole else 0.0

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as compute
@@ -15,7 +15,7 @@ from rich.table import Table
 
 from flows import figures
 from tasks import environment, references
-from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, Vocabulary
+from tasks.artifacts import MANIFEST, ConvertedCheckpoint, EncodedDataset, Vocabulary
 from tasks.errors import ArtifactError, InputError
 from tasks.params import Params
 from tasks.training.cautions import cautions
@@ -23,6 +23,9 @@ from tasks.training.forecast import Lengths, Outline, PhaseForecast, Schedule, T
 from tasks.weights import anatomy, words
 from tasks.weights.formats import Checkpoint, open_checkpoint
 from tasks.weights.formats.entries import FLOATING
+
+if TYPE_CHECKING:
+    from tasks.training.probe import Seconds  # with torch, which a plan without a probe does without
 
 SIZES = {  # keys of config.json: of BERT and Llama, DistilBERT, GPT-2, T5
     "width": ("hidden_size", "dim", "n_embd", "d_model"),
@@ -42,6 +45,7 @@ READS: Mapping[str, Callable[[pa.Table], Any]] = {  # kind -> positions that the
     ),
 }
 UNKNOWN = "unknown until {} has run"
+TIME = "time: "
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,14 @@ class Outlook:
     phases: Sequence[PhaseForecast]
     cautions: Sequence[str]
     notes: Sequence[str]
+    seconds: "Sequence[Seconds]" = ()
 
 
-def outlook(root: Path, now: Params, wanted: Params) -> Outlook:
-    """What fine-tuning would take if the params became `wanted`, as far as it can be known without a run."""
+def outlook(root: Path, now: Params, wanted: Params, *, probe: bool = False) -> Outlook:
+    """What fine-tuning would take if the params became `wanted`, as far as it can be known without a run.
+
+    probe: a few steps of each phase are really made, on what conversion and encoding have left.
+    """
     outline, about = _outline(root, now, wanted)
     lengths, rows = _lengths(root)
     if outline is None:
@@ -63,7 +71,22 @@ def outlook(root: Path, now: Params, wanted: Params) -> Outlook:
     schedule = Schedule(outline, lengths, wanted.finetuning, fresh=_fresh(root))
     place = environment.home(root) / ".regraft" / "states"
     free = shutil.disk_usage(next(path for path in (place, *place.parents) if path.exists())).free
-    return Outlook(outline, forecast(schedule), cautions(schedule, free=free), (about, rows))
+    seconds, time = _seconds(root, now, wanted) if probe else ((), "")
+    notes = tuple(filter(None, (about, rows, time)))
+    return Outlook(outline, forecast(schedule), cautions(schedule, free=free), notes, seconds)
+
+
+def _seconds(root: Path, now: Params, wanted: Params) -> "tuple[Sequence[Seconds], str]":
+    if now.sources.checkpoint != wanted.sources.checkpoint:
+        return (), TIME + UNKNOWN.format("conversion")
+    for record in (ConvertedCheckpoint, EncodedDataset, Vocabulary):
+        if not (record.folder(root) / MANIFEST).exists():
+            return (), TIME + UNKNOWN.format(record.stage)
+    from tasks.stages import finetuning  # with torch, which nothing else here needs
+
+    return finetuning.probe(
+        wanted, root
+    ), f"{TIME}from a few steps of each phase, on this machine as busy as it is"
 
 
 def _outline(root: Path, now: Params, wanted: Params) -> tuple[Outline | None, str]:
@@ -137,7 +160,7 @@ def _lengths(root: Path) -> tuple[Lengths | None, str]:
     tables = [parquet.read_table(encoded.path / f"{split}.parquet") for split in ("train", "validation")]
     train, validation = map(_tokens, tables)
     read = READS.get(encoded.kind)
-    counts = [int(compute.sum(read(table)).as_py() or 0) for table in tables] if read else None
+    counts = [sum(max(0, count) for count in read(table).to_pylist()) for table in tables] if read else None
     rows = f"{len(train):,} rows of train, {len(validation):,} of validation"
     lengths = Lengths(train, validation, (counts[0], counts[1]) if counts else None)
     return lengths, f"rows: data/encoding as it is now, {rows}"
@@ -159,6 +182,14 @@ def _fresh(root: Path) -> int:
         return 0
 
 
+def _time(found: Outlook) -> list[str]:
+    """Of each phase; why it is not known stands in the notes where somebody has asked."""
+    if found.seconds:
+        return [figures.duration(one.all) for one in found.seconds]
+    asked = any(note.startswith(TIME) for note in found.notes)
+    return ["?" if asked else "unknown: --probe" for _ in found.phases]
+
+
 def show(found: Outlook) -> None:
     """A column for each phase, then what the figures rest on, then what is hardly meant."""
     console = Console()
@@ -169,6 +200,7 @@ def show(found: Outlook) -> None:
             table.add_column(phase.name, justify="right")
         for name, cells in _rows(found.outline, found.phases):
             table.add_row(name, *cells)
+        table.add_row("time, about", *_time(found))
         console.print(table)
     for note in found.notes:
         console.print(

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import shutil
 import signal
 from collections.abc import Callable, Generator, Sequence
@@ -187,3 +188,27 @@ def tiny_checkpoint(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def tiny_tokenizer() -> Callable[[Path], None]:
+    """Writes a tokenizer of 61 words, those of a general text among them, as a transformers directory."""
+
+    def write(folder: Path) -> None:
+        from tokenizers import Tokenizer, models, pre_tokenizers, processors
+        from transformers import PreTrainedTokenizerFast
+
+        names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        found = sorted(
+            set(re.findall(r"\w+", (REPOSITORY / "tasks" / "english.txt").read_text(encoding="utf-8")))
+        )
+        numbers = {name: number for number, name in enumerate([*names, *found][:61])}
+        tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        frame = [("[CLS]", 2), ("[SEP]", 3)]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=frame
+        )
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]").save_pretrained(folder)
+
+    return write

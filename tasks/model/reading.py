@@ -30,6 +30,12 @@ class Asked:
     ids: Sequence[str]
     silent: Sequence[str] = ()
 
+    def only(self, places: Places) -> "Asked":
+        """These rows alone, in this order; not of rows with hidden words, which their place decides."""
+        assert isinstance(self.rows, Rows)
+        targets = lambda given: self.targets([places[place] for place in given])  # noqa: E731
+        return Asked(self.rows.only(places), targets, [self.ids[place] for place in places])
+
 
 def ask(
     table: pa.Table, kind: str, model: PreTrainedModel, *, special: Mapping[str, int], seed: int = 0

@@ -8,8 +8,9 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from importlib import metadata
-from itertools import takewhile
+from itertools import accumulate, chain, pairwise, takewhile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -36,10 +37,12 @@ from tasks.model.reading import Asked
 from tasks.params import FinetuningParams, Params, Phase
 from tasks.stages import Track
 from tasks.training import device, objectives, order, phases, processes, report, resume, reuse
+from tasks.training import probe as probing
 from tasks.training.events import Change, Event, Finished, Measure
 from tasks.training.loop import Batches, Pace, Size, Step, Work
 from tasks.training.meter import Meter
 from tasks.training.objectives import Objective
+from tasks.training.probe import STEPS, Seconds, Tokens
 from tasks.training.ranks import ALONE, Ranks
 from tasks.training.reuse import Reach
 from tasks.training.table import NewRows
@@ -146,6 +149,41 @@ def _together(job: Job, params: Params, root: Path) -> AbstractContextManager[Ra
         task={"params": parameters.dump(params), "root": str(root.resolve())},
         device=job.model.device.type,
     )
+
+
+def probe(params: Params, root: Path) -> list[Seconds]:
+    """About how long each phase takes, at most: a few of its steps are made, and nothing of that stays.
+
+    Raises ArtifactError where conversion or encoding has not run.
+    """
+    converted, encoded = ConvertedCheckpoint.load(root), EncodedDataset.load(root)
+    _agree(converted, encoded)
+    with TemporaryDirectory() as scratch:
+        job = _job(root, Path(scratch) / "kept", converted, encoded, params.finetuning)
+        cache = replace(job.frozen.cache, home=Path(scratch) / "states")
+        job = replace(job, frozen=replace(job.frozen, cache=cache))
+        return [_probed(job, number, Path(scratch)) for number in range(len(params.finetuning.phases))]
+
+
+def _probed(job: Job, number: int, scratch: Path) -> Seconds:
+    starts = _starts(job, number)
+    planned = _plan(job, number, starts)
+    train, validation = (sum(split.rows.lengths) for split in (job.train, job.validation))
+    passing = reuse.passing(_kept(job), _reaches(job))[number]
+    tokens = Tokens(
+        frozen=train + validation if passing else 0,
+        steps=sum(job.train.rows.size(batch)[0] for epoch in planned.epochs for batch in epoch),
+        validation=validation * len(planned.epochs),
+    )
+    few = [list(batch) for batch in chain.from_iterable(planned.epochs)][:STEPS]
+    if starts:  # of these rows alone what stands still is computed
+        places = list(chain.from_iterable(few))
+        job = replace(job, train=Split(job.train.asked.only(places), f"probe of phase {number}"))
+        ends = list(accumulate(map(len, few), initial=0))
+        few = [list(range(*span)) for span in pairwise(ends)]
+        planned = _plan(job, number, starts)
+    planned = replace(planned, epochs=[few])
+    return tokens.at(probing.measure(job.model, _stack(job.stack), planned, _settings(job), scratch=scratch))
 
 
 def _job(
@@ -412,20 +450,18 @@ def _planned(job: Job) -> list[phases.Planned]:
 
 
 def _events(job: Job, planned: Sequence[phases.Planned], point: Path) -> Iterator[Event]:
+    stack = _stack(job.stack)
+    return phases.fine_tune(job.model, stack, planned, _settings(job), point=point, ranks=job.ranks)
+
+
+def _settings(job: Job) -> phases.Settings:
     settings = job.settings
-    return phases.fine_tune(
-        job.model,
-        _stack(job.stack),
-        planned,
-        phases.Settings(
-            settings.seed,
-            settings.optimizer,
-            settings.weight_decay,
-            settings.save_every,
-            job.objective.selected(settings.select),
-        ),
-        point=point,
-        ranks=job.ranks,
+    return phases.Settings(
+        settings.seed,
+        settings.optimizer,
+        settings.weight_decay,
+        settings.save_every,
+        job.objective.selected(settings.select),
     )
 
 
@@ -529,15 +565,24 @@ def _forward(
 def _starts(job: Job, number: int) -> list[int]:
     """The layers whose incoming states are computed once when phase `number` begins, its own first; empty
     where computing them every epoch costs no more, or they would not fit."""
+    return _kept(job)[number]
+
+
+def _kept(job: Job) -> list[list[int]]:
+    """Of every phase."""
     splits = [rows for rows in (job.train.rows, job.validation.rows) if isinstance(rows, Rows)]
     cache = job.settings.cache
     return reuse.kept(
-        [_reach(job, phase) for phase in job.settings.phases],
+        _reaches(job),
         len(job.stack) - 2,
         lambda start: sum(job.frozen.size(rows, start) for rows in splits),
         dtype=cache.dtype,
         maximum=cache.maximum_bytes,
-    )[number]
+    )
+
+
+def _reaches(job: Job) -> list[Reach]:
+    return [_reach(job, phase) for phase in job.settings.phases]
 
 
 def _reach(job: Job, phase: Phase) -> Reach:

@@ -5,7 +5,7 @@ Only this module knows that training can be interrupted; the loop does not.
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
@@ -156,7 +156,7 @@ def fine_tune(
     *,
     point: Path,
     ranks: Ranks = ALONE,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Carry out `phases` on `model` in place, yielding what happens.
 
     floors: all of the model's. The epoch with the best validation figure is what the next phase begins with.

@@ -63,6 +63,17 @@ def kept(
     ]
 
 
+def passing(kept: Sequence[Sequence[int]], reaches: Sequence[Reach]) -> list[bool]:
+    """Whether each phase begins with a pass over what stands still: not where it keeps nothing, nor where an
+    earlier pass has left all that it keeps. kept: what the function of that name says."""
+    left: set[int] = set()
+    result = []
+    for starts, reach in zip(kept, reaches, strict=True):
+        result.append(not left.issuperset(starts))
+        left = {start for start in left.union(starts) if reach.start is not None and start <= reach.start}
+    return result
+
+
 def _fitting(wanted: Sequence[int], size: Callable[[int], int], maximum: int) -> list[int]:
     found: list[int] = []
     for start in wanted:

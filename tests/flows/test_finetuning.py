@@ -1,5 +1,6 @@
 """What `regraft plan` says of fine-tuning, against what the stage then does, on a tiny real BERT."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from flows import finetuning
+from flows import figures, finetuning
 from tasks import files, params
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, Vocabulary
 from tasks.presets import PRESETS
@@ -51,10 +52,11 @@ def _encode(root):
 
 
 @pytest.fixture
-def root(tmp_path, tiny_bert):
+def root(tmp_path, tiny_bert, tiny_tokenizer):
     """After conversion and encoding; the source checkpoint is here, too."""
     tiny_bert().bert.save_pretrained(tmp_path / "base")
     with files.replace_directory(Vocabulary.folder(tmp_path)) as draft:
+        tiny_tokenizer(draft / "tokenizer")
         Vocabulary.save(draft, size=61, kept=61, fresh=0, special={})
     _convert(tmp_path, tiny_bert())
     _encode(tmp_path)
@@ -157,3 +159,45 @@ def test_without_rows_what_depends_on_them_is_unknown(root, capsys):
     told = capsys.readouterr().out
     assert "rows: unknown until encoding has run" in told
     assert "?" in told
+
+
+def test_without_a_probe_the_time_is_unknown(root, capsys):
+    wanted = _params([HEAD, WHOLE])
+    finetuning.show(finetuning.outlook(root, wanted, wanted))
+    assert "unknown: --probe" in capsys.readouterr().out
+
+
+def test_a_probe_tells_the_time_of_each_phase_and_leaves_nothing(root, capsys):
+    before = sorted(root.rglob("*"))
+    wanted = _params([HEAD, {**UPPER, "depth": 1}, WHOLE])
+    found = finetuning.outlook(root, wanted, wanted, probe=True)
+    assert [one.all > 0 for one in found.seconds] == [True] * 3
+    assert [one.frozen > 0 for one in found.seconds] == [True, False, False]  # one pass serves both
+    finetuning.show(found)
+    told = capsys.readouterr().out
+    assert "time: from a few steps of each phase, on this machine as busy as it is" in told
+    assert "unknown" not in told
+    assert sorted(root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("record", [ConvertedCheckpoint, EncodedDataset, Vocabulary])
+def test_a_probe_of_what_is_not_there_says_so(root, record, capsys):
+    (record.folder(root) / "manifest.json").unlink()
+    wanted = _params([HEAD])
+    found = finetuning.outlook(root, wanted, wanted, probe=True)
+    assert found.seconds == ()
+    assert f"time: unknown until {record.stage} has run" in found.notes
+
+
+def test_a_head_that_is_the_embeddings_is_told_to_learn_nothing_alone(root, tiny):
+    shutil.rmtree(ConvertedCheckpoint.folder(root))
+    _convert(root, tiny("GPT2LMHeadModel"))
+    wanted = _params([HEAD, WHOLE])
+    found = finetuning.outlook(root, wanted, wanted)
+    assert found.outline.shared
+    assert found.cautions[0].startswith("phase head will fail: this head shares its weights")
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(4.25, "4.2 s"), (3 * 60, "3 min"), (4210, "1 h 10 min")])
+def test_durations_are_short(seconds, told):
+    assert figures.duration(seconds) == told

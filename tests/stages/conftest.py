@@ -1,6 +1,5 @@
 """What the stages before leave, written directly."""
 
-import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +14,6 @@ import pytest
 from tasks import files
 from tasks.artifacts import SPLITS, ConvertedCheckpoint, EncodedDataset, PreparedText, Vocabulary
 from tasks.text import kinds
-
-GENERAL = Path(__file__).parents[2] / "tasks" / "english.txt"
 
 
 @pytest.fixture
@@ -70,28 +67,6 @@ def encode() -> Callable[..., None]:
                 parquet.write_table(pa.table(columns), draft / f"{split}.parquet")
             sizes = {name: {} for name in ("rows", "tokens", "truncated", "lost", "unknown")}
             EncodedDataset.save(draft, kind=kind, labels=labels, max_length=16, **sizes)
-
-    return write
-
-
-@pytest.fixture
-def tiny_tokenizer() -> Callable[[Path], None]:
-    """Writes a tokenizer of 61 words, those of a general text among them, as a transformers directory."""
-
-    def write(folder: Path) -> None:
-        from tokenizers import Tokenizer, models, pre_tokenizers, processors
-        from transformers import PreTrainedTokenizerFast
-
-        names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-        found = sorted(set(re.findall(r"\w+", GENERAL.read_text(encoding="utf-8"))))
-        numbers = {name: number for number, name in enumerate([*names, *found][:61])}
-        tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="[UNK]"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        frame = [("[CLS]", 2), ("[SEP]", 3)]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", special_tokens=frame
-        )
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]").save_pretrained(folder)
 
     return write
 

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import json
 import shutil
 import subprocess
 import sys
@@ -78,6 +79,40 @@ def test_the_page_tells_what_learned_and_what_was_computed_once(root):
     shutil.rmtree(root / ".regraft")
     finetuning.run(_params(HEAD, WHOLE), root, Ledger())
     assert path.read_text(encoding="utf-8") == page
+
+
+def test_how_fast_it_went_is_told_beside_what_is_digested(root):
+    ledger = Ledger()
+    first = finetuning.run(_params(HEAD, WHOLE), root, ledger)
+    found = json.loads((root / "reports" / "finetuning-timings.json").read_text(encoding="utf-8"))
+    assert [*found] == ["head", "whole"]
+    for phase, steps in (("head", 10), ("whole", 5)):
+        assert found[phase]["steps"] == steps
+        assert found[phase]["tokens_per_second"] > 0
+        assert ledger.figures[f"phase.{phase}.tokens_per_second", 0] == found[phase]["tokens_per_second"]
+    with (first.path / "steps.csv").open() as stream:
+        steps = list(csv.DictReader(stream))
+    lengths = parquet.read_table(EncodedDataset.load(root).path / "train.parquet")["input_ids"].to_pylist()
+    assert sum(int(row["tokens"]) for row in steps[10:]) == sum(map(len, lengths))
+    assert [row["tokens"] == row["positions"] for row in steps] == [True] * 10 + [False] * 5
+    padded = sum(int(row["positions"]) for row in steps[10:])
+    assert found["head"]["padding"] == 0
+    assert found["whole"]["padding"] == pytest.approx(1 - sum(map(len, lengths)) / padded)
+
+
+def test_what_it_makes_of_a_general_text_is_compared_with_before(root):
+    ledger = Ledger()
+    record = finetuning.run(_params(HEAD, UPPER), root, ledger)
+    found = json.loads((record.path / "drift.json").read_text(encoding="utf-8"))
+    assert [*found["floors"]] == ["embeddings", *(f"layer {number}" for number in range(4))]
+    assert found["loss"] == {}
+    for floor in ("embeddings", "layer 0", "layer 1"):  # did not learn
+        assert found["floors"][floor] == {"cka": pytest.approx(1), "cosine": pytest.approx(1)}
+    assert found["floors"]["layer 3"]["cosine"] < 0.9999
+    assert ledger.figures["drift.cka.layer 3", 0] == found["floors"]["layer 3"]["cka"]
+    page = (root / "reports" / "finetuning.html").read_text(encoding="utf-8")
+    assert "What changed in what the model knew" in page
+    assert f"a linear CKA of {found['floors']['layer 3']['cka']:.3f}" in page
 
 
 def test_the_head_and_the_frozen_features_are_kept_as_they_stood_before_the_body_learned(root):

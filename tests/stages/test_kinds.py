@@ -1,6 +1,7 @@
 """Every kind of row that something is learned from, through the whole stage, on tiny models of its class."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -180,3 +181,31 @@ def test_an_adapter_learns_in_a_language_model(root):
 def test_class_weights_of_rows_without_classes_are_refused(root):
     with pytest.raises(DataError, match=r"finetuning\.class_weights: rows of this kind have no classes"):
         _run(root("score", "BertForSequenceClassification"), class_weights="balanced")
+
+
+@pytest.mark.parametrize(("kind", "name"), [case for case in CASES if case[0] in ("text", "translation")])
+def test_a_language_models_loss_on_a_general_text_is_told_before_and_after(root, kind, name):
+    record = _run(root(kind, name))
+    found = json.loads((record.path / "drift.json").read_text(encoding="utf-8"))
+    assert found["loss"]["before"] == pytest.approx(np.log(61), abs=0.5)  # a random model guesses
+    assert found["loss"]["before"] != found["loss"]["after"]
+    assert len([floor for floor in found["floors"] if floor.startswith("layer")]) == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [case for case in CASES if case[0] in ("completion", "tags", "text", "translation")]
+)
+def test_a_few_steps_tell_how_long_all_take_and_leave_nothing(root, kind, name):
+    base = root(kind, name)
+    before = sorted(base.rglob("*"))
+    found = finetuning.probe(_params(), base)
+    assert [one.steps > 0 and one.validation > 0 and np.isfinite(one.all) for one in found] == [True, True]
+    keeps = kind in ("completion", "tags") or name == "LlamaForCausalLM"
+    assert [one.frozen > 0 for one in found] == [keeps, False]
+    assert sorted(base.rglob("*")) == before
+
+
+def test_what_the_head_reads_of_tokens_can_be_kept_where_nothing_else_is(root):
+    schedule = "[{name: head, depth: 0, epochs: 2, learning_rate: 1.0e-2}]"
+    base = root("tags", "BertForTokenClassification")
+    assert _run(base, phases=schedule, **{"cache.dtype": "none"}).phases[0]["steps"] == 12

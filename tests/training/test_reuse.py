@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.training.reuse import Reach, kept, passes, shared, worth_keeping
+from tasks.training.reuse import Reach, kept, passes, passing, shared, worth_keeping
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,8 @@ def test_a_few_steps_are_no_pass():
     assert passes(1, 300, batch_size=32, rows=4_800) == 2
     assert passes(7, None, batch_size=32, rows=4_800) == 7
     assert worth_keeping([Reach(6, 0), Reach(3, 0)], 6) == []
+
+
+def test_a_pass_is_made_once_for_the_phases_that_it_serves():
+    reaches = [Reach(4, 2), Reach(2, 3), Reach(2, 1), Reach(None, 1), Reach(4, 2)]
+    assert passing([[4, 2], [2], [2], [], [4]], reaches) == [True, False, False, False, True]
