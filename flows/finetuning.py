@@ -33,6 +33,7 @@ SIZES = {  # keys of config.json: of BERT and Llama, DistilBERT, GPT-2, T5
     "heads": ("num_attention_heads", "n_heads", "n_head", "num_heads"),
 }
 LANGUAGE = ("MaskedLM", "CausalLM", "LMHeadModel", "ConditionalGeneration")  # how such classes' names end
+HIDDEN = 0.15  # of the tokens that a masked language model is given (Devlin et al., 2019)
 READS: Mapping[str, Callable[[pa.Table], Any]] = {  # kind -> positions that the head reads, of each row
     "tags": lambda rows: compute.list_value_length(rows["places"]),
     "answer": lambda rows: compute.list_value_length(rows["input_ids"]),
@@ -121,13 +122,14 @@ def outlined(checkpoint: Checkpoint, *, head: bool) -> Outline:
         config["n_inner"] = config.get("n_inner") or 4 * _first(config, SIZES["width"])
     sizes = {name: _first(config, keys) for name, keys in SIZES.items()}
     architecture = str((checkpoint.config.get("architectures") or [""])[0])
-    language = architecture.endswith(LANGUAGE)
+    language, masked = architecture.endswith(LANGUAGE), head and architecture.endswith("MaskedLM")
     return Outline(
         {**found, "head": above if head else {}},
         **sizes,
         shared=head and not above,
         words=_first(config, ("vocab_size",)) if head and language else 0,
-        whole=config.get("model_type") == "t5" or (head and architecture.endswith("MaskedLM")),
+        told=HIDDEN if masked else 1.0,
+        whole=config.get("model_type") == "t5" or masked,
     )
 
 

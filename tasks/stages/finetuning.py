@@ -92,7 +92,6 @@ class Job:
     frozen: Frozen
     kept: Path  # folder of what the head alone, on an untouched body, leaves for evaluation
     new: NewRows | None  # of tokens that the checkpoint did not have: they learn in every phase
-    general: Asked | Rows  # rows of GENERAL; a language model is asked for their words
     ranks: Ranks = ALONE
 
     @property
@@ -112,17 +111,19 @@ def run(params: Params, root: Path, track: Track) -> TrainedModel:
     point = _point(root, Vocabulary.load(root), converted, encoded, settings)
     job = _job(root, point.parent / "kept", converted, encoded, settings)
     with FileLock(_prepared(point.parent).with_suffix(".lock")):  # two at once would share one resume point
-        meter, before = Meter(point.parent / TIMINGS), _knowledge(job)
+        general = _general(job, Vocabulary.load(root), encoded)
+        before = _knowledge(job, general)
         with _together(job, params, root) as ranks:
-            told = _fine_tune(replace(job, ranks=ranks), point, track, meter)
-        drifted = _drift(before, _knowledge(job))
+            told = _fine_tune(replace(job, ranks=ranks), point, track)
+        drifted = _drift(before, _knowledge(job, general))
         facts = _facts(job, converted, encoded, told, drifted)  # before an adapter is merged
         _write(root, job, converted, encoded, told, drifted)
     files.write_text(root / "reports" / PAGE, report.render(facts))
-    files.write_text(root / "reports" / TIMINGS, files.canonical_json(meter.found))
+    took = Meter(point.parent / TIMINGS).found
+    files.write_text(root / "reports" / TIMINGS, files.canonical_json(took))
     (point.parent / FINISHED).touch()
     track.metrics(drifted.figures())
-    for name, figures in meter.found.items():
+    for name, figures in took.items():
         track.metrics({f"phase.{name}.{figure}": value for figure, value in figures.items()})
     for path in [root / "reports" / PAGE, *(TrainedModel.folder(root) / name for name in TABLES)]:
         track.file(path)
@@ -226,7 +227,6 @@ def _job(
         ),
         kept=kept,
         new=_new_rows(vocabulary, model),
-        general=_general(vocabulary, encoded, model, language=objectives.PERPLEXITY in objective.names),
         ranks=ranks,
     )
 
@@ -252,14 +252,14 @@ def _losses(
     return objectives.Settings(weights, settings.label_smoothing, settings.focal_gamma)
 
 
-def _general(
-    vocabulary: Vocabulary, encoded: EncodedDataset, model: PreTrainedModel, *, language: bool
-) -> Asked | Rows:
-    """A general text, as this model is given text; an encoder-decoder goes on from a passage's first half."""
+def _general(job: Job, vocabulary: Vocabulary, encoded: EncodedDataset) -> Asked | Rows:
+    """Rows of a general text; a language model is asked for their words, an encoder-decoder for what follows
+    the first half of each."""
+    model = job.model
     tokenizer = AutoTokenizer.from_pretrained(vocabulary.path / "tokenizer", local_files_only=True)
     passages = drift.passages(GENERAL.read_text(encoding="utf-8"))
     ids = tokenizer(passages, truncation=True, max_length=encoded.max_length)["input_ids"]
-    if not language:
+    if objectives.PERPLEXITY not in job.objective.names:
         return Rows(Ragged.of(ids), None, model.config.pad_token_id or 0)
     if tail.splits(model):
         return reading.ask(pa.table({"input_ids": ids}), "text", model, special=vocabulary.special)
@@ -276,12 +276,12 @@ class Knowledge:
     loss: float | None
 
 
-def _knowledge(job: Job) -> Knowledge:
-    if isinstance(job.general, Rows):
-        return Knowledge(drift.states(job.model, job.general), None)
-    rows = job.general.rows
+def _knowledge(job: Job, general: Asked | Rows) -> Knowledge:
+    if isinstance(general, Rows):
+        return Knowledge(drift.states(job.model, general), None)
+    rows = general.rows
     found = drift.states(job.model, rows.rows if isinstance(rows, Masked) else rows)
-    return Knowledge(found, _figures(job, job.frozen.whole(rows), job.general, "general text")["loss"])
+    return Knowledge(found, _figures(job, job.frozen.whole(rows), general, "general text")["loss"])
 
 
 def _drift(before: Knowledge, after: Knowledge) -> report.Drift:
@@ -434,7 +434,8 @@ def _new_rows(vocabulary: Vocabulary, model: PreTrainedModel) -> NewRows | None:
     return NewRows(*floors.word_table(model), torch.as_tensor(np.sort(ids), device=model.device))
 
 
-def _fine_tune(job: Job, point: Path, track: Track, meter: Meter) -> list[Event]:
+def _fine_tune(job: Job, point: Path, track: Track) -> list[Event]:
+    meter = Meter(point.parent / TIMINGS)
     told: list[Event] = []
     steps = 0
     planned = [meter.around(phase) for phase in _planned(job)]

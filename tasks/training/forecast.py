@@ -36,7 +36,8 @@ class Tensor:
 class Outline:
     """A model's floors, bottom to top, each tensor's name -> shape; the head's is empty while unknown, and
     where it is `shared` with the embeddings. inner: channels of the feed-forward part. words: that a language
-    model tells apart; 0 for others. whole: nothing below can be computed once, whatever stands still.
+    model tells apart; 0 for others; told: of its tokens, the share that it is asked for.
+    whole: nothing below can be computed once, whatever stands still.
     """
 
     floors: Mapping[str, Mapping[str, Tensor]]  # embeddings, layer 0, …, head
@@ -45,6 +46,7 @@ class Outline:
     heads: int
     shared: bool = False
     words: int = 0
+    told: float = 1.0
     whole: bool = False
 
     @property
@@ -226,7 +228,7 @@ def _memory(schedule: Schedule, lengths: Lengths, phase: Phase, learning: int) -
         tokens = max(longest, phase.batch_tokens // parts)
     layer = tokens * (PER_CHANNEL * outline.width + PER_INNER * outline.inner)
     layer += tokens * longest * outline.heads * PER_PAIR
-    told = tokens * outline.words * LOGITS * FLOAT
+    told = int(tokens * outline.told * outline.words * LOGITS * FLOAT)
     whole = phase.floors or schedule.fresh  # something learns at the bottom
     layers = outline.layers - (0 if whole else max(0, schedule.lowest(phase)))
     if settings.gradient_checkpointing:  # what enters each, and of one at a time all

@@ -24,3 +24,23 @@ def test_the_types_of_pairs_are_padded_like_their_tokens():
     [(places, given)] = batches.sorted_batches(columns, batch_size=2, pad=5)
     assert (places, given["token_type_ids"].tolist()) == ([1, 0], [[0, 1, 1], [0, 1, 0]])
     assert given["input_ids"].tolist() == [[7, 8, 9], [7, 8, 5]]
+
+
+def test_what_is_computed_counts_the_padding_of_these_rows_alone():
+    rows = batches.Rows(Ragged.of([[1] * 3, [1] * 9, [1]]), None, 0)
+    assert rows.size([0, 2]) == (4, 6)
+    assert rows.size([1]) == (9, 9)
+    decoder = batches.Rows(rows.input_ids, None, 0, decoder_ids=Ragged.of([[1], [1, 2], [1]]))
+    assert decoder.size([0, 1]) == (12 + 3, 18 + 4)
+
+
+def test_some_rows_alone_are_these_rows():
+    rows = batches.Rows(
+        Ragged.of([[1, 2], [3], [4, 5, 6]]), None, 0, read=Ragged.of([[0], [0], [1, 2]]),
+        decoder_ids=Ragged.of([[7], [8], [9]]),
+    )  # fmt: skip
+    some = rows.only([2, 0])
+    assert len(some) == 2
+    for ours, theirs in ((some.input_ids, rows.input_ids), (some.read, rows.read)):
+        assert [row.tolist() for row in (ours[0], ours[1])] == [theirs[2].tolist(), theirs[0].tolist()]
+    assert (some.decoder_ids[0].tolist(), some.token_types) == ([9], None)

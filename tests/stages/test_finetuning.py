@@ -94,8 +94,9 @@ def test_how_fast_it_went_is_told_beside_what_is_digested(root):
         steps = list(csv.DictReader(stream))
     lengths = parquet.read_table(EncodedDataset.load(root).path / "train.parquet")["input_ids"].to_pylist()
     assert sum(int(row["tokens"]) for row in steps[10:]) == sum(map(len, lengths))
-    assert [row["tokens"] == row["positions"] for row in steps] == [True] * 10 + [False] * 5
+    assert all(row["tokens"] == row["positions"] for row in steps[:10])  # the head alone, over kept states
     padded = sum(int(row["positions"]) for row in steps[10:])
+    assert padded > sum(map(len, lengths))
     assert found["head"]["padding"] == 0
     assert found["whole"]["padding"] == pytest.approx(1 - sum(map(len, lengths)) / padded)
 

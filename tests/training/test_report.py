@@ -209,3 +209,33 @@ def test_the_page_escapes_texts_needs_nothing_from_elsewhere_and_is_the_same_eac
     assert page.count("<svg") == 2
     assert not re.search(r"""(src|href)=["']?(https?:)?//|<script|<link|@import""", page)
     assert page == report.render(GRADUAL)
+
+
+def test_padding_is_that_of_all_steps_of_the_phase():
+    steps = [Step("a", n, 1.0, 1e-3, 1.0, 8, 1, tokens, 50) for n, tokens in ((1, 40), (2, 45))]
+    assert report.padding(steps) == "15.0 % padding"
+    assert report.padding([Step("a", 1, 1.0, 1e-3, 1.0, 8)]) == ""
+
+
+FLOOR = {"cka": 0.9876, "cosine": 0.95}
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        ({}, []),
+        ({"before": 3.0, "after": 3.25}, ["went from 3.000 to 3.250 nats a token, 0.250 worse"]),
+        ({"before": 3.0, "after": 2.5}, ["went from 3.000 to 2.500 nats a token, 0.500 better"]),
+    ],
+)
+def test_what_a_general_text_says_is_told_of_the_uppermost_floor(loss, told):
+    drift = report.Drift({"layer 0": {"cka": 1.0, "cosine": 1.0}, "layer 5": FLOOR}, loss)
+    page = report.render(_facts((_phase("whole", FLOORS), _plan()), drift=drift))
+    assert "What leaves layer 5 has a linear CKA of 0.988" in page
+    assert all(sentence in page for sentence in told)
+    assert ("nats a token" in page) == bool(told)
+    assert drift.figures() == {
+        **{f"drift.loss.{when}": value for when, value in loss.items()},
+        "drift.cka.layer 0": 1.0, "drift.cosine.layer 0": 1.0,
+        "drift.cka.layer 5": 0.9876, "drift.cosine.layer 5": 0.95,
+    }  # fmt: skip
