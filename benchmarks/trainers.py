@@ -33,7 +33,7 @@ from tasks.model.boundary import Cache
 from tasks.model.frozen import Frozen
 from tasks.model.reading import Asked
 from tasks.params import FinetuningParams, Phase
-from tasks.stages import finetuning
+from tasks.stages import finetuning, learning
 from tasks.training import device, objectives
 
 POOL = 50  # batches sorted together, as transformers does from 6,400 rows on
@@ -101,8 +101,8 @@ def tutorial(
     return _trained(start, portion, phases, folder, seed, padding="max_length", strategy="random")
 
 
-def _job(model: Any, portion: Portion, settings: FinetuningParams, folder: Path) -> finetuning.Job:
-    return finetuning.Job(
+def _job(model: Any, portion: Portion, settings: FinetuningParams, folder: Path) -> learning.Job:
+    return learning.Job(
         model=model,
         stack=floors.floors(model),
         train=_split(portion.train, model),
@@ -116,11 +116,11 @@ def _job(model: Any, portion: Portion, settings: FinetuningParams, folder: Path)
     )
 
 
-def _split(part: Part, model: Any) -> finetuning.Split:
+def _split(part: Part, model: Any) -> learning.Split:
     rows = Rows(Ragged.of(part.input_ids), None, model.config.pad_token_id)
     targets = torch.as_tensor(part.targets, device=model.device)
     names = list(map(str, range(len(rows))))
-    return finetuning.Split(Asked(rows, lambda places: targets[places], names), files.digest_json(part))
+    return learning.Split(Asked(rows, lambda places: targets[places], names), files.digest_json(part))
 
 
 class Silence:

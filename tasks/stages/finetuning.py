@@ -3,49 +3,40 @@
 import csv
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
 from importlib import metadata
-from itertools import accumulate, chain, pairwise, takewhile
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as compute
-import pyarrow.parquet as parquet
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer
 
 from tasks import environment, files
 from tasks import params as parameters
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, TrainedModel, Vocabulary
-from tasks.errors import DataError, TrainingError
-from tasks.model import adapters, drift, floors, frozen, packed, reading, tail
+from tasks.errors import TrainingError
+from tasks.model import adapters, drift, floors, reading, tail
 from tasks.model.adapters import Adapter
 from tasks.model.batches import Ragged, Rows
-from tasks.model.boundary import Cache
 from tasks.model.drift import States
-from tasks.model.frozen import MEAN, Forward, Frozen
 from tasks.model.masked import Masked
 from tasks.model.reading import Asked
-from tasks.params import FinetuningParams, Params, Phase
-from tasks.stages import Track
-from tasks.training import device, objectives, order, phases, processes, report, resume, reuse
+from tasks.params import Params
+from tasks.stages import Track, learning
+from tasks.stages.learning import HEAD, Job, Split
+from tasks.training import device, objectives, phases, processes, report, resume, reuse
 from tasks.training import probe as probing
 from tasks.training.events import Change, Event, Finished, Measure
-from tasks.training.loop import Batches, Pace, Size, Step, Work
+from tasks.training.loop import Step
 from tasks.training.meter import Meter
-from tasks.training.objectives import Objective
 from tasks.training.probe import STEPS, Seconds, Tokens
-from tasks.training.ranks import ALONE, Ranks
-from tasks.training.reuse import Reach
-from tasks.training.table import NewRows
+from tasks.training.ranks import Ranks
 
 log = logging.getLogger(__name__)
 TELLING = (
@@ -58,58 +49,20 @@ TELLING = (
     "probe",
     "drift",
 )  # modules without a say in what is learned
-HEAD, FROZEN = "head.safetensors", "frozen.npy"
 PAGE, TIMINGS = "finetuning.html", "finetuning-timings.json"
 GENERAL = Path(__file__).parents[1] / "english.txt"  # what nothing is trained on here
 DRIFT = "drift.json"
-FEW = 8  # validation rows at once where the head says something of many tokens
-DRAWINGS = 10_000  # more than a phase has epochs: what is hidden differs in each
 OTHERS = "tasks.rank"  # the module that the other processes of a training run
 FINISHED = "finished"  # marks a resume point whose training has ended well
-
-
-@dataclass(frozen=True)
-class Split:
-    """One split in memory: what the model is asked, and the digest of what is in it."""
-
-    asked: Asked
-    digest: str
-
-    @property
-    def rows(self) -> Rows | Masked:
-        return self.asked.rows
-
-
-@dataclass(frozen=True)
-class Job:
-    model: PreTrainedModel
-    stack: Sequence[floors.Floor]
-    train: Split
-    validation: Split
-    objective: Objective
-    losses: objectives.Settings
-    settings: FinetuningParams
-    frozen: Frozen
-    kept: Path  # folder of what the head alone, on an untouched body, leaves for evaluation
-    new: NewRows | None  # of tokens that the checkpoint did not have: they learn in every phase
-    ranks: Ranks = ALONE
-
-    @property
-    def alone(self) -> frozenset[str]:
-        """The phases at the schedule's beginning before anything below the head learns."""
-        if self.new:  # rows that learn are not an untouched body
-            return frozenset()
-        heads = takewhile(lambda phase: phase.depth == 0 and not phase.floors, self.settings.phases)
-        return frozenset(phase.name for phase in heads)
 
 
 def run(params: Params, root: Path, track: Track) -> TrainedModel:
     settings = params.finetuning
     device.demand_enough(device.choose(settings.device), settings.processes)
     converted, encoded = ConvertedCheckpoint.load(root), EncodedDataset.load(root)
-    _agree(converted, encoded)
+    learning.agree(converted, encoded)
     point = _point(root, Vocabulary.load(root), converted, encoded, settings)
-    job = _job(root, point.parent / "kept", converted, encoded, settings)
+    job = learning.prepare(root, point.parent / "kept", converted, encoded, settings)
     with FileLock(_prepared(point.parent).with_suffix(".lock")):  # two at once would share one resume point
         general = _general(job, Vocabulary.load(root), encoded)
         before = _knowledge(job, general)
@@ -138,8 +91,8 @@ def assist(params: Params, root: Path, ranks: Ranks) -> None:
         params.finetuning,
     )
     point = _point(root, Vocabulary.load(root), converted, encoded, settings)
-    job = _job(root, point.parent / "kept", converted, encoded, settings, ranks)
-    for _ in _events(job, _planned(job), point):
+    job = learning.prepare(root, point.parent / "kept", converted, encoded, settings, ranks)
+    for _ in _events(job, learning.planned(job), point):
         pass
 
 
@@ -158,19 +111,19 @@ def probe(params: Params, root: Path) -> list[Seconds]:
     Raises ArtifactError where conversion or encoding has not run.
     """
     converted, encoded = ConvertedCheckpoint.load(root), EncodedDataset.load(root)
-    _agree(converted, encoded)
+    learning.agree(converted, encoded)
     with TemporaryDirectory() as scratch:
-        job = _job(root, Path(scratch) / "kept", converted, encoded, params.finetuning)
+        job = learning.prepare(root, Path(scratch) / "kept", converted, encoded, params.finetuning)
         cache = replace(job.frozen.cache, home=Path(scratch) / "states")
         job = replace(job, frozen=replace(job.frozen, cache=cache))
         return [_probed(job, number, Path(scratch)) for number in range(len(params.finetuning.phases))]
 
 
 def _probed(job: Job, number: int, scratch: Path) -> Seconds:
-    starts = _starts(job, number)
-    planned = _plan(job, number, starts)
+    starts = learning.starts(job, number)
+    planned = learning.plan(job, number, starts)
     train, validation = (sum(split.rows.lengths) for split in (job.train, job.validation))
-    passing = reuse.passing(_kept(job), _reaches(job))[number]
+    passing = reuse.passing(learning.kept(job), learning.reaches(job))[number]
     tokens = Tokens(
         frozen=train + validation if passing else 0,
         steps=sum(job.train.rows.size(batch)[0] for epoch in planned.epochs for batch in epoch),
@@ -182,74 +135,13 @@ def _probed(job: Job, number: int, scratch: Path) -> Seconds:
         job = replace(job, train=Split(job.train.asked.only(places), f"probe of phase {number}"))
         ends = list(accumulate(map(len, few), initial=0))
         few = [list(range(*span)) for span in pairwise(ends)]
-        planned = _plan(job, number, starts)
+        planned = learning.plan(job, number, starts)
     planned = replace(planned, epochs=[few])
-    return tokens.at(probing.measure(job.model, _stack(job.stack), planned, _settings(job), scratch=scratch))
-
-
-def _job(
-    root: Path,
-    kept: Path,
-    converted: ConvertedCheckpoint,
-    encoded: EncodedDataset,
-    settings: FinetuningParams,
-    ranks: Ranks = ALONE,
-) -> Job:
-    objective = objectives.find(encoded.kind)
-    objective.selected(settings.select)
-    where = device.of_rank(device.choose(settings.device), ranks.rank)
-    model = floors.load(converted.path / "model", device=where)
-    device.demand_one(model)
-    _adapt(model, settings)
-    if settings.gradient_checkpointing:
-        floors.checkpoint(model)
-    vocabulary = Vocabulary.load(root)
-    train, validation = (
-        _split(encoded, name, model, vocabulary, settings.seed) for name in ("train", "validation")
+    return tokens.at(
+        probing.measure(
+            job.model, learning.stack(job.stack), planned, learning.settings(job), scratch=scratch
+        )
     )
-    if tail.splits(model):
-        tried = train.rows.batch(range(min(2, len(train.rows))), model.device)
-        tail.check(model, tried)
-        packed.check(model, tried)
-    home = environment.home(root) / ".regraft" / "states"
-    return Job(
-        model=model,
-        stack=floors.floors(model),
-        train=train,
-        validation=validation,
-        objective=objective,
-        losses=_losses(settings, objective, train, len(encoded.labels)),
-        settings=settings,
-        frozen=Frozen(
-            model,
-            Cache(home, settings.cache.dtype, settings.cache.maximum_bytes),
-            adapter=settings.adapter.model_dump() if settings.adapter else {},
-        ),
-        kept=kept,
-        new=_new_rows(vocabulary, model),
-        ranks=ranks,
-    )
-
-
-def _adapt(model: PreTrainedModel, settings: FinetuningParams) -> None:
-    """Put the adapter into the layers of the deepest phase: below them the stock model stands still."""
-    if settings.adapter is None:
-        return
-    stack = floors.floors(model)
-    lowest = min(floors.lowest(stack, phase.depth) for phase in settings.phases)
-    layers = range(max(0, lowest), len(stack) - 2)
-    adapters.inject(model, Adapter(**settings.adapter.model_dump()), layers, seed=settings.seed)
-
-
-def _losses(
-    settings: FinetuningParams, objective: Objective, train: Split, classes: int
-) -> objectives.Settings:
-    weights = None
-    if settings.class_weights == "balanced":
-        if objective.balance is None:
-            raise DataError("finetuning.class_weights: rows of this kind have no classes: set it to none")
-        weights = objective.balance(train.asked.targets(range(len(train.rows))), classes)
-    return objectives.Settings(weights, settings.label_smoothing, settings.focal_gamma)
 
 
 def _general(job: Job, vocabulary: Vocabulary, encoded: EncodedDataset) -> Asked | Rows:
@@ -281,7 +173,7 @@ def _knowledge(job: Job, general: Asked | Rows) -> Knowledge:
         return Knowledge(drift.states(job.model, general), None)
     rows = general.rows
     found = drift.states(job.model, rows.rows if isinstance(rows, Masked) else rows)
-    return Knowledge(found, _figures(job, job.frozen.whole(rows), general, "general text")["loss"])
+    return Knowledge(found, learning.figures(job, job.frozen.whole(rows), general, "general text")["loss"])
 
 
 def _drift(before: Knowledge, after: Knowledge) -> report.Drift:
@@ -362,7 +254,7 @@ def _facts(
 
 
 def _asked(job: Job, number: int) -> report.Plan:
-    phase, starts = job.settings.phases[number], _starts(job, number)
+    phase, starts = job.settings.phases[number], learning.starts(job, number)
     return report.Plan(
         whole=[floor.name for floor in floors.learning(job.stack, phase.depth)],
         parts=phase.floors,
@@ -386,20 +278,17 @@ def _prepared(folder: Path) -> Path:
     return folder
 
 
-def _agree(converted: ConvertedCheckpoint, encoded: EncodedDataset) -> None:
-    if converted.labels != encoded.labels:
-        raise DataError(
-            f"the head has {len(converted.labels)} labels {converted.labels}, the data {len(encoded.labels)} "
-            f"{encoded.labels}: run `dvc repro conversion`"
-        )
-
-
 def _point(root: Path, *depends: Any) -> Path:
     """Where resume points live: outside DVC's outs, which are deleted before a stage runs, and under a key of
     all that the training depends on, so that another job's point is never taken for this one's."""
     parts = [d.digest if hasattr(d, "digest") else d.model_dump(mode="json") for d in depends]
     rooms = Path(__file__).parents[1]
-    code = [Path(__file__), *sorted(rooms.glob("training/*.py")), *sorted(rooms.glob("model/*.py"))]
+    code = [
+        Path(__file__),
+        Path(learning.__file__),
+        *sorted(rooms.glob("training/*.py")),
+        *sorted(rooms.glob("model/*.py")),
+    ]
     code = [path for path in code if path.stem not in TELLING]  # what only tells
     parts += [
         torch.__version__,
@@ -410,35 +299,11 @@ def _point(root: Path, *depends: Any) -> Path:
     return environment.home(root) / ".regraft" / "resume" / key / "point.safetensors"
 
 
-def _split(
-    encoded: EncodedDataset, name: str, model: PreTrainedModel, vocabulary: Vocabulary, seed: int
-) -> Split:
-    """Raises DataError where there is nothing to learn from."""
-    path = encoded.path / f"{name}.parquet"
-    asked = reading.ask(parquet.read_table(path), encoded.kind, model, special=vocabulary.special, seed=seed)
-    if asked.silent:
-        log.warning(
-            "%s: %d rows were cut before their first token to be told and teach nothing (first: %s): raise "
-            "encoding.max_length", path, len(asked.silent), asked.silent[0],
-        )  # fmt: skip
-    if not len(asked.rows):
-        raise DataError(f"{path} holds no rows: look at preparation.subset and preparation.fractions")
-    return Split(asked, files.digest_file(path))
-
-
-def _new_rows(vocabulary: Vocabulary, model: PreTrainedModel) -> NewRows | None:
-    if not vocabulary.fresh:
-        return None
-    rows = parquet.read_table(vocabulary.path / "alignment.parquet", columns=["id", "source_id"])
-    ids = rows.filter(compute.is_null(rows["source_id"]))["id"].to_numpy().astype(np.int64)
-    return NewRows(*floors.word_table(model), torch.as_tensor(np.sort(ids), device=model.device))
-
-
 def _fine_tune(job: Job, point: Path, track: Track) -> list[Event]:
     meter = Meter(point.parent / TIMINGS)
     told: list[Event] = []
     steps = 0
-    planned = [meter.around(phase) for phase in _planned(job)]
+    planned = [meter.around(phase) for phase in learning.planned(job)]
     for event in meter.follow(_events(job, planned, point)):
         told.append(event)
         steps += isinstance(event, Step)
@@ -446,160 +311,9 @@ def _fine_tune(job: Job, point: Path, track: Track) -> list[Event]:
     return told
 
 
-def _planned(job: Job) -> list[phases.Planned]:
-    return [_plan(job, number, _starts(job, number)) for number in range(len(job.settings.phases))]
-
-
 def _events(job: Job, planned: Sequence[phases.Planned], point: Path) -> Iterator[Event]:
-    stack = _stack(job.stack)
-    return phases.fine_tune(job.model, stack, planned, _settings(job), point=point, ranks=job.ranks)
-
-
-def _settings(job: Job) -> phases.Settings:
-    settings = job.settings
-    return phases.Settings(
-        settings.seed,
-        settings.optimizer,
-        settings.weight_decay,
-        settings.save_every,
-        job.objective.selected(settings.select),
-    )
-
-
-def _stack(stack: Sequence[floors.Floor]) -> phases.Stack:
-    return [(floor.name, floor.parameters, floor.modules) for floor in stack]
-
-
-def _plan(job: Job, number: int, starts: Sequence[int]) -> phases.Planned:
-    """starts: see `_starts`."""
-    phase = job.settings.phases[number]
-    learning = floors.learning(job.stack, phase.depth, phase.floors)
-    new = job.new if job.new and not any(job.new.name in floor.parameters for floor in learning) else None
-    weights = cache(job.frozen.digests)  # of what learns not in this phase they tell once and for all
-    forward = partial(_forward, job, phase.name, starts, weights=weights)
-    validate = cache(lambda: forward(job.validation, "validation"))
-
-    def measure() -> Mapping[str, float]:
-        job.model.eval()
-        return _figures(job, validate(), job.validation.asked, "validation")
-
-    return phases.Planned(
-        name=phase.name,
-        stack=_stack(learning),
-        work=lambda: _work(job, forward(job.train, "frozen layers"), _size(job, starts)),
-        measure=measure,
-        epochs=_epochs(job, number, phase),
-        learning_rate=phase.learning_rate,
-        layer_decay=phase.layer_decay,
-        pace=Pace(phase.schedule, phase.warmup, job.settings.maximum_gradient_norm),
-        early_stopping=phase.early_stopping,
-        rows=new,
-        complete=lambda: _keep_head(job) if phase.name in job.alone and job.ranks.first else None,
-    )
-
-
-def _figures(job: Job, forward: Forward, asked: Asked, about: str) -> dict[str, float]:
-    size, every = frozen.BATCH if asked.rows.first else FEW, job.ranks.every
-    found = frozen.answers(forward, asked.rows, description=about, size=size, every=every)
-    sums = [job.objective.sums(logits, asked.targets(places)) for places, logits in found]
-    return job.objective.figures(_total(job.ranks, sums))
-
-
-def _total(ranks: Ranks, sums: Sequence[Tensor]) -> Tensor:
-    """Of (k,) float64 each, from all processes; of few rows some have none."""
-    own = torch.stack(list(sums)).sum(dim=0).tolist() if sums else []
-    return torch.tensor([held for held in ranks.gather(own) if held], dtype=torch.float64).sum(dim=0)
-
-
-def _epochs(job: Job, number: int, phase: Phase) -> list[Batches]:
-    """The batches of each epoch; the last epoch is cut where `steps` end."""
-    lengths, size, seed = job.train.rows.lengths, job.settings.batch_size, job.settings.seed
-    epochs: list[Batches] = []
-    steps = 0
-    while len(epochs) < phase.epochs if phase.steps is None else steps < phase.steps:
-        batches = order.epoch_order(
-            lengths, batch_size=size, seed=(seed, number, len(epochs)), batch_tokens=phase.batch_tokens
-        )
-        if isinstance(job.train.rows, Masked):
-            drawing = len(lengths) * (number * DRAWINGS + len(epochs) + 1)
-            batches = [[drawing + place for place in batch] for batch in batches]
-        epochs.append(batches if phase.steps is None else batches[: phase.steps - steps])
-        steps += len(epochs[-1])
-    return epochs
-
-
-def _work(job: Job, forward: Forward, size: Size) -> Work:
-    asked = job.train.asked
-    named = lambda place: asked.ids[place % len(asked.ids)]  # noqa: E731
-    forward = device.computed_in(job.settings.precision, forward, job.model.device.type)
-    losses, parts = job.losses, job.settings.accumulation
-    return Work(forward, asked.targets, job.objective, losses, named, parts, size)
-
-
-def _size(job: Job, starts: Sequence[int]) -> Size:
-    """The head alone, over kept states, is computed without padding."""
-    if starts and starts[0] == len(job.stack) - 2:
-        return lambda places: (job.train.rows.size(places)[0],) * 2
-    return job.train.rows.size
-
-
-def _forward(
-    job: Job,
-    phase: str,
-    starts: Sequence[int],
-    split: Split,
-    about: str,
-    weights: Callable[[], Sequence[str]],
-) -> Forward:
-    """Logits of places in `split`: what stands still in the phase is computed once, where that pays."""
-    if not starts or isinstance(split.rows, Masked):
-        return job.frozen.whole(split.rows)
-    alone = split is job.train and phase in job.alone
-    names = [*map(job.frozen.name, starts), *([MEAN] if alone else [])]
-    kept = job.frozen.gather(split.rows, split.digest, names, about=about, weights=weights())
-    if alone and job.ranks.first:
-        with files.replace_file(job.kept / FROZEN) as draft, draft.open("wb") as stream:
-            np.save(stream, frozen.pooled(kept[MEAN]))
-    return job.frozen.above(kept[names[0]], starts[0], split.rows)
-
-
-def _starts(job: Job, number: int) -> list[int]:
-    """The layers whose incoming states are computed once when phase `number` begins, its own first; empty
-    where computing them every epoch costs no more, or they would not fit."""
-    return _kept(job)[number]
-
-
-def _kept(job: Job) -> list[list[int]]:
-    """Of every phase."""
-    splits = [rows for rows in (job.train.rows, job.validation.rows) if isinstance(rows, Rows)]
-    cache = job.settings.cache
-    return reuse.kept(
-        _reaches(job),
-        len(job.stack) - 2,
-        lambda start: sum(job.frozen.size(rows, start) for rows in splits),
-        dtype=cache.dtype,
-        maximum=cache.maximum_bytes,
-    )
-
-
-def _reaches(job: Job) -> list[Reach]:
-    return [_reach(job, phase) for phase in job.settings.phases]
-
-
-def _reach(job: Job, phase: Phase) -> Reach:
-    start = floors.lowest(job.stack, phase.depth)
-    hidden = isinstance(job.train.rows, Masked) or not tail.splits(job.model)
-    bottom = start <= 0 or phase.floors or job.new or hidden
-    rows, size = len(job.train.rows), job.settings.batch_size
-    passes = reuse.passes(phase.epochs, phase.steps, batch_size=size, rows=rows)
-    return Reach(None if bottom else start, passes)
-
-
-def _keep_head(job: Job) -> None:
-    """A head that has learned alone is put aside, to be judged on its own."""
-    head = {name: value.detach().cpu() for name, value in job.stack[-1].parameters.items()}
-    with files.replace_file(job.kept / HEAD) as draft:
-        resume.write_tensors(draft, head, {"format": "pt"})
+    stack = learning.stack(job.stack)
+    return phases.fine_tune(job.model, stack, planned, learning.settings(job), point=point, ranks=job.ranks)
 
 
 def _tell(track: Track, event: Event, step: int) -> None:
