@@ -163,7 +163,16 @@ def _loaded(made: Transcription, directory: Path) -> dict[str, str]:
     found = {"load": proof.loads(directory)}
     if made.whole and made.plan.preserves == "exact":
         found["parity"] = proof.preserved(made.whole.plan, made.whole.config, directory)
-    return found
+    return found | _carried(made, directory)
+
+
+def _carried(made: Transcription, directory: Path) -> dict[str, str]:
+    """With the tokenizer the result is a checkpoint that the pipeline takes."""
+    from tasks.weights import tokenizer  # imports transformers
+
+    source = next(entry.file for move in made.plan.moves for entry in move.step.sources)
+    said = tokenizer.carry(source, directory)
+    return {"tokenizer": said} if said else {}
 
 
 def written(made: Transcription, path: Path) -> None:

