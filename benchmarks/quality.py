@@ -95,14 +95,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="few rows, one seed: figures to try out")
     parser.add_argument("--into", type=Path, default=record.RESULTS, help="directory of the results")
     parser.add_argument("--scratch", type=Path, help="where finished runs are kept (default: .regraft)")
-    parser.add_argument("--seeds", type=int, help="only so many, to look at what there is")
+    parser.add_argument("--rows", type=int, nargs="+", help="only these numbers of rows")
+    parser.add_argument("--seeds", type=int, help="only so many")
     parser.add_argument("--workers", type=int, default=1, help="processes side by side, one thread each")
     options = parser.parse_args(arguments)
-    from benchmarks import quality_page
+    from benchmarks import quality_page, quality_tables
 
     name = "quality-quick" if options.quick else "quality"
     size = QUICK if options.quick else FULL
-    size = size._replace(seeds=size.seeds[: options.seeds])
+    size = size._replace(rows=tuple(options.rows or size.rows), seeds=size.seeds[: options.seeds])
     scratch = options.scratch or REPOSITORY / ".regraft" / name
     runs, rates = measure(scratch.resolve(), size, options.workers)
     groups, against = grouped(runs), compared(runs, size)
@@ -122,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         page = quality_page.render(contestants, against, rates, size._asdict())
         files.write_text(REPOSITORY / "reports" / "quality.html", page)
     print(told(contestants, against, quoted))
+    print("", quality_tables.cost(contestants), "", quality_tables.sizes(contestants), sep="\n")
     print("", *targets, sep="\n")
 
 

@@ -62,7 +62,7 @@ PRESETS: Mapping[str, Preset] = {
         {
             "phases": [
                 {"name": "head", "depth": 0, "epochs": 5, "learning_rate": 1e-3},
-                {"name": "upper", "depth": "half", "epochs": 3, "learning_rate": 5e-5},
+                {"name": "upper", "depth": "half", "epochs": 3, "learning_rate": 2e-4},
             ]
         },
     ),

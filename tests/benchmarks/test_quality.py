@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import intervals, learners, quality, quality_page
+from benchmarks import intervals, learners, quality, quality_page, quality_tables, record
 from benchmarks.quality import QUICK, Run, Size
 from tasks import params
 from tasks.evaluation.predictions import Predictions
@@ -172,6 +172,27 @@ def test_the_random_architecture_gets_its_rate_and_no_pretrained_weight(tiny_che
 @pytest.fixture
 def tiny_checkpoint_of_weights(tiny_classifier, tmp_path) -> Path:
     return tiny_classifier(tmp_path / "pretrained")
+
+
+def test_the_tables_are_those_of_the_readme_when_pasted(runs):
+    lines = quality.lines(quality.grouped(runs))
+    cost = quality_tables.cost(lines).splitlines()
+    assert cost[0] == "| 500 rows | accuracy | 95 % interval | single seeds | processor seconds |"
+    assert cost[2].startswith("| majority | .460 | ")
+    assert cost[2].endswith(" | .460 | 2 |")
+    assert cost[8].endswith(" | .810–.820 | 3 |")
+    sizes = quality_tables.sizes(lines).splitlines()
+    assert sizes[0] == "| accuracy | 100 rows | 500 rows |"
+    assert sizes[8] == "| full | .775 | .815 |"
+    assert len(cost) == len(sizes) == 2 + len(quality.NAMES)
+
+
+def test_the_readme_quotes_the_tables_that_were_measured():
+    found = json.loads((record.RESULTS / "quality.json").read_text(encoding="utf-8"))
+    readme = (quality.REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert found["quick"] is False
+    assert quality_tables.cost(found["contestants"]) in readme
+    assert quality_tables.sizes(found["contestants"]) in readme
 
 
 @pytest.mark.e2e
