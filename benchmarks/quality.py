@@ -59,7 +59,7 @@ class Size(NamedTuple):
     rates: tuple[float, ...]  # that the random architecture may choose from
 
 
-FULL = Size((250, 1000, 4000), (1, 2, 3), 2400, (3e-5, 1e-4, 3e-4))
+FULL = Size((250, 1000, 4000), (1, 2, 3), 2400, (3e-5, 1e-4, 3e-4, 1e-3))
 QUICK = Size((30,), (1,), 60, (3e-4,))
 
 
