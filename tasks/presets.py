@@ -2,8 +2,8 @@
 
 Rates are those of small encoders: 1e-3 for a new head, 1e-4 to 2e-4 for what was pretrained (Turc et al.,
 2019, took 3e-5 to 3e-4). On 1,000 default tweets `full` had .57 of the validation rows right at 3e-5, .70 at
-1e-4 and .71 at 2e-4; `lora` .68 at 4e-4 and .71 at 1e-3. From BERT's size on take 2e-5 to 5e-5 (Devlin et al.,
-2019). Depths hold for any number of layers from two on.
+1e-4 and .71 at 2e-4; `lora` .68 at 4e-4 and .71 at 1e-3. From BERT's size on take 2e-5 to 5e-5 (Devlin et
+al., 2019). Depths hold for any number of layers from two on.
 """
 
 from collections.abc import Mapping
