@@ -97,6 +97,13 @@ def watched(
 
 
 @contextmanager
+def spread(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """`workers` fresh processes side by side, each with one thread in every library that asks."""
+    with _environment(1), ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
+@contextmanager
 def _environment(threads: int | None) -> Iterator[None]:
     """Libraries read these once, when a process imports them."""
     former = {name: os.environ.get(name) for name in THREADS}
