@@ -22,7 +22,7 @@ from benchmarks.quality import BASELINES, CHANCE, HELD_BACK, PRESET, Run, Size
 from benchmarks.trainers import Cost, Silence, measured
 from tasks import files, params, references, stages
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, PreparedText, TrainedModel
-from tasks.evaluation import predict, predictions
+from tasks.evaluation import baselines, predictions
 from tasks.evaluation.predictions import Predictions
 from tasks.params import Params
 from tasks.presets import DECIDED, PRESETS
@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 CODE = ("model", "training", "evaluation", "stages")  # folders of tasks/ that decide what is answered
 BEFORE = ("sources", "preparation", "vocabulary", "conversion", "encoding")
 ANSWERS, ABOUT = "answers.parquet", "about.json"
+KIND = "label"  # of the default rows
 
 
 class Turn(NamedTuple):
@@ -97,7 +98,7 @@ class Laboratory:
             trained = TrainedModel.load(root)
             validation = trained.phases[-1]["figures"]["accuracy"]
             probabilities = _answer(trained, test)
-        answers = Predictions(turn.strategy, test.ids, test.labels, probabilities)
+        answers = Predictions(turn.strategy, test.rows.ids, test.rows.actual, probabilities)
         about = {"validation": validation, "cpu": cost.cpu, "wall": cost.wall, "rss_mb": cost.rss_mb}
         with files.replace_directory(self._folder(turn)) as draft:
             predictions.write(draft / ANSWERS, [answers])
@@ -166,25 +167,28 @@ def forget(checkpoint: Path, target: Path, seed: int) -> None:
 def _baseline(name: str, root: Path, cost: Cost) -> Any:
     """(test rows, classes); the test rows' features are made before anything is counted."""
     converted = ConvertedCheckpoint.load(root)
-    classes = len(converted.labels)
-    model = evaluation._load(converted.path / "model", classes, "cpu")
+    contest = _contest(len(converted.labels), [name])
+    model = evaluation._load(converted.path / "model", contest, "cpu")
     both = (_split(root, name) for name in ("train", "test"))
     frozen = evaluation.Frozen(model, *both, root / "no features are kept")
     if name == "frozen":
         _ = frozen.test_answers  # kept from here on
     with measured(cost):
-        found = evaluation._baselines([name], frozen, classes)
+        found = evaluation._baselines(contest, frozen)
     return found[name]
 
 
 def _answer(trained: TrainedModel, test: evaluation.Split) -> Any:
-    model = evaluation._load(trained.path / "model", len(trained.labels), "cpu")
-    found = predict.logits(model, test.tokens, ids=test.ids, batches=evaluation._batches(model))
-    return predict.softmax(found)
+    model = evaluation._load(trained.path / "model", _contest(len(trained.labels), []), "cpu")
+    return evaluation._ask(model, test.rows, KIND)
+
+
+def _contest(classes: int, names: Sequence[str]) -> evaluation.Contest:
+    return evaluation.Contest(KIND, {}, baselines.chosen(KIND, names), classes)
 
 
 def _split(root: Path, name: str) -> evaluation.Split:
-    return evaluation._split(PreparedText.load(root), EncodedDataset.load(root), name)
+    return evaluation._split(PreparedText.load(root), EncodedDataset.load(root), name, None)
 
 
 def _checkpoint() -> Path:

@@ -210,9 +210,7 @@ def _line(name: str, rows: int, runs: Sequence[Run]) -> dict[str, Any]:
         "accuracy_high": found.high,
         "accuracy_least": found.least,
         "accuracy_most": found.most,
-        "macro_f1": statistics.fmean(
-            metrics.macro_f1(r.answers.labels, r.answers.probabilities) for r in runs
-        ),
+        "macro_f1": statistics.fmean(metrics.macro_f1(r.answers.actual, r.answers.answer) for r in runs),
         "cpu_seconds": statistics.median(run.cpu for run in runs),
         "peak_rss_mb": max(peaks, default=None),
     }
