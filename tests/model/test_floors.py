@@ -37,10 +37,11 @@ def test_the_head_on_the_states_it_reads_is_the_stock_class(tiny, name):
     with torch.no_grad():
         stock = _stock(model(**given))
         states = tail.tail(model, 0, first_token=False)(**given).last_hidden_state
-        last = given["attention_mask"].sum(dim=1) - 1
-        states = {"first": states[:, 0], "last": states[torch.arange(4), last]}.get(
-            read, states.flatten(0, 1)
-        )
+        if read == "each":
+            states = states.flatten(0, 1)
+        else:
+            places = {"first": torch.zeros(4), "last": given["attention_mask"].sum(dim=1) - 1}[read]
+            states = states[torch.arange(4), places.long()]
         ours = floors.head_logits(model, states)
     torch.testing.assert_close(ours.view_as(stock), stock, rtol=0, atol=1e-6)
 
