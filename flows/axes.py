@@ -17,6 +17,9 @@ PRESET = "preset"
 SAME = (
     "sources.text", "sources.evaluations", "preparation", "finetuning.select", "evaluation", "promotion"
 )  # fmt: skip
+# Where words or tokens are judged and not rows, these decide which.
+TOKENS = ("encoding", "vocabulary", "sources.checkpoint")
+JUDGED_WHOLE = ("label", "pair", "labels", "score")
 CALL = re.compile(r"\s*(choice|range|interval|log)\((.*)\)\s*", re.DOTALL)
 
 
@@ -134,20 +137,21 @@ def space(base: Params, presets: str | None, assignments: Sequence[str]) -> Spac
         raise InputError("name what to try, as in `regraft sweep -S finetuning.seed=1,2,3` or --preset a,b")
     keys = [axis.key for axis in axes]
     faults = [f"-S {key}: stands twice" for key in dict.fromkeys(keys) if keys.count(key) > 1]
-    faults += [_incomparable(axis.key) for axis in axes if axis.varies and _judges(axis.key)]
+    same = SAME if base.sources.text.kind in JUDGED_WHOLE else (*SAME, *TOKENS)
+    faults += [_incomparable(axis.key, same) for axis in axes if axis.varies and _judges(axis.key, same)]
     if faults:
         raise ParamsError("\n".join(faults))
     return Space(base, tuple(axes))
 
 
-def _judges(key: str) -> bool:
-    return any(f"{key}.".startswith(f"{same}.") or f"{same}.".startswith(f"{key}.") for same in SAME)
+def _judges(key: str, same: Sequence[str]) -> bool:
+    return any(f"{key}.".startswith(f"{one}.") or f"{one}.".startswith(f"{key}.") for one in same)
 
 
-def _incomparable(key: str) -> str:
+def _incomparable(key: str, same: Sequence[str]) -> str:
     return (
         f"-S {key}: takes one value in a sweep: trials are compared by the same figure on the same "
-        f"validation rows ({', '.join(SAME)})"
+        f"validation rows ({', '.join(same)})"
     )
 
 

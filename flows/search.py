@@ -1,15 +1,17 @@
 """Which trials come next: all of a grid at once, or what optuna proposes after the results so far."""
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from flows.axes import Axis, Space, Trial
-from tasks.errors import InputError
+from tasks.errors import InputError, ParamsError
 from tasks.sweeps.results import Result, descending
 
 if TYPE_CHECKING:
     import optuna
 
+log = logging.getLogger(__name__)
 SEED = 1  # of what optuna draws: the same results lead to the same proposals, and these to DVC's cache
 
 
@@ -48,7 +50,12 @@ class Search:
         while self._left and len(found) < self._jobs:
             self._left -= 1
             asked = self._study.ask()
-            trial = self._space.trial({axis.key: _suggested(asked, axis) for axis in self._space.axes})
+            try:
+                trial = self._space.trial({axis.key: _suggested(asked, axis) for axis in self._space.axes})
+            except ParamsError as error:  # such as a phase that a preset does not have
+                log.warning("a proposal that cannot be: %s", error)
+                self._fail(asked)
+                continue
             if trial.name in self._known:
                 self._tell(asked, self._known[trial.name])
                 continue
@@ -63,12 +70,15 @@ class Search:
         self._open = []
 
     def _tell(self, asked: "optuna.Trial", result: Result) -> None:
-        from optuna.trial import TrialState
-
         if result.failure:
-            self._study.tell(asked, state=TrialState.FAIL)
+            self._fail(asked)
         else:
             self._study.tell(asked, result.figures[self._select])
+
+    def _fail(self, asked: "optuna.Trial") -> None:
+        from optuna.trial import TrialState
+
+        self._study.tell(asked, state=TrialState.FAIL)
 
 
 def proposals(space: Space, trials: int | None, jobs: int) -> Proposals:

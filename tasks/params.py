@@ -218,7 +218,7 @@ class CacheParams(Section):
 
     dtype: Annotated[
         Literal["float16", "float32", "int8", "none"],
-        Field(description="how they are kept; none computes frozen layers every epoch"),
+        Field(description="how they are kept; none: only what the head alone reads is, as float32"),
     ] = "float16"
     maximum_bytes: Annotated[Count, Field(description="disk that they may take in all")] = 2**33
 

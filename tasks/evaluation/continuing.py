@@ -27,15 +27,24 @@ def continuations(
 
 
 def _continued(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool) -> str:
-    given = _prompt(tokenizer, text, chat=chat).to(model.device)
-    asked = given["input_ids"].shape[1]
+    ids = _prompt(tokenizer, text, chat=chat)["input_ids"]
+    room = _positions(model)
+    said_at_most = min(LONGEST, room // 2)
+    ids = ids[:, -(room - said_at_most) :].to(model.device)  # what came last decides how it goes on
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    asked = ids.shape[1]
     end = tokenizer.eos_token_id
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
     with torch.inference_mode():
         said = model.generate(  # type: ignore[operator]
-            **given, max_new_tokens=LONGEST, do_sample=False, eos_token_id=end, pad_token_id=pad
+            **given, max_new_tokens=said_at_most, do_sample=False, eos_token_id=end, pad_token_id=pad
         )
     return str(tokenizer.decode(said[0, asked:], skip_special_tokens=True))
+
+
+def _positions(model: PreTrainedModel) -> int:
+    """Tokens that fit the model, said ones included."""
+    return int(getattr(model.config, "max_position_embeddings", None) or 2**20)
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool) -> Any:

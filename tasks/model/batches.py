@@ -136,9 +136,12 @@ class Rows:
         return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def last_tokens(input_ids: Ragged) -> Ragged:
-    """The position of each row's last token: what a decoder's classifier reads."""
-    return Ragged(input_ids.lengths - 1, np.arange(len(input_ids) + 1, dtype=np.int64))
+def last_tokens(input_ids: Ragged, pad: int) -> Ragged:
+    """The position of each row's last token but `pad`, as a decoder's stock classifier reads: where the end
+    of a text is what it takes for padding, that is passed over. 0 in a row of nothing else."""
+    places = (np.flatnonzero(row != pad) for row in map(input_ids.__getitem__, range(len(input_ids))))
+    last = [int(found[-1]) if len(found) else 0 for found in places]
+    return Ragged(np.array(last, dtype=np.int64), np.arange(len(input_ids) + 1, dtype=np.int64))
 
 
 def sorted_batches(

@@ -48,7 +48,7 @@ class Spans:
 def known(model: PreTrainedModel) -> bool:
     """Whether its layers are written here. On other devices one padded kernel is faster than many small."""
     kind, config = model.config.model_type, model.config
-    stock = kind not in LAYERS or config._attn_implementation != "sdpa" or model.is_gradient_checkpointing
+    stock = kind not in LAYERS or config._attn_implementation != "sdpa" or model.is_activation_checkpointing
     return not stock and model.device.type == "cpu"
 
 

@@ -48,8 +48,7 @@ def ask(
     places = np.arange(len(table))
     ids = table["id"].to_pylist() if "id" in table.column_names else [f"row {place}" for place in places]
     if kind == "text" and type(model).__name__.endswith("MaskedLM"):
-        masked = _masked(table, model, special, seed)
-        return Asked(masked, lambda asked: masked.targets(asked).to(model.device), ids)
+        return _hidden(table, model, ids, special, seed)
     rows, told = FORMS[kind](_Encoded(table, model))
     return _without_silent(Asked(rows, _targets(told, model), ids), told, model)
 
@@ -70,6 +69,11 @@ class _Encoded:
     def rows(self, ids: Ragged, read: Ragged | None, decoder: Ragged | None = None) -> Rows:
         types = self.ragged("token_type_ids") if "token_type_ids" in self.table.column_names else None
         return Rows(ids, types, self.pad, read, decoder)
+
+
+def _padding(model: PreTrainedModel) -> int:
+    """-1, which no token is, where it has none."""
+    return -1 if model.config.pad_token_id is None else int(model.config.pad_token_id)
 
 
 Told = Ragged | NDArray[Any]  # of each row one answer, or several
@@ -114,6 +118,18 @@ def _without_silent(asked: Asked, told: Told, model: PreTrainedModel) -> Asked:
     )
 
 
+def _hidden(
+    table: pa.Table, model: PreTrainedModel, ids: Sequence[str], special: Mapping[str, int], seed: int
+) -> Asked:
+    """Rows of special tokens alone have none to hide."""
+    rows = ragged(table["input_ids"])
+    free = [bool((~np.isin(rows[place], list(special.values()))).any()) for place in range(len(rows))]
+    masked = _masked(table.filter(pa.array(free)), model, special, seed)
+    kept = [id for id, told in zip(ids, free, strict=True) if told]
+    silent = [id for id, told in zip(ids, free, strict=True) if not told]
+    return Asked(masked, lambda asked: masked.targets(asked).to(model.device), kept, silent)
+
+
 def _masked(table: pa.Table, model: PreTrainedModel, special: Mapping[str, int], seed: int) -> Masked:
     if "mask" not in special:
         raise DataError(
@@ -128,7 +144,7 @@ def _masked(table: pa.Table, model: PreTrainedModel, special: Mapping[str, int],
 def _classified(held: _Encoded, told: Told) -> tuple[Rows, Told]:
     ids = held.ragged("input_ids")
     last = heads.head_of(held.model).read == "last"
-    return held.rows(ids, last_tokens(ids) if last else None), told
+    return held.rows(ids, last_tokens(ids, _padding(held.model)) if last else None), told
 
 
 def _label(held: _Encoded) -> tuple[Rows, Told]:

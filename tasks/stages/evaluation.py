@@ -50,7 +50,7 @@ from tasks.training import device
 ROWS = 64  # per forward pass; changes time and memory, not what is predicted
 DESCRIPTIONS = {
     HEAD: "the new head trained, everything below it frozen",
-    MODEL: "fine-tuned: head first, then unfrozen",
+    MODEL: "fine-tuned, phase by phase",
 }
 
 

@@ -286,6 +286,7 @@ def _point(root: Path, *depends: Any) -> Path:
     code = [
         Path(__file__),
         Path(learning.__file__),
+        rooms / "params.py",
         *sorted(rooms.glob("training/*.py")),
         *sorted(rooms.glob("model/*.py")),
     ]

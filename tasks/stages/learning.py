@@ -216,6 +216,11 @@ def _losses(
     settings: FinetuningParams, objective: Objective, train: Split, classes: int
 ) -> objectives.Settings:
     weights = None
+    if not objective.softened and (settings.label_smoothing or settings.focal_gamma):
+        raise DataError(
+            "finetuning.label_smoothing and focal_gamma change a choice of one among many, and rows of this "
+            "kind ask for none: set both to 0"
+        )
     if settings.class_weights == "balanced":
         if objective.balance is None:
             raise DataError("finetuning.class_weights: rows of this kind have no classes: set it to none")
@@ -279,8 +284,8 @@ def _work(job: Job, forward: Forward, size: Size) -> Work:
 
 
 def _size(job: Job, starts: Sequence[int]) -> Size:
-    """The head alone, over kept states, is computed without padding."""
-    if starts and starts[0] == len(job.stack) - 2:
+    """The head alone, over kept states, is computed without padding, and so is what lies end to end."""
+    if packed.known(job.model) or (starts and starts[0] == len(job.stack) - 2):
         return lambda places: (job.train.rows.size(places)[0],) * 2
     return job.train.rows.size
 

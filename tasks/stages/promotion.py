@@ -348,6 +348,7 @@ def _answers(registry: Registry, version: Version, texts: Sequence[Text], device
 
     from tasks.evaluation import continuing, predict
     from tasks.model import batches, floors
+    from tasks.text.tokens import words
     from tasks.training.device import choose
 
     model = floors.load(directory, device=choose(device))
@@ -356,8 +357,12 @@ def _answers(registry: Registry, version: Version, texts: Sequence[Text], device
         said = continuing.continuations(model, tokenizer, [str(text) for text in texts], kind=_kind(version))
         return np.array(said, dtype=object)
     cut = partial(batches.sorted_batches, batch_size=BATCH_ROWS, pad=model.config.pad_token_id or 0)
+    asked: Sequence[Text] = texts
+    if _kind(version) == "tags":
+        split = [text.split() if isinstance(text, str) else list(text) for text in texts]
+        asked = words.spaced(split, tokenizer)  # as they were encoded
     found: Array = predict.predict_texts(
-        model, tokenizer, texts, kind=_kind(version), batches=cut, max_length=length
+        model, tokenizer, asked, kind=_kind(version), batches=cut, max_length=length
     )
     return found
 

@@ -47,18 +47,19 @@ def serving(kind: str, labels: int, max_length: int, *, masked: bool) -> Serving
         columns = Schema([ColSpec(ranked, str(place)) for place in range(labels)])
         return Serving(task, TEXT, columns, EXAMPLE, {**config, "top_k": labels})
     if kind in ("text", "completion", "chat"):
-        return _language(masked=masked)
+        return _language(max_length, masked=masked)
     if kind == "tags":
         return Serving("token-classification", TEXT, TEXT, EXAMPLE, {"ignore_labels": []})
     return Serving(task, TEXT, ANSWER, EXAMPLE, config)
 
 
-def _language(*, masked: bool) -> Serving:
+def _language(max_length: int, *, masked: bool) -> Serving:
     """A text is continued, a chat as its template has written it; where the model guesses hidden tokens, the
     one mask of a text is filled."""
     if masked:
-        return Serving("fill-mask", TEXT, TEXT, EXAMPLE, {})
-    config = {"max_new_tokens": LONGEST, "do_sample": False, "return_full_text": False}
+        cut = {"truncation": True, "max_length": max_length}
+        return Serving("fill-mask", TEXT, TEXT, EXAMPLE, {"tokenizer_kwargs": cut})
+    config = {"max_new_tokens": LONGEST, "do_sample": False, "return_full_text": False, "truncation": True}
     return Serving("text-generation", TEXT, TEXT, EXAMPLE, config)
 
 
@@ -72,7 +73,7 @@ def save(directory: Path, target: Path, about: Model, *, max_length: int, kind: 
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
     model = getattr(transformers, config.architectures[0]).from_pretrained(directory, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    tokenizer.model_max_length = max_length  # some pipelines are not told it otherwise
+    tokenizer.model_max_length = _room(model, max_length)  # some pipelines are not told it otherwise
     # MLflow asks the Hub for the card of whatever name the model bears; no repository can have this one.
     model.name_or_path = f"regraft://{directory.name}"
     served = serving(kind, model.config.num_labels, max_length, masked=not model.can_generate())
@@ -88,6 +89,14 @@ def save(directory: Path, target: Path, about: Model, *, max_length: int, kind: 
     )
     (target / "LICENSE.txt").unlink(missing_ok=True)  # MLflow's guess from the name above
     shutil.copyfile(directory / WEIGHTS, target / "model" / WEIGHTS)  # what was measured, by the byte
+
+
+def _room(model: Any, max_length: int) -> int:
+    """Tokens that a text may have: what a language model goes on to say must fit its positions too."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if not model.can_generate() or positions is None:
+        return max_length
+    return max(1, min(max_length, int(positions) - LONGEST))
 
 
 def _requirements() -> list[str]:

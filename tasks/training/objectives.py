@@ -35,7 +35,8 @@ class Objective:
     """loss: logits (read, outputs), targets -> the sum of the losses, in nats where it is a likelihood.
     weight: targets -> what the sum is divided by. sums: logits, targets -> (k,) float64 that add up over
     batches. figures: those of all rows -> name -> value. select: the figure by which the best epoch is kept.
-    balance: targets, classes -> weights that give every class the same say, where that means something."""
+    balance: targets, classes -> weights that give every class the same say, where that means something.
+    softened: whether label smoothing and the focal loss mean something."""
 
     loss: Callable[[Tensor, Tensor, Settings], Tensor]
     weight: Callable[[Tensor, Settings], Tensor]
@@ -44,6 +45,7 @@ class Objective:
     select: str
     balance: Callable[[Tensor, int], Tensor] | None = None
     names: tuple[str, ...] = ("accuracy", "loss")
+    softened: bool = False
 
     def selected(self, wanted: str) -> str:
         """The figure that `finetuning.select` means. Raises TrainingError for one that there is not."""
@@ -199,7 +201,9 @@ def _stacked(*values: Tensor) -> Tensor:
     return torch.stack([value.detach().double().cpu() for value in values])
 
 
-LABEL = Objective(_classify, _class_weight, _label_sums, _label_figures, SELECTED["label"], balanced)
+LABEL = Objective(
+    _classify, _class_weight, _label_sums, _label_figures, SELECTED["label"], balanced, softened=True
+)
 WORDS = Objective(
     _classify,
     _class_weight,
@@ -207,6 +211,7 @@ WORDS = Objective(
     _word_figures,
     SELECTED["text"],
     names=("accuracy", "loss", PERPLEXITY),
+    softened=True,
 )
 OBJECTIVES: Mapping[str, Objective] = {
     "label": LABEL,

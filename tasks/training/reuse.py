@@ -55,7 +55,7 @@ def kept(
     reaches: Sequence[Reach], layers: int, size: Callable[[int], int], *, dtype: str, maximum: int
 ) -> list[list[int]]:
     """`shared`, of that what may be kept: states whose `size` in bytes fits `maximum` together, a phase's own
-    first, and with dtype none those of the head alone, which are one token a row. None for a phase whose own
+    first, and with dtype none those that the head alone reads. None for a phase whose own
     do not fit."""
     return [
         _fitting([start for start in wanted if dtype != "none" or start == layers], size, maximum)

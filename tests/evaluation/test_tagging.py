@@ -1,9 +1,16 @@
-import numpy as np
-import pytest
+from functools import partial
 
-from tasks.evaluation import tagging
+import numpy as np
+import pyarrow as pa
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from tasks.evaluation import predict, tagging
 from tasks.evaluation.predictions import ragged
 from tasks.evaluation.tagging import METRICS, spans
+from tasks.model.batches import sorted_batches
+from tasks.text.tokens import words
 
 
 @pytest.mark.parametrize(
@@ -56,3 +63,27 @@ def test_rows_are_compared_by_their_share_of_right_words():
 
 def test_where_nothing_is_an_entity_and_none_is_said_all_is_right():
     assert METRICS["entity_f1"](*tagging.counted(_numbers(["O O"]), _numbers(["O O"]), NAMES)) == 1.0
+
+
+def test_words_to_be_tagged_are_cut_into_the_tokens_that_were_encoded(tiny):
+    """A byte-level tokenizer takes the space before a word for a part of it."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    sentences = ["the quick brown fox", "jumps over the lazy dog", "brown dogs jump"] * 3
+    trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=["<pad>"], show_progress=False)
+    made.train_from_iterator(sentences, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", model_max_length=30)
+    model = tiny("RobertaForTokenClassification", vocab_size=len(made.get_vocab()) + 1)
+    rows = [["the", "quick", "dog"], ["brown"], ["over", "the", "lazy", "fox"]]
+    encoded = words.encode(pa.table({"tokens": rows}), tokenizer, 30)
+    batches = partial(sorted_batches, batch_size=2, pad=1)
+    ids = ["a", "b", "c"]
+    expected = predict.tags(
+        model, {name: encoded[name] for name in ("input_ids", "places")}, ids=ids, batches=batches
+    )
+    found = predict.predict_texts(
+        model, tokenizer, words.spaced(rows, tokenizer), kind="tags", batches=batches, max_length=30
+    )
+    assert encoded["input_ids"][0] == tokenizer("the quick dog")["input_ids"]
+    for one, other in zip(found, expected, strict=True):
+        assert one.tolist() == other.tolist()

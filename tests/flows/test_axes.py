@@ -149,3 +149,13 @@ def test_a_trial_touches_what_reads_its_params_and_what_follows():
     assert touched[1] == ["encoding", "finetuning", "evaluation", "promotion"]
     assert touched[2][0] == "sources"
     assert touched[3] == []
+
+
+@pytest.mark.parametrize(
+    "key", ["encoding.max_length=16,32", "vocabulary.size=500,5000", "sources.checkpoint.path=a,b"]
+)
+def test_what_decides_the_judged_tokens_is_the_same_for_all_where_tokens_are_judged(key):
+    words = parameters.override(SHIPPED, ["sources.text.kind=text"])
+    with pytest.raises(ParamsError, match="takes one value in a sweep"):
+        axes.space(words, None, [key])
+    assert len(axes.space(SHIPPED, None, [key]).axes) == 1

@@ -174,3 +174,26 @@ def test_a_token_beyond_the_models_table_is_told(tiny):
 
 def test_every_kind_that_can_be_asked_about_is_tested():
     assert {kind for kind, _ in CASES} | {"pair", "prefix-remainder"} == reading.FORMS.keys()
+
+
+@pytest.mark.parametrize("name", ["GPT2ForSequenceClassification", "LlamaForSequenceClassification"])
+def test_where_the_end_of_a_text_is_taken_for_padding_the_token_before_is_read_as_the_stock_class_does(
+    tiny, tmp_path, name
+):
+    model = tiny(name, pad_token_id=3)  # which ends every row
+    table = _table("label").set_column(1, "input_ids", pa.array([*IDS[:4], [3, 3]]))
+    asked = reading.ask(table, "label", model, special={"pad": 3})
+    with torch.no_grad():
+        expected = model(**asked.rows.batch(PLACES, model.device)).logits
+        found = Frozen(model, Cache(tmp_path, "float32", 10**9)).whole(asked.rows)(PLACES)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert [int(place) for place in asked.rows.read.values] == [4, 7, 2, 6, 0]
+
+
+def test_rows_without_a_token_to_hide_are_left_out_and_named(tiny):
+    table = _table("text").set_column(1, "input_ids", pa.array([*IDS[:3], [2, 3], IDS[4]]))
+    special = {"pad": 0, "mask": 4, "cls": 2, "sep": 3}
+    asked = reading.ask(table, "text", tiny("BertForMaskedLM"), special=special)
+    assert asked.silent == ["r3"]
+    assert asked.ids == ["r0", "r1", "r2", "r4"]
+    assert len(asked.targets([3])) >= 1

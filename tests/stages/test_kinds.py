@@ -208,4 +208,13 @@ def test_a_few_steps_tell_how_long_all_take_and_leave_nothing(root, kind, name):
 def test_what_the_head_reads_of_tokens_can_be_kept_where_nothing_else_is(root):
     schedule = "[{name: head, depth: 0, epochs: 2, learning_rate: 1.0e-2}]"
     base = root("tags", "BertForTokenClassification")
-    assert _run(base, phases=schedule, **{"cache.dtype": "none"}).phases[0]["steps"] == 12
+    for maximum, kept in ((1, False), (10**9, True)):
+        more = {"cache.dtype": "none", "cache.maximum_bytes": maximum}
+        assert _run(base, phases=schedule, **more).phases[0]["steps"] == 12
+        assert any((base / ".regraft").glob("states/*/states.npy")) == kept
+
+
+@pytest.mark.parametrize("setting", ["label_smoothing", "focal_gamma"])
+def test_what_would_do_nothing_to_the_loss_is_refused(root, setting):
+    with pytest.raises(DataError, match=r"finetuning\.label_smoothing and focal_gamma change a choice"):
+        _run(root("labels", "BertForSequenceClassification"), **{setting: 0.3})

@@ -29,7 +29,7 @@ def check(strategy: Strategy, kind: str) -> None:
 
 def schema(strategy: Strategy) -> pa.Schema:
     """input_ids (ragged int32) and, of "bfd_split", seq_lengths: tokens of each text or part of one in the
-    row, from which positions and attention begin anew."""
+    row. Training does not read them: a text sees those before it in its row, as in GPT-2's pretraining."""
     lengths = {"seq_lengths": IDS} if strategy == "bfd_split" else {}
     return pa.schema({"input_ids": IDS, **lengths})
 

@@ -16,7 +16,7 @@ def encode(rows: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int |
     token of each word that is left, and `words`, their numbers; how many tokens are `lost` to the cut; and
     how many words give no token, such as one of control characters, as `missed`.
     """
-    texts = _spaced(rows["tokens"].to_pylist(), tokenizer)
+    texts = spaced(rows["tokens"].to_pylist(), tokenizer)
     columns: Columns = {name: [] for name in NAMES}
     if not texts:  # an empty list is no batch to a tokenizer
         return columns
@@ -55,7 +55,7 @@ def _first(origins: Origins) -> dict[int, int]:
     return found
 
 
-def _spaced(rows: list[list[str]], tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
+def spaced(rows: list[list[str]], tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
     """The words as they stand in a text: for GPT-2 and RoBERTa the space before a word is part of it."""
     if not _speaks_spaces(tokenizer):
         return rows
