@@ -77,6 +77,16 @@ def tiny() -> Callable[..., Any]:
     return make
 
 
+@pytest.fixture
+def started() -> Callable[[], list[Any]]:
+    """Tells which processes this test has started that are there: others may have left one that tracks
+    resources."""
+    import psutil
+
+    before = set(psutil.Process().children(recursive=True))
+    return lambda: [one for one in psutil.Process().children(recursive=True) if one not in before]
+
+
 TALL = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 40}
 SIZES: dict[str, dict[str, Any]] = {
     "distilbert": {"dim": 24, "n_layers": 4, "n_heads": 3, "hidden_dim": 40, "max_position_embeddings": 33},

@@ -12,7 +12,7 @@ from flows import figures, finetuning
 from tasks import files, params
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, Vocabulary
 from tasks.presets import PRESETS
-from tasks.stages import finetuning as stage
+from tasks.stages import learning
 
 SHIPPED = params.load(Path(__file__).parents[2] / "params.yaml")
 HEAD = {"name": "head", "depth": 0, "epochs": 2, "learning_rate": 1e-3}
@@ -78,9 +78,12 @@ SCHEDULES = {
 def test_steps_states_and_counts_are_those_of_the_stage(root, phases, changes):
     wanted = _params(phases, **changes)
     converted, encoded = ConvertedCheckpoint.load(root), EncodedDataset.load(root)
-    job = stage._job(root, root / "kept", converted, encoded, wanted.finetuning)
+    job = learning.prepare(root, root / "kept", converted, encoded, wanted.finetuning)
     for number, found in enumerate(finetuning.outlook(root, wanted, wanted).phases):
-        planned, starts = stage._plan(job, number, stage._starts(job, number)), stage._starts(job, number)
+        planned, starts = (
+            learning.plan(job, number, learning.starts(job, number)),
+            learning.starts(job, number),
+        )
         assert found.steps == planned.ends[-1]
         assert found.floors == tuple(name for name, _, _ in planned.stack)
         assert found.parameters == sum(value.numel() for value in planned.parameters.values())
@@ -94,11 +97,11 @@ def test_steps_states_and_counts_are_those_of_the_stage(root, phases, changes):
 
 def test_an_adapter_is_counted_as_the_stage_puts_it_in(root):
     wanted = _params(**PRESETS["lora"].values)
-    job = stage._job(
+    job = learning.prepare(
         root, root / "kept", ConvertedCheckpoint.load(root), EncodedDataset.load(root), wanted.finetuning
     )
     for number, found in enumerate(finetuning.outlook(root, wanted, wanted).phases):
-        planned = stage._plan(job, number, stage._starts(job, number))
+        planned = learning.plan(job, number, learning.starts(job, number))
         assert found.floors == tuple(name for name, _, _ in planned.stack)
         assert found.parameters == sum(value.numel() for value in planned.parameters.values())
 

@@ -5,7 +5,6 @@ import signal
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
@@ -87,7 +86,7 @@ def _learned(record):
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("kind", ["label", "tags"])
-def test_two_processes_learn_what_one_learns(trainable, tiny, kind):
+def test_two_processes_learn_what_one_learns(trainable, tiny, kind, started):
     """On kept states and on computed ones, in parts; the last batch is a single row, so that one process has
     none."""
     name = {"label": "BertForSequenceClassification", "tags": "BertForTokenClassification"}[kind]
@@ -96,17 +95,17 @@ def test_two_processes_learn_what_one_learns(trainable, tiny, kind):
         _encode_tags(trainable)
     alone, one = _learned(_run(trainable, accumulation=2))
     others = []
-    watching = Ledger(3, lambda: others.extend(psutil.Process().children()))
+    watching = Ledger(3, lambda: others.extend(started()))
     shared, two = _learned(_run(trainable, watching, accumulation=2, processes=2))
     assert len(others) == 1, "the training of one is not taken for that of two"
     assert alone.keys() == shared.keys()
     assert max(float((alone[key] - shared[key]).abs().max()) for key in alone) < 1e-5
     np.testing.assert_allclose(one, two, atol=1e-5)
-    assert psutil.Process().children(recursive=True) == []
+    assert started() == []
 
 
 @pytest.mark.e2e
-def test_an_interrupted_training_of_two_processes_ends_with_the_same_weights(trainable, caplog):
+def test_an_interrupted_training_of_two_processes_ends_with_the_same_weights(trainable, caplog, started):
     """By Ctrl-C, and with dropout, which each process draws for itself."""
     whole = _run(trainable, processes=2)
     [folder] = (trainable / ".regraft" / "resume").glob("*/point.safetensors")
@@ -116,7 +115,7 @@ def test_an_interrupted_training_of_two_processes_ends_with_the_same_weights(tra
 
     with pytest.raises(KeyboardInterrupt):
         _run(trainable, Ledger(10, lambda: signal.raise_signal(signal.SIGINT)), processes=2)
-    assert psutil.Process().children(recursive=True) == []
+    assert started() == []
     with caplog.at_level("INFO"):
         again = _run(trainable, processes=2)
     assert "going on from phase upper, step 2" in caplog.text
@@ -124,9 +123,9 @@ def test_an_interrupted_training_of_two_processes_ends_with_the_same_weights(tra
 
 
 @pytest.mark.e2e
-def test_a_process_that_is_killed_ends_the_training_with_its_number(trainable):
+def test_a_process_that_is_killed_ends_the_training_with_its_number(trainable, started):
     def kill():
-        [other] = psutil.Process().children()
+        [other] = started()
         other.kill()
 
     with pytest.raises(TrainingError, match=r"process 1 of 2 was ended by signal 9; run again to go on"):

@@ -109,10 +109,10 @@ def test_a_loss_that_is_no_number_names_the_rows_whoever_computed_them(train):
         ("stuck", 8, r"the 2 processes of this training .* did not hear from one another for 8 s"),
     ],
 )
-def test_a_process_that_is_gone_is_named_with_its_last_words(train, fault, patience, said):
+def test_a_process_that_is_gone_is_named_with_its_last_words(train, fault, patience, said, started):
     with pytest.raises(TrainingError, match=f"(?s){said}"):
         train(2, fault, patience)
-    assert psutil.Process().children(recursive=True) == []
+    assert started() == []
     assert not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"} & os.environ.keys()
 
 

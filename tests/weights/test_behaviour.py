@@ -291,7 +291,7 @@ def test_levels_typed_with_commas_are_proven_told_and_recorded(trained, tmp_path
     )  # fmt: skip
     plan = json.loads((tmp_path / "there" / "plan.json").read_text())
     assert set(plan["proofs"]) == {
-        "structure", "content", "inverse", "digests", "load", "loss", "generation",
+        "structure", "content", "inverse", "digests", "load", "tokenizer", "loss", "generation",
     }  # fmt: skip
     assert all(f"{level}: {found}" in told for level, found in plan["proofs"].items())
     assert set(plan["digests"]) == set(load_file(tmp_path / "there" / "model.safetensors"))
