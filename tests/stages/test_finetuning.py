@@ -83,22 +83,29 @@ def test_the_page_tells_what_learned_and_what_was_computed_once(root):
 
 def test_how_fast_it_went_is_told_beside_what_is_digested(root):
     ledger = Ledger()
-    first = finetuning.run(_params(HEAD, WHOLE), root, ledger)
+    finetuning.run(_params(HEAD, WHOLE), root, ledger)
     found = json.loads((root / "reports" / "finetuning-timings.json").read_text(encoding="utf-8"))
     assert [*found] == ["head", "whole"]
     for phase, steps in (("head", 10), ("whole", 5)):
         assert found[phase]["steps"] == steps
         assert found[phase]["tokens_per_second"] > 0
         assert ledger.figures[f"phase.{phase}.tokens_per_second", 0] == found[phase]["tokens_per_second"]
-    with (first.path / "steps.csv").open() as stream:
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_padding_is_told_where_it_is_computed(root, padded):
+    """Checkpointed layers are transformers' own, which take padded rows; others lie end to end on a CPU."""
+    record = finetuning.run(_params(HEAD, WHOLE, gradient_checkpointing=padded, device="cpu"), root, Ledger())
+    with (record.path / "steps.csv").open() as stream:
         steps = list(csv.DictReader(stream))
     lengths = parquet.read_table(EncodedDataset.load(root).path / "train.parquet")["input_ids"].to_pylist()
     assert sum(int(row["tokens"]) for row in steps[10:]) == sum(map(len, lengths))
     assert all(row["tokens"] == row["positions"] for row in steps[:10])  # the head alone, over kept states
-    padded = sum(int(row["positions"]) for row in steps[10:])
-    assert padded > sum(map(len, lengths))
+    computed = sum(int(row["positions"]) for row in steps[10:])
+    assert (computed > sum(map(len, lengths))) is padded
+    found = json.loads((root / "reports" / "finetuning-timings.json").read_text(encoding="utf-8"))
     assert found["head"]["padding"] == 0
-    assert found["whole"]["padding"] == pytest.approx(1 - sum(map(len, lengths)) / padded)
+    assert found["whole"]["padding"] == pytest.approx(1 - sum(map(len, lengths)) / computed)
 
 
 def test_what_it_makes_of_a_general_text_is_compared_with_before(root):
