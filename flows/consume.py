@@ -94,9 +94,9 @@ def _read(path: Path, delimiter: str, source: TextSource) -> tuple[list[str], li
 
 def _ask(params: Params, root: Path, texts: Sequence[Text]) -> tuple[str, Names, Any]:
     """The champion's kind of row, its label names, an answer a text."""
-    from tasks.stages import promotion
+    from tasks.stages import champion
 
-    return promotion.predict(params, root, texts)
+    return champion.predict(params, root, texts)
 
 
 def _most_likely(shares: Any, names: Names) -> tuple[str, float]:

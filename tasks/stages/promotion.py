@@ -6,30 +6,24 @@ The candidate is paired with the champion on the same test rows. What cannot be 
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as parquet
-
 from tasks import environment, files
-from tasks.artifacts import EncodedDataset, Evaluation, PreparedText, Promotion, TrainedModel
+from tasks.artifacts import EncodedDataset, Evaluation, Promotion, TrainedModel
 from tasks.errors import ArtifactError, InputError, RegraftError
-from tasks.evaluation import predictions, sequences, verdict
-from tasks.evaluation.predictions import HEAD, MODEL, Array, Predictions, Text
+from tasks.evaluation import predictions, verdict
+from tasks.evaluation.predictions import HEAD, MODEL, Predictions
 from tasks.evaluation.verdict import Verdict
 from tasks.params import Params
 from tasks.stages import Track
-from tasks.text import clean
-from tasks.text.kinds import KINDS
+from tasks.stages.champion import Champion
 from tasks.tracking import runs
 from tasks.tracking.registry import Registry, Version
 
 VERDICT = "regraft.verdict"
-BATCH_ROWS = 64  # per forward pass of a champion that must answer again
 
 
 @dataclass(frozen=True)
@@ -107,43 +101,6 @@ def rollback(params: Params, root: Path, *, to: int | None, reason: str) -> str:
     target = None if to is None else str(to)
     before, after = Registry(root, name).rollback(to=target, reason=told, by=runs.user())
     return f"{name}: version {after} is champion again, version {before} is not"
-
-
-def predict(params: Params, root: Path, texts: Sequence[Text]) -> tuple[str, tuple[str, ...], Array]:
-    """The kind of row that the champion learned from, its label names, and its answers to `texts`, or to
-    pairs of texts, as `predictions.FORMS` says: probabilities (rows, classes) or scores (rows,), float32;
-    of a language model, what it goes on to say, (rows,) texts.
-
-    Raises InputError where there is no champion, and where it learned from pairs and is asked about single
-    texts, or the other way round.
-    """
-    registry = Registry(root, params.promotion.model)
-    champion = registry.must_have_champion()
-    labels, kind = tuple(_registered(champion, "labels")), KINDS[_kind(champion)]
-    steps = _registered(champion, "clean") if kind.cleaned else ()
-    _demand_kind(champion, texts)
-    if not texts:
-        return _kind(champion), labels, np.empty(0)
-    cleaned = [_cleaned(text, steps) for text in texts]  # as the rows that it learned from
-    return _kind(champion), labels, _answers(registry, champion, cleaned, params.finetuning.device)
-
-
-def _kind(version: Version) -> str:
-    return str(json.loads(version.tags.get("regraft.kind", '"label"')))
-
-
-def _demand_kind(champion: Version, texts: Sequence[Text]) -> None:
-    kind = _kind(champion)
-    if texts and (kind == "pair") == isinstance(texts[0], str):
-        wanted, given = ("pairs of texts", "single ones") if kind == "pair" else ("single texts", "pairs")
-        raise InputError(f"the champion answers {wanted}, not {given}")
-
-
-def _cleaned(text: Text, steps: Sequence[str]) -> Text:
-    if isinstance(text, str):
-        return clean.text(text, steps)
-    first, second = text
-    return clean.text(first, steps), clean.text(second, steps)
 
 
 def _open(params: Params, root: Path) -> Case:
@@ -276,7 +233,9 @@ def _champions_answers(case: Case, champion: Version) -> tuple[Predictions | Non
         if kept is not None:
             return replace(predictions.read(kept)[MODEL], contestant="champion"), ()
         try:
-            answers = _answer_again(case, champion)
+            answers = Champion(case.registry, champion, case.params.finetuning.device).answers_to_test(
+                case.answers[MODEL], case.evaluation.labels, root=case.root
+            )
         except (RegraftError, OSError, ValueError) as error:
             return None, (
                 f"champion version {champion.number} was judged on other test rows and cannot answer these: "
@@ -286,118 +245,6 @@ def _champions_answers(case: Case, champion: Version) -> tuple[Predictions | Non
         predictions.write(path, [answers])
         case.registry.keep_predictions(champion, path, test=case.evaluation.test)
     return replace(answers, contestant="champion"), ()
-
-
-def _answer_again(case: Case, champion: Version) -> Predictions:
-    """Let the champion itself answer the candidate's test rows, from their texts."""
-    ours = case.answers[MODEL]
-    if (theirs := _kind(champion)) != ours.kind:
-        raise InputError(f"it learned from rows of kind {theirs}, the test rows are of kind {ours.kind}")
-    if ours.kind in sequences.STARTS:
-        return _foreseen_again(case, champion)
-    order = _label_order(champion, case.evaluation.labels)
-    texts = _texts(case.root, ours.ids)
-    found = _answers(case.registry, champion, texts, case.params.finetuning.device)
-    return Predictions(MODEL, ours.ids, ours.actual, _in_our_order(found, order, ours.kind), ours.kind)
-
-
-def _foreseen_again(case: Case, champion: Version) -> Predictions:
-    """What a champion that is a language model makes of the candidate's test rows, as they are encoded.
-
-    Raises InputError where it cuts texts into other tokens.
-    """
-    ours, directory = case.answers[MODEL], case.registry.download(champion)
-    vocabularies = {_vocabulary(folder) for folder in (directory, case.trained.path / "model")}
-    if len(vocabularies) > 1:
-        raise InputError("its tokenizer is another, so that the encoded rows mean nothing to it")
-    # Heavy, and needed by neither a rollback nor a plain promotion.
-    from transformers import AutoTokenizer
-
-    from tasks.evaluation import predict
-    from tasks.model import batches, floors
-    from tasks.training.device import choose
-
-    model = floors.load(directory, device=choose(case.params.finetuning.device))
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    wording = predict.wording(tokenizer, masked=not model.can_generate())
-    path = EncodedDataset.folder(case.root) / "test.parquet"
-    rows, _ = sequences.read(path, ours.kind, wording)
-    size = predict.affordable(model, rows.tokens, BATCH_ROWS)
-    cut = partial(batches.sorted_batches, batch_size=size, pad=model.config.pad_token_id or 0)
-    found = predict.likelihoods(model, rows.tokens, ids=rows.ids, batches=cut)
-    return Predictions(MODEL, rows.ids, rows.actual, found, ours.kind)
-
-
-def _vocabulary(directory: Path) -> str:
-    return files.digest_file(directory / "tokenizer.json")
-
-
-def _in_our_order(found: Array, order: Sequence[int], kind: str) -> Array:
-    """Columns of probabilities, or numbers of tags (those of words that were not asked left out)."""
-    if kind == "tags":
-        ours = np.argsort(order)
-        return predictions.ragged(ours[row[row >= 0]] for row in found)
-    return np.ascontiguousarray(found[:, order]) if order else found
-
-
-def _answers(registry: Registry, version: Version, texts: Sequence[Text], device: str) -> Array:
-    """What the registered model says of `texts` or pairs of them, as `predictions.FORMS` says."""
-    length, directory = _registered(version, "max_length"), registry.download(version)
-    # Heavy, and needed by neither a rollback nor a plain promotion.
-    from transformers import AutoTokenizer
-
-    from tasks.evaluation import continuing, predict
-    from tasks.model import batches, floors
-    from tasks.text.tokens import words
-    from tasks.training.device import choose
-
-    model = floors.load(directory, device=choose(device))
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    if _kind(version) in sequences.STARTS:
-        said = continuing.continuations(model, tokenizer, [str(text) for text in texts], kind=_kind(version))
-        return np.array(said, dtype=object)
-    cut = partial(batches.sorted_batches, batch_size=BATCH_ROWS, pad=model.config.pad_token_id or 0)
-    asked: Sequence[Text] = texts
-    if _kind(version) == "tags":
-        split = [text.split() if isinstance(text, str) else list(text) for text in texts]
-        asked = words.spaced(split, tokenizer)  # as they were encoded
-    found: Array = predict.predict_texts(
-        model, tokenizer, asked, kind=_kind(version), batches=cut, max_length=length
-    )
-    return found
-
-
-def _label_order(champion: Version, labels: tuple[str, ...]) -> list[int]:
-    """Columns of the champion's answers in the order of `labels`; InputError where the names differ."""
-    theirs = list(_registered(champion, "labels"))
-    if sorted(theirs) != sorted(labels):
-        raise InputError(f"it answers {', '.join(theirs)}; the test rows have {', '.join(labels)}")
-    return [theirs.index(label) for label in labels]
-
-
-def _registered(version: Version, name: str) -> Any:
-    """What registration said of a version. Raises InputError for one that was registered by other hands."""
-    if f"regraft.{name}" not in version.tags:
-        raise InputError(
-            f"version {version.number} has no tag regraft.{name}: it was not registered by regraft"
-        )
-    return json.loads(version.tags[f"regraft.{name}"])
-
-
-def _texts(root: Path, ids: tuple[str, ...]) -> list[Text]:
-    """Of these rows; both of a pair."""
-    prepared = PreparedText.load(root)
-    columns = ["tokens"] if prepared.kind == "tags" else list(KINDS[prepared.kind].compared)
-    table = parquet.read_table(prepared.path / "rows.parquet", columns=["id", *columns])
-    found = zip(*(table[name].to_pylist() for name in columns), strict=True)
-    texts: list[Text] = [row[0] if len(row) == 1 else row for row in found]
-    known = dict(zip(table["id"].to_pylist(), texts, strict=True))
-    if missing := [row for row in ids if row not in known]:
-        raise ArtifactError(
-            f"{prepared.path / 'rows.parquet'} lacks {len(missing):,} of {len(ids):,} test rows (first: "
-            f"{missing[0]}): run `dvc repro`"
-        )
-    return [known[row] for row in ids]
 
 
 def _move(case: Case, decision: Decision, candidate: Version) -> Decision:

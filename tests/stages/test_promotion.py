@@ -14,7 +14,7 @@ from tasks.artifacts import EncodedDataset, Evaluation, Sources, TrainedModel
 from tasks.errors import ArtifactError, InputError, TrackingError
 from tasks.evaluation import predictions
 from tasks.evaluation.predictions import Predictions
-from tasks.stages import promotion
+from tasks.stages import champion, promotion
 from tasks.tracking import flavor, runs, server
 from tasks.tracking.registry import Registry
 
@@ -256,7 +256,7 @@ def test_changed_test_rows_are_answered_by_the_champion_too(root, propose, revie
     theirs = predictions.read(kept)["model"]
     assert theirs.ids[0] == "b000"
     assert f"champion {theirs.correct.mean():.3f}" in told
-    _, labels, found = promotion.predict(PARAMS, root, ["bad", "good film"])
+    _, labels, found = champion.predict(PARAMS, root, ["bad", "good film"])
     assert labels == LABELS
     if not record.alias_moved:  # the champion still is version 1
         np.testing.assert_allclose(found[[0, 1]], theirs.answer[[0, 1]], atol=1e-6)
@@ -264,7 +264,7 @@ def test_changed_test_rows_are_answered_by_the_champion_too(root, propose, revie
 
 def test_a_champion_whose_labels_stand_in_another_order_is_read_in_ours(root, propose, reviews, tmp_path):
     propose(FAIR, seed=1)
-    _, _, before = promotion.predict(PARAMS, root, ["bad"])
+    _, _, before = champion.predict(PARAMS, root, ["bad"])
     propose(BEST, seed=2, salt="b", labels=("good", "bad"))
     kept = reviews.predictions(reviews.version("1"), tmp_path, test=Evaluation.load(root).test)
     np.testing.assert_allclose(predictions.read(kept)["model"].answer[0], before[0, ::-1], atol=1e-6)

@@ -1,0 +1,176 @@
+"""A registered version that answers: texts for `regraft predict`, a candidate's test rows for the gate."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as parquet
+
+from tasks import files
+from tasks.artifacts import EncodedDataset, PreparedText, TrainedModel
+from tasks.errors import ArtifactError, InputError
+from tasks.evaluation import predictions, sequences
+from tasks.evaluation.predictions import MODEL, Array, Predictions, Text
+from tasks.params import Params
+from tasks.text import clean
+from tasks.text.kinds import KINDS
+from tasks.tracking.registry import Registry, Version
+
+BATCH_ROWS = 64  # per forward pass
+
+
+@dataclass(frozen=True)
+class Champion:
+    """What registration said of a version is read from its tags: raises InputError for one that was
+    registered by other hands."""
+
+    registry: Registry
+    version: Version
+    device: str = "auto"
+
+    @property
+    def kind(self) -> str:
+        return str(json.loads(self.version.tags.get("regraft.kind", '"label"')))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(self.registered("labels"))
+
+    def registered(self, name: str) -> Any:
+        if f"regraft.{name}" not in self.version.tags:
+            raise InputError(
+                f"version {self.version.number} has no tag regraft.{name}: it was not registered by regraft"
+            )
+        return json.loads(self.version.tags[f"regraft.{name}"])
+
+    def answers(self, texts: Sequence[Text]) -> Array:
+        """To texts as they are, or pairs of them: as `predictions.FORMS` says, or how each goes on."""
+        length, directory = self.registered("max_length"), self.registry.download(self.version)
+        # Heavy, and needed by neither a rollback nor a plain promotion.
+        from transformers import AutoTokenizer
+
+        from tasks.evaluation import continuing, predict
+        from tasks.model import batches, floors
+        from tasks.text.tokens import words
+        from tasks.training.device import choose
+
+        model = floors.load(directory, device=choose(self.device))
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        if self.kind in sequences.STARTS:
+            said = continuing.continuations(model, tokenizer, [str(text) for text in texts], kind=self.kind)
+            return np.array(said, dtype=object)
+        cut = partial(batches.sorted_batches, batch_size=BATCH_ROWS, pad=model.config.pad_token_id or 0)
+        asked: Sequence[Text] = texts
+        if self.kind == "tags":
+            split = [text.split() if isinstance(text, str) else list(text) for text in texts]
+            asked = words.spaced(split, tokenizer)  # as they were encoded
+        found: Array = predict.predict_texts(
+            model, tokenizer, asked, kind=self.kind, batches=cut, max_length=length
+        )
+        return found
+
+    def answers_to_test(self, ours: Predictions, labels: Sequence[str], *, root: Path) -> Predictions:
+        """To the test rows that the candidate of `root` has answered as `ours`, in its order of `labels`."""
+        if self.kind != ours.kind:
+            raise InputError(
+                f"it learned from rows of kind {self.kind}, the test rows are of kind {ours.kind}"
+            )
+        if ours.kind in sequences.STARTS:
+            return self._foreseen(ours, root)
+        order = self._order(labels)
+        found = _in_order(self.answers(_texts(root, ours.ids)), order, ours.kind)
+        return Predictions(MODEL, ours.ids, ours.actual, found, ours.kind)
+
+    def _foreseen(self, ours: Predictions, root: Path) -> Predictions:
+        """What a language model makes of the test rows as they are encoded.
+
+        Raises InputError where it cuts texts into other tokens.
+        """
+        directory = self.registry.download(self.version)
+        if _vocabulary(directory) != _vocabulary(TrainedModel.folder(root) / "model"):
+            raise InputError("its tokenizer is another, so that the encoded rows mean nothing to it")
+        from transformers import AutoTokenizer
+
+        from tasks.evaluation import predict
+        from tasks.model import batches, floors
+        from tasks.training.device import choose
+
+        model = floors.load(directory, device=choose(self.device))
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        wording = predict.wording(tokenizer, masked=not model.can_generate())
+        rows, _ = sequences.read(EncodedDataset.folder(root) / "test.parquet", ours.kind, wording)
+        size = predict.affordable(model, rows.tokens, BATCH_ROWS)
+        cut = partial(batches.sorted_batches, batch_size=size, pad=model.config.pad_token_id or 0)
+        found = predict.likelihoods(model, rows.tokens, ids=rows.ids, batches=cut)
+        return Predictions(MODEL, rows.ids, rows.actual, found, ours.kind)
+
+    def _order(self, labels: Sequence[str]) -> list[int]:
+        """Columns of the answers in the order of `labels`; InputError where the names differ."""
+        if sorted(self.labels) != sorted(labels):
+            raise InputError(f"it answers {', '.join(self.labels)}; the test rows have {', '.join(labels)}")
+        return [self.labels.index(label) for label in labels]
+
+
+def predict(params: Params, root: Path, texts: Sequence[Text]) -> tuple[str, tuple[str, ...], Array]:
+    """The kind of row that the champion learned from, its label names, and its answers to `texts`, or to
+    pairs of texts, as `predictions.FORMS` says: probabilities (rows, classes) or scores (rows,), float32;
+    of a language model, what it goes on to say, (rows,) texts.
+
+    Raises InputError where there is no champion, and where it learned from pairs and is asked about single
+    texts, or the other way round.
+    """
+    registry = Registry(root, params.promotion.model)
+    champion = Champion(registry, registry.must_have_champion(), params.finetuning.device)
+    labels = champion.labels
+    steps = champion.registered("clean") if KINDS[champion.kind].cleaned else ()
+    _demand_kind(champion, texts)
+    if not texts:
+        return champion.kind, labels, np.empty(0)
+    cleaned = [_cleaned(text, steps) for text in texts]  # as the rows that it learned from
+    return champion.kind, labels, champion.answers(cleaned)
+
+
+def _demand_kind(champion: Champion, texts: Sequence[Text]) -> None:
+    if texts and (champion.kind == "pair") == isinstance(texts[0], str):
+        pairs = champion.kind == "pair"
+        wanted, given = ("pairs of texts", "single ones") if pairs else ("single texts", "pairs")
+        raise InputError(f"the champion answers {wanted}, not {given}")
+
+
+def _cleaned(text: Text, steps: Sequence[str]) -> Text:
+    if isinstance(text, str):
+        return clean.text(text, steps)
+    first, second = text
+    return clean.text(first, steps), clean.text(second, steps)
+
+
+def _vocabulary(directory: Path) -> str:
+    return files.digest_file(directory / "tokenizer.json")
+
+
+def _in_order(found: Array, order: Sequence[int], kind: str) -> Array:
+    """Columns of probabilities, or numbers of tags (those of words that were not asked left out)."""
+    if kind == "tags":
+        ours = np.argsort(order)
+        return predictions.ragged(ours[row[row >= 0]] for row in found)
+    return np.ascontiguousarray(found[:, order]) if order else found
+
+
+def _texts(root: Path, ids: Sequence[str]) -> list[Text]:
+    """Of these rows; both of a pair."""
+    prepared = PreparedText.load(root)
+    columns = ["tokens"] if prepared.kind == "tags" else list(KINDS[prepared.kind].compared)
+    table = parquet.read_table(prepared.path / "rows.parquet", columns=["id", *columns])
+    found = zip(*(table[name].to_pylist() for name in columns), strict=True)
+    texts: list[Text] = [row[0] if len(row) == 1 else row for row in found]
+    known = dict(zip(table["id"].to_pylist(), texts, strict=True))
+    if missing := [row for row in ids if row not in known]:
+        raise ArtifactError(
+            f"{prepared.path / 'rows.parquet'} lacks {len(missing):,} of {len(ids):,} test rows (first: "
+            f"{missing[0]}): run `dvc repro`"
+        )
+    return [known[row] for row in ids]
