@@ -1,12 +1,17 @@
 """What a language model goes on to say."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.errors import InputError
+from tasks.evaluation.predict import Batches, Tokens
+from tasks.evaluation.predictions import Array, texts_of
+from tasks.progress import track
+
+Decode = Callable[[Sequence[Sequence[int]]], list[str]]
 
 LONGEST = 64  # tokens said, at most
 
@@ -24,6 +29,24 @@ def continuations(
             "reports/evaluation.html"
         )
     return [_continued(model, tokenizer, text, chat=kind == "chat") for text in texts]
+
+
+def translations(
+    model: PreTrainedModel, rows: Tokens, *, decode: Decode, batches: Batches, longest: int
+) -> Array:
+    """What an encoder-decoder makes of each row, its likeliest next token at a time, at most `longest` of
+    them: (rows,) texts."""
+    found = [""] * len(rows["input_ids"])
+    model.eval()
+    for numbers, given in track(
+        batches(rows), total=len(found), description="writing", size=lambda batch: len(batch[0])
+    ):
+        placed = {name: value.to(model.device) for name, value in given.items()}
+        with torch.inference_mode():
+            said = model.generate(**placed, max_new_tokens=longest, do_sample=False)  # type: ignore[operator]
+        for number, text in zip(numbers, decode(said.tolist()), strict=True):
+            found[number] = text
+    return texts_of(found)
 
 
 def _continued(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool) -> str:

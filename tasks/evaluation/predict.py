@@ -16,7 +16,9 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.errors import TrainingError
-from tasks.evaluation.predictions import Array, Probabilities, Text, ragged
+from tasks.evaluation import answering
+from tasks.evaluation.answering import Span
+from tasks.evaluation.predictions import Array, Probabilities, Text, ragged, texts_of
 from tasks.evaluation.sequences import Wording
 from tasks.progress import track
 
@@ -88,6 +90,31 @@ def likelihoods(model: PreTrainedModel, rows: Tokens, *, ids: Sequence[str], bat
                 found[number] = lost.item(), (at.argmax(dim=-1) == wanted).sum().item()
     _finite(found[:, :1].astype(np.float32), ids, "losses")
     return found
+
+
+def spans(
+    model: PreTrainedModel, rows: Tokens, texts: Sequence[str], *, ids: Sequence[str], batches: Batches
+) -> Array:
+    """The part of its text that answers each row's question, empty where none does: (rows,) texts.
+
+    rows: the windows of all texts; their `offsets` are characters of the text, two a token, `owners` the
+    number of the row that each belongs to. Raises TrainingError naming the rows whose logits are not finite.
+    """
+
+    def ends(given: Given) -> tuple[Tensor, ...]:
+        said = model(**given)
+        return said.start_logits, said.end_logits
+
+    found: list[list[Span]] = [[] for _ in texts]
+    sums = np.zeros((len(texts), 1), dtype=np.float32)
+    each = _each(model, ends, batches(rows))
+    for number, (first, last) in track(each, total=len(rows["input_ids"]), description="predicting"):
+        (owner,), offsets = rows["owners"][number], np.array(rows["offsets"][number]).reshape(-1, 2)
+        length = len(offsets)  # of the row; behind it is padding
+        sums[owner] += first[:length].sum() + last[:length].sum()
+        found[owner].append(answering.span(first[:length], last[:length], offsets))
+    _finite(sums, ids, "logits")
+    return texts_of(answering.chosen(windows, text) for windows, text in zip(found, texts, strict=True))
 
 
 def answers(

@@ -100,6 +100,11 @@ def ragged(rows: Iterable[Sequence[int] | Array]) -> Array:
     return found
 
 
+def texts_of(rows: Iterable[str]) -> Array:
+    """(rows,) objects, each a text; numpy's own texts are as wide as the longest."""
+    return np.array([*rows, None], dtype=object)[:-1]
+
+
 def _schema(kind: str) -> pa.Schema:
     form = FORMS[kind]
     return pa.schema({**CONTESTANT, **form.actual, **form.answer}, metadata={KIND: kind.encode()})

@@ -1,9 +1,12 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from tasks.errors import TrainingError
 from tasks.evaluation import predict
+from tasks.model.batches import sorted_batches
 
 IDS_OF = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14], [15], [16, 17, 18]]
 ROWS = {"input_ids": IDS_OF}
@@ -127,3 +130,33 @@ def test_where_the_second_text_begins_reaches_the_model(tiny_bert):
         True,
         True,
     ]
+
+
+FRAME = (-1, -1)  # of a token outside of the text
+
+
+def _flat(pairs):
+    return [number for pair in pairs for number in pair]
+
+
+@pytest.mark.parametrize(("token", "said"), [(14, "fgh"), (11, "b"), (9, ""), (20, "")])
+def test_an_answer_is_found_in_whichever_window_holds_it(tiny, token, said):
+    """The model is made sure of one token; 9 is a word of the question, 20 is nowhere."""
+    model, text = tiny("BertForQuestionAnswering").eval(), "abcdefgh"
+    rows = {
+        "input_ids": [[2, 9, 3, 10, 11, 12, 3], [2, 9, 3, 13, 14, 3], [2, 8, 3, 10, 3]],
+        "offsets": [
+            _flat([FRAME, FRAME, FRAME, (0, 1), (1, 2), (2, 3), FRAME]),
+            _flat([FRAME, FRAME, FRAME, (3, 5), (5, 8), FRAME]),
+            _flat([FRAME, FRAME, FRAME, (0, 8), FRAME]),
+        ],
+        "owners": [[0], [0], [1]],
+    }
+
+    def be_sure(module, args, given, output):
+        output.start_logits = output.end_logits = (given["input_ids"] == token).float()
+
+    model.register_forward_hook(be_sure, with_kwargs=True)
+    cut = partial(sorted_batches, batch_size=2, pad=0)
+    found = predict.spans(model, rows, [text, text], ids=["a", "b"], batches=cut)
+    assert found.tolist() == [said, ""]
