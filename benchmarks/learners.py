@@ -26,7 +26,7 @@ from tasks.evaluation import baselines, predictions
 from tasks.evaluation.predictions import Predictions
 from tasks.params import Params
 from tasks.presets import DECIDED, PRESETS
-from tasks.stages import evaluation
+from tasks.stages import contest, upstream
 
 ROOT = Path(__file__).parents[1]
 CODE = ("model", "training", "evaluation", "stages")  # folders of tasks/ that decide what is answered
@@ -167,28 +167,28 @@ def forget(checkpoint: Path, target: Path, seed: int) -> None:
 def _baseline(name: str, root: Path, cost: Cost) -> Any:
     """(test rows, classes); the test rows' features are made before anything is counted."""
     converted = ConvertedCheckpoint.load(root)
-    contest = _contest(len(converted.labels), [name])
-    model = evaluation._load(converted.path / "model", contest, "cpu")
+    asked = _contest(len(converted.labels), [name])
+    model = contest.load(converted.path / "model", asked)
     both = (_split(root, name) for name in ("train", "test"))
-    frozen = evaluation.Frozen(model, *both, root / "no features are kept")
+    frozen = contest.Frozen(model, *both, root / "no features are kept")
     if name == "frozen":
         _ = frozen.test_answers  # kept from here on
     with measured(cost):
-        found = evaluation._baselines(contest, frozen)
-    return found[name]
+        found = contest.answer_baselines(asked, frozen, contest.Stopwatch())
+    return found[name].answer
 
 
-def _answer(trained: TrainedModel, test: evaluation.Split) -> Any:
-    model = evaluation._load(trained.path / "model", _contest(len(trained.labels), []), "cpu")
-    return evaluation._ask(model, test.rows, KIND)
+def _answer(trained: TrainedModel, test: upstream.Split) -> Any:
+    model = contest.load(trained.path / "model", _contest(len(trained.labels), []))
+    return contest.ask(model, test.rows, KIND).answer
 
 
-def _contest(classes: int, names: Sequence[str]) -> evaluation.Contest:
-    return evaluation.Contest(KIND, {}, baselines.chosen(KIND, names), classes)
+def _contest(classes: int, names: Sequence[str]) -> contest.Contest:
+    return contest.Contest(KIND, baselines.chosen(KIND, names), classes, "cpu")
 
 
-def _split(root: Path, name: str) -> evaluation.Split:
-    return evaluation._split(PreparedText.load(root), EncodedDataset.load(root), name, None)
+def _split(root: Path, name: str) -> upstream.Split:
+    return upstream.read(PreparedText.load(root), EncodedDataset.load(root), name)
 
 
 def _checkpoint() -> Path:

@@ -153,7 +153,9 @@ class TrainedModel(Artifact):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Artifact):
-    """`predictions.parquet`: contestant, id, label, probabilities (list of float32, in label order)."""
+    """`predictions.parquet`: contestant, id, label, probabilities and logits (lists of float32, in label
+    order; no logits of baselines); `validation.parquet`, the same of the model's answers to validation rows,
+    where something is chosen by them; `slices.parquet`: id, and of each slice whether the row is in it."""
 
     stage = "evaluation"
     model: str  # digest of the TrainedModel
@@ -162,6 +164,10 @@ class Evaluation(Artifact):
     rows: int
     metrics: Mapping[str, Mapping[str, Any]]  # contestant -> metric -> {value, low, high}
     comparisons: Mapping[str, Mapping[str, Any]]  # baseline -> paired test of the model against it
+    slices: Mapping[str, Mapping[str, Any]]  # slice -> told, rows, the model's metrics; none if too small
+    calibration: Mapping[str, Any]  # rows of validation, metrics before and after; none without logits
+    decision: Mapping[str, Any]  # temperature, abstain_below, thresholds, chosen on validation rows
+    decided: Mapping[str, Mapping[str, float]]  # what the decision comes to on test rows
 
 
 @dataclass(frozen=True, kw_only=True)

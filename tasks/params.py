@@ -317,6 +317,12 @@ class FinetuningParams(Section):
         return self
 
 
+class AbstainParams(Section):
+    accuracy: Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="share of the answered validation rows that must be right"
+    )
+
+
 class EvaluationParams(Section):
     metrics: Literal["auto"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         "auto", description="names; auto: the usual ones of the kind of row"
@@ -327,6 +333,17 @@ class EvaluationParams(Section):
     resamples: Annotated[int, Field(ge=100)] = Field(1000, description="bootstrap resamples per interval")
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     seed: int = 1
+    slices: dict[str, str] = Field(
+        {},
+        description="name -> SQL over the rows' columns: one slice where it is true, or one for each value",
+    )
+    smallest_slice: Count = Field(100, description="rows below which a slice is no evidence")
+    abstain: AbstainParams | None = Field(
+        None, description="say nothing of rows the model is not sure enough of; null answers all"
+    )
+    threshold: Literal["half", "best_f1"] = Field(
+        "half", description="from which probability a label holds, for kind labels; best_f1: on validation"
+    )
 
 
 class PromotionParams(Section):

@@ -7,7 +7,7 @@ import numpy as np
 
 from tasks.evaluation import language, metrics, multilabel, pictures
 from tasks.evaluation.pictures import Picture
-from tasks.evaluation.predictions import HEAD, MODEL, Array, Predictions
+from tasks.evaluation.predictions import MODEL, Array, Predictions
 from tasks.evaluation.verdict import decimal
 
 WORST = 10  # rows shown
@@ -71,8 +71,6 @@ def _class_table(table: Mapping[str, Array], names: Sequence[str]) -> Classes:
 
 def _one_pictures(answers: Answers, names: Sequence[str]) -> list[Picture]:
     model = answers[MODEL]
-    own = [answers[name] for name in (MODEL, HEAD) if name in answers]
-    trust = {a.contestant: metrics.reliability(a.actual, a.answer) for a in own}
     table = metrics.confusion(model.actual, model.chosen, len(names))
     return [
         _class_picture(metrics.per_class(model.actual, model.chosen, len(names)), names),
@@ -80,11 +78,6 @@ def _one_pictures(answers: Answers, names: Sequence[str]) -> list[Picture]:
             "Confusion",
             "Test rows of the fine-tuned model; shares are of the actual class.",
             pictures.confusion_matrix(table, names),
-        ),
-        Picture(
-            "Reliability",
-            "Below the dotted line the model is surer than it is right.",
-            pictures.reliability_diagram(trust),
         ),
     ]
 

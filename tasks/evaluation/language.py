@@ -43,8 +43,8 @@ def row_score(actual: Array, answer: Array) -> Array:
 
 
 METRICS: Mapping[str, Metric] = {
-    "loss": Metric(loss, higher_is_better=False),
-    "perplexity": Metric(perplexity, higher_is_better=False),
-    "bits_per_byte": Metric(bits_per_byte, higher_is_better=False),
-    "token_accuracy": Metric(token_accuracy, higher_is_better=True),
+    "loss": Metric(loss, higher_is_better=False, anywhere=True),
+    "perplexity": Metric(perplexity, higher_is_better=False, anywhere=True),
+    "bits_per_byte": Metric(bits_per_byte, higher_is_better=False, anywhere=True),
+    "token_accuracy": Metric(token_accuracy, higher_is_better=True, anywhere=True),
 }

@@ -6,7 +6,7 @@ of each which direction is better.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,11 @@ SMALLEST = float(np.finfo(np.float32).eps)  # probabilities are float32: below t
 
 @dataclass(frozen=True)
 class Metric:
+    """anywhere: it says something of any rows, be they of one class alone."""
+
     score: Callable[[Array, Array], float]
     higher_is_better: bool
+    anywhere: bool = False
 
     def __call__(self, actual: Array, answer: Array) -> float:
         return float(self.score(actual, answer))
@@ -35,6 +38,36 @@ class Interval:
     high: float
 
 
+@dataclass(frozen=True, eq=False)
+class Sampling:
+    """How intervals are found. groups: (rows,) int64; rows of one number say nearly the same."""
+
+    resamples: int
+    confidence: float
+    seed: int
+    groups: NDArray[np.int64] | None = None
+
+    def of(self, mask: NDArray[np.bool_]) -> "Sampling":
+        """For the rows of `mask` alone."""
+        return self if self.groups is None else replace(self, groups=self.groups[mask])
+
+
+def measure(
+    actual: Array, answer: Array, metrics: Mapping[str, Metric], sampling: Sampling
+) -> dict[str, Interval]:
+    """Each metric with its interval."""
+    ranges = bootstrap(
+        actual,
+        answer,
+        metrics,
+        resamples=sampling.resamples,
+        confidence=sampling.confidence,
+        seed=sampling.seed,
+        groups=sampling.groups,
+    )
+    return {name: Interval(metric(actual, answer), *ranges[name]) for name, metric in metrics.items()}
+
+
 def bootstrap(
     actual: Array,
     answer: Array,
@@ -43,15 +76,18 @@ def bootstrap(
     resamples: int,
     confidence: float,
     seed: int,
+    groups: NDArray[np.int64] | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Percentile intervals over rows drawn with replacement (Efron & Tibshirani 1993, chapter 13).
 
-    The same seed draws the same rows for every contestant. Returns metric -> (low, high).
+    groups: (rows,), numbers of groups that are drawn whole, since their rows are not independent (Field &
+    Welsh 2007, section 3); None where each row stands for itself. The same seed draws the same rows for every
+    contestant. Returns metric -> (low, high).
     """
-    rows, generator = len(actual), np.random.default_rng(seed)
+    draw, generator = _drawing(len(actual), groups), np.random.default_rng(seed)
     values = np.empty((resamples, len(metrics)))
     for number in range(resamples):
-        drawn = generator.integers(0, rows, size=rows)
+        drawn = draw(generator)
         some, those = actual[drawn], answer[drawn]
         values[number] = [metric(some, those) for metric in metrics.values()]
     tail = (1 - confidence) / 2
@@ -133,17 +169,36 @@ def ece(labels: Labels, probabilities: Array) -> float:
     return float(table["rows"] @ np.abs(table["accuracy"] - table["confidence"]) / len(labels))
 
 
+def _drawing(
+    rows: int, groups: NDArray[np.int64] | None
+) -> Callable[[np.random.Generator], NDArray[np.int64]]:
+    """Row numbers of one resample: of so many rows, or of so many groups."""
+    if groups is None:
+        return lambda generator: generator.integers(0, rows, size=rows)
+    order = np.argsort(groups, kind="stable")
+    _, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)
+
+    def draw(generator: np.random.Generator) -> NDArray[np.int64]:
+        drawn = generator.integers(0, len(starts), size=len(starts))
+        lengths = sizes[drawn]
+        ends = np.cumsum(lengths)
+        within = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+        return np.asarray(order[np.repeat(starts[drawn], lengths) + within])
+
+    return draw
+
+
 def ratio(above: Array, below: Array) -> Array:
     """above / below, 0 where below is 0; both (n,)."""
     return np.divide(above, below, out=np.zeros(len(above)), where=below > 0)
 
 
 METRICS: Mapping[str, Metric] = {
-    "accuracy": Metric(accuracy, higher_is_better=True),
+    "accuracy": Metric(accuracy, higher_is_better=True, anywhere=True),
     "macro_f1": Metric(macro_f1, higher_is_better=True),
     "micro_f1": Metric(accuracy, higher_is_better=True),  # one label a row: micro F1 equals accuracy
     "mcc": Metric(mcc, higher_is_better=True),
-    "log_loss": Metric(log_loss, higher_is_better=False),
-    "brier": Metric(brier, higher_is_better=False),
+    "log_loss": Metric(log_loss, higher_is_better=False, anywhere=True),
+    "brier": Metric(brier, higher_is_better=False, anywhere=True),
     "ece": Metric(ece, higher_is_better=False),
 }

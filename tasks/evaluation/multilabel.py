@@ -86,10 +86,10 @@ def _average_precision(actual: Array, scores: Array) -> float:
 
 
 METRICS: Mapping[str, Metric] = {
-    "exact_match": Metric(exact_match, higher_is_better=True),
-    "row_f1": Metric(row_f1_mean, higher_is_better=True),
-    "micro_f1": Metric(micro_f1, higher_is_better=True),
+    "exact_match": Metric(exact_match, higher_is_better=True, anywhere=True),
+    "row_f1": Metric(row_f1_mean, higher_is_better=True, anywhere=True),
+    "micro_f1": Metric(micro_f1, higher_is_better=True, anywhere=True),
     "macro_f1": Metric(macro_f1, higher_is_better=True),
     "mean_average_precision": Metric(mean_average_precision, higher_is_better=True),
-    "log_loss": Metric(log_loss, higher_is_better=False),
+    "log_loss": Metric(log_loss, higher_is_better=False, anywhere=True),
 }

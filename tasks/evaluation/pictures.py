@@ -91,6 +91,19 @@ def reliability_diagram(tables: Mapping[str, Mapping[str, Array]]) -> str:
     return sheet.svg
 
 
+def coverage_curve(coverage: Array, accuracy: Array, chosen: tuple[float, float] | None) -> str:
+    """Accuracy of the rows that are answered over their share, (points,) each; `chosen`: what was decided."""
+    with _drawing(1, width=5.2, height=4.4) as sheet:
+        axes = sheet.axes[0]
+        axes.plot(coverage, accuracy, color=COLOURS[0], linewidth=2)
+        if chosen:
+            axes.plot(*chosen, color=COLOURS[1], marker="o", markersize=8, linestyle="", label="chosen")
+            axes.legend(loc="lower left")
+        axes.set(xlabel="share of rows answered", ylabel="accuracy", xlim=(0, 1.02))
+        axes.set_ylim(top=1.02)
+    return sheet.svg
+
+
 def contestants(figures: Mapping[str, Mapping[str, Interval]]) -> str:
     """One panel a metric, one dot with its interval a contestant, the last two in colour."""
     names = list(figures)

@@ -34,17 +34,22 @@ class Form:
     actual: Mapping[str, pa.DataType]
     answer: Mapping[str, pa.DataType]
     ragged: bool = False
+    logits: bool = False  # a column of them; null where a contestant has none
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """One contestant's answers to rows of `kind`; `actual` and `answer` as FORMS says."""
+    """One contestant's answers to rows of `kind`; `actual` and `answer` as FORMS says.
+
+    logits: (rows, classes) float32, what probabilities were made of, where a model made them.
+    """
 
     contestant: str
     ids: tuple[str, ...]
     actual: Array
     answer: Array
     kind: str = "label"
+    logits: Array | None = None
 
     @property
     def chosen(self) -> Labels:
@@ -66,6 +71,8 @@ def write(path: Path, contestants: Sequence[Predictions]) -> None:
             names = [answers.contestant] * len(answers.ids)
             values = [names, list(answers.ids), *_columns(answers.actual, form.actual)]
             values += _columns(answers.answer, form.answer)
+            if form.logits:
+                values.append(_rows_of(answers.logits, len(answers.ids)))
             arrays = [pa.array(v, f.type) for v, f in zip(values, schema, strict=True)]
             writer.write_table(pa.table(arrays, schema))
 
@@ -107,7 +114,12 @@ def texts_of(rows: Iterable[str]) -> Array:
 
 def _schema(kind: str) -> pa.Schema:
     form = FORMS[kind]
-    return pa.schema({**CONTESTANT, **form.actual, **form.answer}, metadata={KIND: kind.encode()})
+    columns = {**CONTESTANT, **form.actual, **form.answer, **(LOGITS if form.logits else {})}
+    return pa.schema(columns, metadata={KIND: kind.encode()})
+
+
+def _rows_of(logits: Array | None, rows: int) -> list[Any]:
+    return [None] * rows if logits is None else list(logits)
 
 
 def _columns(values: Array, types: Mapping[str, pa.DataType]) -> list[Any]:
@@ -117,7 +129,14 @@ def _columns(values: Array, types: Mapping[str, pa.DataType]) -> list[Any]:
 def _answers(name: str, table: pa.Table, kind: str, path: Path) -> Predictions:
     form = FORMS[kind]
     actual, answer = (_array(name, table, form, types, path) for types in (form.actual, form.answer))
-    return Predictions(name, tuple(table["id"].to_pylist()), actual, answer, kind)
+    return Predictions(name, tuple(table["id"].to_pylist()), actual, answer, kind, _logits(table))
+
+
+def _logits(table: pa.Table) -> Array | None:
+    """None where a row has none, as in files of before they were kept."""
+    if LOGIT not in table.column_names or table[LOGIT].null_count:
+        return None
+    return np.array(table[LOGIT].to_pylist(), dtype=np.float32)
 
 
 def _array(name: str, table: pa.Table, form: Form, types: Mapping[str, pa.DataType], path: Path) -> Array:
@@ -133,15 +152,19 @@ def _array(name: str, table: pa.Table, form: Form, types: Mapping[str, pa.DataTy
     return np.array(columns[0] if len(columns) == 1 else list(zip(*columns, strict=True)), dtype=dtype)
 
 
+LOGIT = "logits"
+LOGITS = {LOGIT: pa.list_(pa.float32())}  # of each class, in label order
 PROBABILITIES = {"probabilities": pa.list_(pa.float32())}  # of each class, in label order
-ONE = Form({"label": pa.int64()}, PROBABILITIES)
+ONE = Form({"label": pa.int64()}, PROBABILITIES, logits=True)
 LANGUAGE = Form(  # tokens to foresee and their bytes; the sum of -ln p, and how many were the likeliest
     {"tokens": pa.int64(), "bytes": pa.int64()}, {"loss": pa.float64(), "hits": pa.int64()}
 )
 FORMS: Mapping[str, Form] = {
     "label": ONE,
     "pair": ONE,
-    "labels": Form({"labels": pa.list_(pa.int8())}, PROBABILITIES),  # 1 for each label that the row has
+    "labels": Form(
+        {"labels": pa.list_(pa.int8())}, PROBABILITIES, logits=True
+    ),  # 1 for each label that the row has
     "score": Form({"score": pa.float32()}, {"predicted": pa.float32()}),
     "text": LANGUAGE,
     "completion": LANGUAGE,

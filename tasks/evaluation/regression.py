@@ -43,8 +43,8 @@ def _errors(actual: Array, predicted: Array) -> Array:
 
 
 METRICS: Mapping[str, Metric] = {
-    "rmse": Metric(rmse, higher_is_better=False),
-    "mae": Metric(mae, higher_is_better=False),
+    "rmse": Metric(rmse, higher_is_better=False, anywhere=True),
+    "mae": Metric(mae, higher_is_better=False, anywhere=True),
     "r2": Metric(r2, higher_is_better=True),
     "pearson": Metric(pearson, higher_is_better=True),
     "spearman": Metric(spearman, higher_is_better=True),

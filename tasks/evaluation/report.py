@@ -8,11 +8,14 @@ from markupsafe import Markup
 
 from tasks import pages
 from tasks.evaluation import judging
+from tasks.evaluation.decisions import NEVER
 from tasks.evaluation.exhibits import EXHIBITS
 from tasks.evaluation.metrics import Interval
 from tasks.evaluation.pairing import Comparison
 from tasks.evaluation.pictures import INK, Picture
 from tasks.evaluation.predictions import Predictions
+from tasks.evaluation.slices import Measured
+from tasks.evaluation.trust import Trust
 from tasks.evaluation.verdict import decimal, p_text, sentence
 
 
@@ -32,6 +35,11 @@ class Facts:
     rows: Mapping[str, int]  # split -> rows used
     subset: Mapping[str, int | None]  # split -> declared limit
     test: str  # digest of the test rows
+    groups: int  # of near-duplicates among the test rows; as many as rows where there are none
+    slices: Sequence[Measured]
+    smallest: int  # rows below which a slice is no evidence
+    trust: Trust | None
+    wanted: float | None  # accuracy that answered rows must reach
 
 
 def render(facts: Facts) -> str:
@@ -50,6 +58,8 @@ def render(facts: Facts) -> str:
         classes=exhibit.classes(facts.answers, facts.labels) if exhibit.classes else (),
         worst=exhibit.worst(facts.answers, facts.texts, facts.labels),
         subset=subset_sentence(facts.subset),
+        decision=decision_sentence(facts),
+        sliced=next((list(found.figures) for found in facts.slices if found.figures), []),
         p_text=p_text,
         decimal=decimal,
         inline=_inline,
@@ -75,6 +85,27 @@ def subset_sentence(subset: Mapping[str, int | None]) -> str:
     if not limits:
         return "All rows that preparation kept were used."
     return f"These figures come from a declared subset: at most {_and(limits)} rows, chosen by hash."
+
+
+def decision_sentence(facts: Facts) -> str:
+    """What was chosen on validation rows, and what it comes to on the test rows; empty where nothing was."""
+    if facts.trust is None:
+        return ""
+    decision, decided = facts.trust.decision, facts.trust.decided
+    if decision.thresholds:
+        limits = (f"{n} {decimal(t)}" for n, t in zip(facts.labels, decision.thresholds, strict=True))
+        return f"A label holds from these probabilities on: {', '.join(limits)}."
+    if decision.abstain_below is None:
+        return "Every row is answered (evaluation.abstain)."
+    told = f"Rows below a confidence of {decimal(decision.abstain_below)} are not answered: "
+    if decision.abstain_below == NEVER:
+        return told + f"no smaller one gives an accuracy of {facts.wanted} on validation rows."
+    coverage, accuracy = decided["coverage"], decided["accuracy"]
+    return (
+        f"{told}above it, validation rows reach an accuracy of {facts.wanted}. Of the test rows "
+        f"{100 * coverage.value:.1f} % are answered, with an accuracy of {decimal(accuracy.value)} "
+        f"({decimal(accuracy.low)} to {decimal(accuracy.high)})."
+    )
 
 
 def _without_gain(name: str, found: Comparison, alpha: float) -> str:

@@ -15,6 +15,9 @@ import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
 from tasks.errors import ArtifactError, ParamsError
+from tasks.evaluation import metrics
+from tasks.evaluation.metrics import Interval, Metric, Sampling
+from tasks.evaluation.predictions import Array
 
 LENGTHS = 4  # parts of about as many rows each, from the shortest texts to the longest
 MOST = 20  # slices that one expression may make
@@ -28,6 +31,16 @@ class Slice:
     name: str
     told: str
     mask: Mask
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is found of a slice; no figures where its rows are too few to be evidence."""
+
+    name: str
+    told: str
+    rows: int
+    figures: Mapping[str, Interval]
 
 
 def cut(rows: pl.DataFrame, labels: Sequence[str], asked: Mapping[str, str]) -> tuple[Slice, ...]:
@@ -51,6 +64,25 @@ def cut(rows: pl.DataFrame, labels: Sequence[str], asked: Mapping[str, str]) -> 
     if faults:
         raise ParamsError("\n".join(faults))
     return tuple(found)
+
+
+def measure(
+    parts: Sequence[Slice],
+    actual: Array,
+    answer: Array,
+    measured: Mapping[str, Metric],
+    sampling: Sampling,
+    *,
+    smallest: int,
+) -> list[Measured]:
+    """Each slice by `measured`, with its intervals, unless it has fewer than `smallest` rows."""
+    found = []
+    for one in parts:
+        count, mask = int(one.mask.sum()), one.mask
+        enough = count >= smallest
+        figures = metrics.measure(actual[mask], answer[mask], measured, sampling.of(mask)) if enough else {}
+        found.append(Measured(one.name, one.told, count, figures))
+    return found
 
 
 def write(path: Path, ids: Sequence[str], masks: Mapping[str, Mask]) -> None:

@@ -93,9 +93,9 @@ def _parted(tag: str) -> tuple[str, str]:
 
 
 METRICS: Mapping[str, Metric] = {
-    "token_accuracy": Metric(token_accuracy, higher_is_better=True),
-    "entity_precision": Metric(entity_precision, higher_is_better=True),
-    "entity_recall": Metric(entity_recall, higher_is_better=True),
-    "entity_f1": Metric(entity_f1, higher_is_better=True),
+    "token_accuracy": Metric(token_accuracy, higher_is_better=True, anywhere=True),
+    "entity_precision": Metric(entity_precision, higher_is_better=True, anywhere=True),
+    "entity_recall": Metric(entity_recall, higher_is_better=True, anywhere=True),
+    "entity_f1": Metric(entity_f1, higher_is_better=True, anywhere=True),
     "macro_f1": Metric(macro_f1, higher_is_better=True),
 }

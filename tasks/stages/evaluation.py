@@ -1,327 +1,192 @@
 """evaluation: what the fine-tuned model is worth on test rows, against what needs less work."""
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import pyarrow.parquet as parquet
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from tasks import files
-from tasks.artifacts import (
-    SPLITS,
-    ConvertedCheckpoint,
-    EncodedDataset,
-    Evaluation,
-    PreparedText,
-    TrainedModel,
-)
-from tasks.errors import ArtifactError, DataError
-from tasks.evaluation import (
-    baselines,
-    judging,
-    metrics,
-    pictures,
-    predict,
-    predictions,
-    report,
-    rows,
-    scores,
-    sequences,
-    verdict,
-)
-from tasks.evaluation.baselines import Baseline
+from tasks.artifacts import SPLITS, Evaluation
+from tasks.errors import ArtifactError, ParamsError
+from tasks.evaluation import baselines, judging, pictures, predictions, report, slices, trust
 from tasks.evaluation.exhibits import EXHIBITS
-from tasks.evaluation.metrics import Interval, Metric
-from tasks.evaluation.pairing import Comparison
+from tasks.evaluation.metrics import Interval
 from tasks.evaluation.pictures import Picture
 from tasks.evaluation.predictions import HEAD, MODEL, Array, Predictions
-from tasks.model import floors
-from tasks.model.batches import sorted_batches
+from tasks.evaluation.slices import Measured, Slice
+from tasks.evaluation.trust import Trust
 from tasks.params import EvaluationParams, Params
-from tasks.stages import Track
-from tasks.text.kinds import KINDS, compared
+from tasks.stages import Track, contest, judgement, upstream
+from tasks.stages.contest import Answers, Contest
+from tasks.stages.judgement import Judged
+from tasks.stages.upstream import Entered
 from tasks.training import device
 
-ROWS = 64  # per forward pass; changes time and memory, not what is predicted
+RELIABILITY = ("confidence", "accuracy", "rows")
+TIMINGS = "evaluation-timings.json"
 DESCRIPTIONS = {
     HEAD: "the new head trained, everything below it frozen",
     MODEL: "fine-tuned, phase by phase",
 }
 
 
-@dataclass(frozen=True)
-class Split:
-    """One split in memory, row by row; of a pair both texts in one."""
-
-    rows: rows.Rows
-    texts: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Contest:
-    """Who competes, by which metrics."""
-
-    kind: str
-    metrics: Mapping[str, Metric]
-    baselines: Mapping[str, Baseline]
-    classes: int  # outputs of the head
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """The model as it was before anything below the head learned; each of its forward passes is made once."""
-
-    model: PreTrainedModel
-    train: Split
-    test: Split
-    known: Path  # the training rows' features, if finetuning has left them
-
-    @cached_property
-    def train_features(self) -> predict.Matrix:
-        if self.known.exists():
-            return cast(predict.Matrix, np.load(self.known))
-        return predict.features(
-            self.model, self.train.rows.tokens, ids=self.train.rows.ids, batches=_batches(self.model)
-        )
-
-    @cached_property
-    def test_answers(self) -> tuple[predict.Matrix, predict.Matrix]:
-        """Logits (rows, classes) and features (rows, width)."""
-        test = self.test.rows
-        return predict.logits_and_features(
-            self.model, test.tokens, ids=test.ids, batches=_batches(self.model)
-        )
-
-    def answers(self, kind: str) -> Array:
-        """To the test rows."""
-        if kind in predict.FROM_LOGITS:
-            return predict.FROM_LOGITS[kind](self.test_answers[0])
-        return _ask(self.model, self.test.rows, kind)
-
-
 def run(params: Params, root: Path, track: Track) -> Evaluation:
     settings, kind = params.evaluation, params.sources.text.kind
     measured = judging.find(kind).chosen(settings.metrics)
     contestants = baselines.chosen(kind, settings.baselines)
-    prepared, encoded, trained = PreparedText.load(root), EncodedDataset.load(root), TrainedModel.load(root)
-    converted = ConvertedCheckpoint.load(root)
-    _agree({"preparation": prepared, "encoding": encoded, "conversion": converted, "finetuning": trained})
-    _belongs(trained, converted, encoded, kind)
-    contest = Contest(kind, measured, contestants, len(encoded.labels) or 1)
-    wording = _wording(trained) if kind in sequences.STARTS else None
-    train, test = (_split(prepared, encoded, split, wording) for split in ("train", "test"))
+    _demand_fitting(settings, kind)
+    entered = Entered.load(root)
+    entered.demand_one_kind(kind)
     where = device.choose(params.finetuning.device)
-    answers = _answers(contest, converted, trained, train, test, where)
-    figures = {name: _figures(found, measured, encoded.labels, settings) for name, found in answers.items()}
-    comparisons = _compare(answers, settings)
-    digest = predictions.digest_rows(test.rows.ids, test.rows.actual)
-    with files.replace_directory(Evaluation.folder(root)) as draft:
-        predictions.write(draft / "predictions.parquet", list(answers.values()))
-        _write_confusion(draft / "confusion.csv", answers[MODEL], encoded.labels)
-        Evaluation.save(
-            draft,
-            model=trained.digest,
-            test=digest,
-            labels=encoded.labels,
-            rows=len(test.rows.ids),
-            metrics={c: {m: asdict(v) for m, v in found.items()} for c, found in figures.items()},
-            comparisons={name: asdict(found) for name, found in comparisons.items()},
-        )
-    values = {name: {m: v.value for m, v in found.items()} for name, found in figures.items()}
-    files.write_text(root / "reports" / "metrics.json", files.canonical_json(values))
-    page = report.Facts(
-        labels=encoded.labels,
-        figures=figures,
-        descriptions={name: found.description for name, found in contestants.items()} | DESCRIPTIONS,
-        comparisons=comparisons,
-        confidence=settings.confidence,
-        answers=answers[MODEL],
-        texts=dict(zip(test.rows.ids, test.texts, strict=True)),
-        pictures=_pictures(answers, figures, encoded.labels, trained.path / "steps.csv"),
-        sources=_sources(params),
-        rows={split: encoded.rows[split] for split in SPLITS},
-        subset=params.preparation.subset.model_dump(),
-        test=digest,
-    )
+    splits = {split: entered.read(split) for split in SPLITS}
+    rows, labels = upstream.table(entered.prepared, splits["test"]), entered.encoded.labels
+    parts = slices.cut(rows, labels, settings.slices)  # before any work: an expression may be wrong
+    answers = contest.hold(Contest(kind, contestants, len(labels) or 1, where), entered, splits)
+    judged = judgement.judge(answers, measured, labels, parts, rows, settings)
+    _write(root, entered, answers, judged, parts)
+    texts = dict(zip(splits["test"].rows.ids, splits["test"].texts, strict=True))
+    page = _page(params, entered, answers, judged, texts)
     files.write_text(root / "reports" / "evaluation.html", report.render(page))
-    _tell(track, values, root)
+    _tell(track, judged, answers, root)
     return Evaluation.load(root)
 
 
-def _agree(records: Mapping[str, PreparedText | EncodedDataset | ConvertedCheckpoint | TrainedModel]) -> None:
-    """Raises DataError where two stages do not mean the same by class 0, 1, 2, …"""
-    wanted = records["preparation"].labels
-    faults = [
-        f"{stage} has {len(record.labels)} labels ({', '.join(record.labels)}), "
-        f"preparation {len(wanted)} ({', '.join(wanted)})"
-        for stage, record in records.items()
-        if record.labels != wanted
-    ]
+def _demand_fitting(settings: EvaluationParams, kind: str) -> None:
+    """Raises ParamsError for a decision that rows of this kind do not know."""
+    faults = []
+    if settings.abstain and kind not in ("label", "pair"):
+        faults.append(f"evaluation.abstain: only rows of kind label and pair have a confidence, not {kind}")
+    if settings.threshold != "half" and kind != "labels":
+        faults.append(f"evaluation.threshold: only rows of kind labels have thresholds, not {kind}")
     if faults:
-        raise DataError("; ".join(faults) + ": run `dvc repro` to bring all stages to the same labels")
+        raise ParamsError("\n".join(faults))
 
 
-def _belongs(
-    trained: TrainedModel, converted: ConvertedCheckpoint, encoded: EncodedDataset, kind: str
-) -> None:
-    """Raises ArtifactError for a model that was trained on other rows: they may be among these test rows."""
-    if encoded.kind != kind:
-        raise ArtifactError(f"{encoded.path} has rows of kind {encoded.kind}, not {kind}: run `dvc repro`")
-    if (trained.data, trained.base) != (encoded.digest, converted.digest):
-        other = "rows" if trained.data != encoded.digest else "weights"
-        raise ArtifactError(f"{trained.path} was trained on other {other}: run `dvc repro finetuning`")
+def _write(root: Path, entered: Entered, answers: Answers, judged: Judged, parts: Sequence[Slice]) -> None:
+    model = answers.test[MODEL]
+    with files.replace_directory(Evaluation.folder(root)) as draft:
+        predictions.write(draft / "predictions.parquet", list(answers.test.values()))
+        if answers.validation:
+            predictions.write(draft / "validation.parquet", [answers.validation])
+        slices.write(draft / "slices.parquet", model.ids, {one.name: one.mask for one in parts})
+        _write_plots(draft, model, judged.trust, entered.encoded.labels)
+        Evaluation.save(
+            draft,
+            model=entered.trained.digest,
+            test=predictions.digest_rows(model.ids, model.actual),
+            labels=entered.encoded.labels,
+            rows=len(model.ids),
+            metrics={c: _plain(found) for c, found in judged.figures.items()},
+            comparisons={name: asdict(found) for name, found in judged.comparisons.items()},
+            slices={one.name: _slice(one) for one in judged.slices},
+            **_trusted(judged.trust),
+        )
+    files.write_text(root / "reports" / "metrics.json", files.canonical_json(_values(judged)))
+    took = _timings(answers)
+    files.write_text(root / "reports" / TIMINGS, files.canonical_json(took))
 
 
-def _wording(trained: TrainedModel) -> sequences.Wording:
-    """How the model's tokens are read; masked where its class is one that guesses."""
-    directory = trained.path / "model"
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    (architecture,) = AutoConfig.from_pretrained(directory, local_files_only=True).architectures
-    return predict.wording(tokenizer, masked=architecture.endswith("ForMaskedLM"))
+def _plain(figures: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
+    return {name: asdict(found) for name, found in figures.items()}
 
 
-def _split(
-    prepared: PreparedText, encoded: EncodedDataset, split: str, wording: sequences.Wording | None
-) -> Split:
-    """Raises DataError where encoding and preparation differ in a row or what is true of it."""
-    path = encoded.path / f"{split}.parquet"
-    if wording is not None:
-        return Split(*sequences.read(path, encoded.kind, wording))
-    same = rows.READINGS[encoded.kind].same
-    found, known = rows.read(path, encoded.kind), _known(prepared)
-    stray = [
-        id
-        for id, actual in zip(found.ids, found.actual, strict=True)
-        if id not in known or not same(actual, known[id]["answer"], encoded.labels)
+def _slice(found: Measured) -> dict[str, Any]:
+    return {"told": found.told, "rows": found.rows, "metrics": _plain(found.figures)}
+
+
+def _trusted(found: Trust | None) -> dict[str, Any]:
+    if found is None:
+        return {"calibration": {}, "decision": {}, "decided": {}}
+    before, after = _plain(found.before), _plain(found.after)
+    return {
+        "calibration": {"rows": found.rows, "before": before, "after": after},
+        "decision": asdict(found.decision),
+        "decided": _plain(found.decided),
+    }
+
+
+def _values(judged: Judged) -> dict[str, dict[str, Any]]:
+    """For `dvc metrics diff`: contestants, and what else is told of the model."""
+    values: dict[str, dict[str, Any]] = {name: _bare(found) for name, found in judged.figures.items()}
+    values["slices"] = {one.name: _bare(one.figures) for one in judged.slices if one.figures}
+    if found := judged.trust:
+        values["calibration"] = {"temperature": found.decision.temperature, **_bare(found.after)}
+        values["decision"] = _bare(found.decided)
+    return values
+
+
+def _bare(figures: Mapping[str, Interval]) -> dict[str, float]:
+    return {name: found.value for name, found in figures.items()}
+
+
+def _timings(answers: Answers) -> dict[str, dict[str, float]]:
+    """They depend on the machine, and are kept out of everything that has a digest."""
+    rows = len(answers.test[MODEL].ids)
+    return {
+        name: {"seconds": seconds, "rows_per_second": rows / max(seconds, 1e-9)}
+        for name, seconds in answers.seconds.items()
+    }
+
+
+def _write_plots(draft: Path, model: Predictions, found: Trust | None, labels: Sequence[str]) -> None:
+    """For DVC's plots; without a row where rows of this kind have nothing to draw."""
+    pairs = EXHIBITS[model.kind].pairs
+    _write_table(draft / "confusion.csv", ("actual", "predicted"), pairs(model, labels) if pairs else ())
+    bins = trust.reliability(model, found) if found else {}
+    lines = [
+        (when, *line)
+        for when, table in bins.items()
+        for line in zip(*(table[name].tolist() for name in RELIABILITY), strict=True)
     ]
-    if stray:
-        raise DataError(
-            f"{path}: {len(stray):,} of {len(found.ids):,} rows are not preparation's, or have another label "
-            f"(first: {stray[0]}): run `dvc repro encoding`"
-        )
-    return Split(found, [known[id]["text"] for id in found.ids])
+    _write_table(draft / "reliability.csv", ("when", *RELIABILITY), lines)
+    curve = trust.curve(model, found) if found else ((), ())
+    _write_table(draft / "coverage.csv", ("coverage", "accuracy"), zip(*curve, strict=True))
 
 
-def _known(prepared: PreparedText) -> dict[str, dict[str, Any]]:
-    """Row id -> its text, both of a pair as one, and what preparation says is true of it."""
-    kind = KINDS[prepared.kind]
-    (answer,) = kind.answer
-    table = parquet.read_table(prepared.path / "rows.parquet", columns=["id", *kind.compared, answer])
-    columns = (table["id"].to_pylist(), compared(table, kind).to_list(), table[answer].to_pylist())
-    return {id: {"text": text, "answer": told} for id, text, told in zip(*columns, strict=True)}
-
-
-def _answers(
-    contest: Contest,
-    converted: ConvertedCheckpoint,
-    trained: TrainedModel,
-    train: Split,
-    test: Split,
-    where: str,
-) -> dict[str, Predictions]:
-    """Every contestant's predictions: baselines, the head alone (if a phase trained it alone), the model."""
-    before = _load(converted.path / "model", contest, where)
-    frozen = Frozen(before, train, test, trained.path / "frozen.npy")
-    head = trained.path / "head.safetensors"
-    alone = head.exists() and contest.kind not in sequences.STARTS
-    if alone:
-        floors.with_head(frozen.model, head)
-    found = _baselines(contest, frozen)
-    if alone:
-        found[HEAD] = frozen.answers(contest.kind)
-    asked = test.rows
-    found[MODEL] = _ask(_load(trained.path / "model", contest, where), asked, contest.kind)
-    return {
-        name: Predictions(name, asked.ids, asked.actual, values, contest.kind)
-        for name, values in found.items()
-    }
-
-
-def _ask(model: PreTrainedModel, asked: rows.Rows, kind: str) -> Array:
-    size = predict.affordable(model, asked.tokens, ROWS) if kind in sequences.STARTS else ROWS
-    return predict.answers(model, asked.tokens, kind=kind, ids=asked.ids, batches=_batches(model, size))
-
-
-def _baselines(contest: Contest, frozen: Frozen) -> dict[str, Array]:
-    seen, asked = frozen.train, frozen.test
-    train = baselines.Inputs(seen.texts, lambda: frozen.train_features, seen.rows.answered)
-    test = baselines.Inputs(
-        asked.texts,
-        lambda: frozen.test_answers[1],
-        asked.rows.answered,
-        lambda: frozen.answers(contest.kind),
-    )
-    language = contest.kind in sequences.STARTS
-    classes = frozen.model.config.vocab_size if language else contest.classes
-    actual = frozen.train.rows.actual
-    return {
-        name: baseline.answer(train, actual, test, classes) for name, baseline in contest.baselines.items()
-    }
-
-
-def _load(directory: Path, contest: Contest, where: str) -> PreTrainedModel:
-    model = floors.load(directory, device=where)
-    if contest.kind not in sequences.STARTS and model.config.num_labels != contest.classes:
-        raise DataError(
-            f"{directory}: the head has {model.config.num_labels} outputs, the data {contest.classes} "
-            "labels: run `dvc repro conversion`"
-        )
-    return model
-
-
-def _batches(model: PreTrainedModel, size: int = ROWS) -> predict.Batches:
-    return partial(sorted_batches, batch_size=size, pad=model.config.pad_token_id or 0)
-
-
-def _figures(
-    found: Predictions, measured: Mapping[str, Metric], names: Sequence[str], settings: EvaluationParams
-) -> dict[str, Interval]:
-    actual, answer = judging.find(found.kind).view(found.actual, found.answer, names)
-    values = scores.scores(actual, answer, measured)
-    ranges = metrics.bootstrap(
-        actual,
-        answer,
-        measured,
-        resamples=settings.resamples,
-        confidence=settings.confidence,
-        seed=settings.seed,
-    )
-    return {name: Interval(values[name], *ranges[name]) for name in measured}
-
-
-def _compare(answers: Mapping[str, Predictions], settings: EvaluationParams) -> dict[str, Comparison]:
-    """The model against every other contestant."""
-    against: Callable[[Predictions], Comparison] = partial(
-        verdict.compare,
-        answers[MODEL],
-        confidence=settings.confidence,
-        resamples=settings.resamples,
-        seed=settings.seed,
-    )
-    return {name: against(other) for name, other in answers.items() if name != MODEL}
-
-
-def _write_confusion(target: Path, answers: Predictions, labels: Sequence[str]) -> None:
-    """For DVC's confusion template: one line a test row, or a label of it; none where nothing is a class."""
-    pairs = EXHIBITS[answers.kind].pairs
+def _write_table(target: Path, header: Sequence[str], lines: Iterable[Iterable[Any]]) -> None:
     with target.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["actual", "predicted"])
-        writer.writerows(pairs(answers, labels) if pairs else ())
+        writer.writerow(header)
+        writer.writerows(lines)
+
+
+def _page(
+    params: Params, entered: Entered, answers: Answers, judged: Judged, texts: Mapping[str, str]
+) -> report.Facts:
+    settings, labels = params.evaluation, entered.encoded.labels
+    contestants = baselines.chosen(answers.test[MODEL].kind, settings.baselines)
+    return report.Facts(
+        labels=labels,
+        figures=judged.figures,
+        descriptions={name: found.description for name, found in contestants.items()} | DESCRIPTIONS,
+        comparisons=judged.comparisons,
+        confidence=settings.confidence,
+        answers=answers.test[MODEL],
+        texts=texts,
+        pictures=_pictures(answers.test, judged, labels, entered.trained.path / "steps.csv"),
+        sources=_sources(params),
+        rows={split: entered.encoded.rows[split] for split in SPLITS},
+        subset=params.preparation.subset.model_dump(),
+        test=predictions.digest_rows(answers.test[MODEL].ids, answers.test[MODEL].actual),
+        groups=judged.groups,
+        slices=judged.slices,
+        smallest=settings.smallest_slice,
+        trust=judged.trust,
+        wanted=settings.abstain.accuracy if settings.abstain else None,
+    )
 
 
 def _pictures(
     answers: Mapping[str, Predictions],
-    figures: Mapping[str, Mapping[str, Interval]],
+    judged: Judged,
     labels: Sequence[str],
     steps: Path,
 ) -> list[Picture]:
     losses, phases = _losses(steps)
+    figures, model = judged.figures, answers[MODEL]
     return [
         Picture("Contestants", "Dots are test figures, bars their intervals.", pictures.contestants(figures)),
         Picture(
@@ -329,7 +194,8 @@ def _pictures(
             "Each optimizer step and its running mean.",
             pictures.learning_curve(losses, phases),
         ),
-        *EXHIBITS[answers[MODEL].kind].pictures(answers, labels),
+        *EXHIBITS[model.kind].pictures(answers, labels),
+        *(trust.pictures(model, judged.trust) if judged.trust else ()),
     ]
 
 
@@ -352,8 +218,20 @@ def _sources(params: Params) -> dict[str, str]:
     }
 
 
-def _tell(track: Track, values: Mapping[str, Mapping[str, float]], root: Path) -> None:
+def _tell(track: Track, judged: Judged, answers: Answers, root: Path) -> None:
+    values = {name: _bare(found) for name, found in judged.figures.items()}
     named = {f"test.{c}.{m}": v for c, found in values.items() if c != MODEL for m, v in found.items()}
-    track.metrics(named | {f"test.{m}": v for m, v in values[MODEL].items()})
-    for path in ("reports/evaluation.html", "reports/metrics.json", "data/evaluation/confusion.csv"):
+    named |= {f"test.{m}": v for m, v in values[MODEL].items()}
+    for one in judged.slices:
+        named |= {f"slice.{one.name}.{m}": v for m, v in _bare(one.figures).items()}
+    if found := judged.trust:
+        named |= {f"calibrated.{m}": v for m, v in _bare(found.after).items()}
+        named |= {f"decided.{m}": v for m, v in _bare(found.decided).items()}
+    for name, took in _timings(answers).items():
+        named |= {f"evaluation.{name}.{figure}": value for figure, value in took.items()}
+    track.metrics(named)
+    for path in TOLD:
         track.file(root / path)
+
+
+TOLD = ("reports/evaluation.html", "reports/metrics.json", "data/evaluation/confusion.csv")

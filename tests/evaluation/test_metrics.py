@@ -3,7 +3,7 @@ import pytest
 from sklearn import metrics as reference
 
 from tasks.evaluation import metrics
-from tasks.evaluation.metrics import METRICS
+from tasks.evaluation.metrics import METRICS, Metric, Sampling
 
 LABELS = np.array([0, 0, 1, 1, 2, 2])
 PROBABILITIES = np.array(
@@ -113,3 +113,40 @@ def test_the_direction_of_each_metric_is_the_one_in_which_certainty_of_the_truth
     for name, metric in METRICS.items():
         gain = metric(labels, truth) - metric(labels, probabilities)
         assert (gain > 0) == metric.higher_is_better, name
+
+
+def test_rows_that_are_copies_of_one_another_are_drawn_together():
+    labels = np.repeat(np.arange(40) % 2, 25)  # 40 different rows, 25 copies of each
+    right = np.repeat(np.random.default_rng(0).random(40) < 0.6, 25)
+    said = np.where(right, labels, 1 - labels)
+    probabilities = np.eye(2, dtype=np.float32)[said]
+    accuracy = {"accuracy": METRICS["accuracy"]}
+    single, grouped = (
+        metrics.measure(labels, probabilities, accuracy, Sampling(500, 0.95, 1, groups))["accuracy"]
+        for groups in (None, np.repeat(np.arange(40), 25))
+    )
+    assert single.value == grouped.value
+    assert grouped.high - grouped.low > 4 * (single.high - single.low)  # five times, by the root of 25
+
+
+def test_groups_of_one_row_are_drawn_as_rows_are():
+    labels = np.arange(60) % 3
+    probabilities = np.random.default_rng(1).dirichlet(np.ones(3), 60).astype(np.float32)
+    found = [
+        metrics.measure(labels, probabilities, METRICS, Sampling(100, 0.9, 1, groups))
+        for groups in (None, np.arange(60))
+    ]
+    assert found[0] == found[1]
+
+
+def test_groups_of_unequal_size_give_all_their_rows():
+    seen = []
+    note = Metric(lambda actual, answer: float(seen.append(actual.tolist()) or 0), higher_is_better=True)
+    values = np.array([7, 1, 7, 7, 2])
+    metrics.bootstrap(
+        values, values, {"note": note}, resamples=200, confidence=0.9, seed=1,
+        groups=np.array([9, 4, 9, 9, 5]),
+    )  # fmt: skip
+    assert all(rows.count(7) % 3 == 0 for rows in seen)
+    assert {rows.count(7) for rows in seen} == {0, 3, 6, 9}
+    assert {len(rows) for rows in seen} == {3, 5, 7, 9}

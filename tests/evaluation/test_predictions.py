@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -77,3 +79,20 @@ def test_the_digest_of_test_rows_sees_order_and_labels():
     }
     assert len(digests) == 3
     assert predictions.digest_rows(["a"], np.array([0])) == predictions.digest_rows(("a",), np.array([0]))
+
+
+def test_logits_survive_where_there_are_some(tmp_path):
+    scores = np.array([[0.5, -1, 2], [1, 2, 3], [0, 0, 0], [4, 5, -6]], dtype=np.float32)
+    model = replace(_predictions("model", 1), logits=scores)
+    predictions.write(tmp_path / "p.parquet", [_predictions("majority", 2), model])
+    found = predictions.read(tmp_path / "p.parquet")
+    assert found["majority"].logits is None
+    assert np.array_equal(found["model"].logits, scores)
+    assert found["model"].logits.dtype == np.float32
+
+
+def test_predictions_of_before_logits_were_kept_are_read(tmp_path):
+    predictions.write(tmp_path / "p.parquet", [_predictions("model", 1)])
+    table = pq.read_table(tmp_path / "p.parquet").drop_columns("logits")
+    pq.write_table(table, tmp_path / "old.parquet")
+    assert predictions.read(tmp_path / "old.parquet")["model"].logits is None

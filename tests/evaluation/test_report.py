@@ -1,15 +1,19 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tasks.evaluation import report
+from tasks.evaluation.decisions import NEVER, Decision
 from tasks.evaluation.exhibits import EXHIBITS
 from tasks.evaluation.metrics import Interval
 from tasks.evaluation.pairing import Comparison
 from tasks.evaluation.pictures import Picture
 from tasks.evaluation.predictions import Predictions
 from tasks.evaluation.report import Facts
+from tasks.evaluation.slices import Measured
+from tasks.evaluation.trust import Trust
 
 
 def _comparison(difference, p_value):
@@ -25,6 +29,16 @@ ANSWERS = Predictions(
     ("r1", "r2", "r3", "r4"),
     np.array([0, 1, 1, 0]),
     np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.05, 0.95]], dtype=np.float32),
+)
+SMALL = Measured("about = <i>", "topic", 3, {})
+LARGE = Measured("shouting", "text LIKE '%!%'", 300, {"accuracy": Interval(0.625, 0.5, 0.75)})
+TRUST = Trust(
+    decision=Decision(temperature=1.25, abstain_below=0.75),
+    rows=80,
+    before={"ece": Interval(0.1, 0.05, 0.2)},
+    after={"ece": Interval(0.02, 0.01, 0.04)},
+    decided={"coverage": Interval(0.5, 0.4, 0.6), "accuracy": Interval(0.9375, 0.9, 0.97)},
+    probabilities=ANSWERS.answer,
 )
 TEXTS = {"r1": "fine", "r2": "<script>alert(1)</script>", "r3": "fine", "r4": "x" * 1000}
 
@@ -43,6 +57,11 @@ def _facts(**changes):
         "rows": {"train": 4800, "test": 4},
         "subset": {"train": 4800, "validation": None, "test": 2400},
         "test": "sha256:abc",
+        "groups": 4,
+        "slices": [SMALL],
+        "smallest": 100,
+        "trust": None,
+        "wanted": None,
     }
     return Facts(**(facts | changes))
 
@@ -112,3 +131,40 @@ def test_pictures_take_the_colour_of_the_page():
 def test_without_mistakes_the_page_is_suspicious():
     perfect = Predictions("model", ("r1",), np.array([0]), np.array([[0.9, 0.1]], dtype=np.float32))
     assert "Look for test rows that training has seen" in report.render(_facts(answers=perfect))
+
+
+def test_a_slice_of_few_rows_is_said_to_be_no_evidence():
+    page = report.render(_facts(slices=[SMALL, LARGE]))
+    assert "about = &lt;i&gt;" in page
+    assert page.count("insufficient evidence") == 1
+    assert "0.625<small>0.500 – 0.750</small>" in page
+
+
+def test_rows_that_come_in_groups_are_told():
+    assert "interval over rows." in report.render(_facts())
+    assert "over the 3 groups of near-duplicates that they form" in report.render(_facts(groups=3))
+
+
+def test_calibration_is_told_before_and_after():
+    page = report.render(_facts(trust=TRUST, wanted=0.9))
+    assert "The temperature of 1.250, chosen by log loss on 80 validation rows" in page
+    assert page.index("0.100<small>0.050 – 0.200") < page.index("0.020<small>0.010 – 0.040")
+    assert "Rows below a confidence of 0.750 are not answered" in page
+    assert "50.0 % are answered, with an accuracy of 0.938 (0.900 to 0.970)" in page
+
+
+@pytest.mark.parametrize(
+    ("decision", "expected"),
+    [
+        (Decision(), "Every row is answered"),
+        (Decision(abstain_below=NEVER), "no smaller one gives an accuracy of 0.9 on validation rows"),
+        (Decision(thresholds=(0.25, 0.5)), "from these probabilities on: bad 0.250, good & well 0.500"),
+    ],
+)
+def test_the_decision_is_told_in_a_sentence(decision, expected):
+    facts = _facts(trust=replace(TRUST, decision=decision), wanted=0.9)
+    assert expected in report.decision_sentence(facts)
+
+
+def test_without_logits_nothing_is_decided():
+    assert report.decision_sentence(_facts()) == ""

@@ -14,6 +14,7 @@ from tasks.errors import ArtifactError, DataError, ParamsError
 
 ROOT = Path(__file__).parents[2]
 LABELS = ("bad", "good", "so so")
+TRACKED = ("evaluation.html", "metrics.json")
 WORDS = ("awful", "lovely", "plain")
 ROWS = {"train": 60, "validation": 12, "test": 48}
 SETTINGS = ["evaluation.resamples=100", "preparation.subset.train=60"]
@@ -133,6 +134,12 @@ def _train(model, rows):
         optimizer.step()
 
 
+def _bytes(root):
+    """Everything evaluation leaves that DVC digests, by name."""
+    paths = [*Evaluation.folder(root).iterdir(), *(root / "reports" / name for name in TRACKED)]
+    return {path.name: path.read_bytes() for path in paths}
+
+
 def _run(root, *changes):
     from tasks.stages import evaluation
 
@@ -173,12 +180,92 @@ def test_the_stage_judges_a_model_that_learned_against_all_contestants(ready, tm
     page = (tmp_path / "reports" / "evaluation.html").read_text()
     assert "The fine-tuned model beats majority" in page
     assert "at most 60 train" in page
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 6
+    written = _bytes(tmp_path)
 
     again, _ = _run(tmp_path)
     assert again.digest == record.digest
-    assert (tmp_path / "reports" / "evaluation.html").read_text() == page
+    assert _bytes(tmp_path) == written
     assert Evaluation.load(tmp_path) == again
+
+
+@pytest.mark.e2e
+def test_everything_can_be_told_again_without_the_model(ready, tmp_path, tiny_bert):
+    from tasks.evaluation import calibration, predictions, slices
+
+    ready()
+    _models(tmp_path, tiny_bert)
+    record, track = _run(
+        tmp_path,
+        "evaluation.slices={odd: \"text LIKE '%1' OR text LIKE '%3'\"}",
+        "evaluation.smallest_slice=8",
+        "evaluation.abstain={accuracy: 0.95}",
+    )
+    test = predictions.read(record.path / "predictions.parquet")
+    validation = predictions.read(record.path / "validation.parquet")["model"]
+    assert validation.ids == tuple(f"validation-{n}" for n in range(12))
+    assert [name for name, found in test.items() if found.logits is not None] == ["head", "model"]
+    assert np.array_equal(calibration.at(test["model"], 1.0), test["model"].answer)
+    assert record.decision["temperature"] == calibration.fit(validation)
+    sure = calibration.at(test["model"], record.decision["temperature"]).max(axis=1)
+    answered = sure >= record.decision["abstain_below"]
+    assert record.decided["coverage"]["value"] == answered.mean()
+    assert record.decided["accuracy"]["value"] == pytest.approx(test["model"].correct[answered].mean())
+    assert record.calibration["rows"] == 12
+    assert record.calibration["after"]["log_loss"] != record.calibration["before"]["log_loss"]
+
+    masks = slices.read(record.path / "slices.parquet", test["model"].ids)
+    assert list(masks) == list(record.slices)
+    assert record.slices["odd"]["rows"] == masks["odd"].sum() == 10
+    told = record.slices["label = good"]["metrics"]["accuracy"]
+    assert told["value"] == test["model"].correct[masks["label = good"]].mean()
+    assert track.values["slice.label = good.accuracy"] == told["value"]
+    assert list(told) == ["high", "low", "value"]
+    timings = json.loads((tmp_path / "reports" / "evaluation-timings.json").read_text())
+    assert list(timings) == sorted(test)
+    assert timings["model"]["rows_per_second"] > 0
+
+
+@pytest.mark.e2e
+def test_rows_of_one_cluster_widen_the_intervals(ready, tmp_path, tiny_bert):
+    ready()
+    _models(tmp_path, tiny_bert)
+    changes = ("evaluation.baselines=[majority]", "evaluation.metrics=[accuracy]")
+    alone, _ = _run(tmp_path, *changes)
+    path = PreparedText.folder(tmp_path) / "rows.parquet"
+    rows = pq.read_table(path)
+    clusters = [f"{int(row['label'] == 'good'):016x}" for row in rows.to_pylist()]
+    place = rows.schema.get_field_index("cluster")
+    pq.write_table(rows.set_column(place, "cluster", pa.array(clusters)), path)
+    together, _ = _run(tmp_path, *changes)
+    assert "over the 2 groups of near-duplicates" in (tmp_path / "reports" / "evaluation.html").read_text()
+    before, after = (record.metrics["majority"]["accuracy"] for record in (alone, together))
+    assert after["value"] == before["value"]
+    assert (after["low"], after["high"]) == (0, 0.5) or after["high"] - after["low"] > 0.3
+
+
+def test_decisions_that_the_kind_does_not_know_are_refused_before_any_work(tmp_path):
+    with pytest.raises(ParamsError) as caught:
+        _run(
+            tmp_path,
+            "sources.text.kind=score",
+            "evaluation.abstain={accuracy: 0.9}",
+            "evaluation.threshold=best_f1",
+        )
+    assert "evaluation.abstain: only rows of kind label and pair have a confidence, not score" in str(
+        caught.value
+    )
+    assert "evaluation.threshold: only rows of kind labels have thresholds" in str(caught.value)
+
+
+def test_a_slice_that_names_no_column_is_refused_before_any_work(ready, tmp_path, tiny_bert):
+    ready()
+    _models(tmp_path, tiny_bert)
+    with pytest.raises(
+        ParamsError, match=r"evaluation.slices.mine: 'topic': .*columns: id, characters, text, label"
+    ):
+        _run(tmp_path, "evaluation.slices={mine: topic}")
+    assert not Evaluation.folder(tmp_path).exists()
 
 
 @pytest.mark.e2e

@@ -102,6 +102,7 @@ def arrange(prepared, tiny_classifier, light):
                 rows=ROWS,
                 metrics={"model": accuracy},
                 comparisons={},
+                **{name: {} for name in ("slices", "calibration", "decision", "decided")},
             )
 
     return write

@@ -1,0 +1,167 @@
+"""evaluation's contestants: who answers the test rows, with what; the model answers validation rows too."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TypeVar, cast
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from tasks.errors import DataError
+from tasks.evaluation import baselines, calibration, predict, rows, sequences
+from tasks.evaluation.baselines import Baseline
+from tasks.evaluation.predictions import HEAD, MODEL, Array, Predictions
+from tasks.model import floors
+from tasks.model.batches import sorted_batches
+from tasks.stages.upstream import Entered, Split
+
+ROWS = 64  # per forward pass; changes time and memory, not what is predicted
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Who competes, and where it is computed."""
+
+    kind: str
+    baselines: Mapping[str, Baseline]
+    classes: int  # outputs of the head
+    device: str
+
+
+@dataclass(frozen=True)
+class Said:
+    """Answers as `predictions.FORMS` says, and the logits (rows, classes) float32 that they come from, of
+    kinds that have them."""
+
+    answer: Array
+    logits: predict.Matrix | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """test: of each contestant, the model last. validation: the model's, where something is chosen by them.
+    seconds: what each took; a forward pass that several need counts for the first."""
+
+    test: Mapping[str, Predictions]
+    validation: Predictions | None
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The model as it was before anything below the head learned; each of its forward passes is made once."""
+
+    model: PreTrainedModel
+    train: Split
+    test: Split
+    known: Path  # the training rows' features, if finetuning has left them
+
+    @cached_property
+    def train_features(self) -> predict.Matrix:
+        if self.known.exists():
+            return cast(predict.Matrix, np.load(self.known))
+        return predict.features(
+            self.model, self.train.rows.tokens, ids=self.train.rows.ids, batches=batches(self.model)
+        )
+
+    @cached_property
+    def test_answers(self) -> tuple[predict.Matrix, predict.Matrix]:
+        """Logits (rows, classes) and features (rows, width)."""
+        test = self.test.rows
+        return predict.logits_and_features(self.model, test.tokens, ids=test.ids, batches=batches(self.model))
+
+    def answers(self, kind: str) -> Said:
+        """To the test rows."""
+        if kind in predict.FROM_LOGITS:
+            return _from_logits(self.test_answers[0], kind)
+        return ask(self.model, self.test.rows, kind)
+
+
+@dataclass
+class Stopwatch:
+    """Seconds that each contestant took to answer."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def time(self, name: str, work: Callable[[], Result]) -> Result:
+        begun = time.perf_counter()
+        result = work()
+        self.seconds[name] = time.perf_counter() - begun
+        return result
+
+
+def hold(contest: Contest, entered: Entered, splits: Mapping[str, Split]) -> Answers:
+    """Every contestant's answers: baselines, the head alone (if a phase trained it alone), the model."""
+    watch, trained = Stopwatch(), entered.trained
+    before = load(entered.converted.path / "model", contest)
+    frozen = Frozen(before, splits["train"], splits["test"], trained.path / "frozen.npy")
+    head = trained.path / "head.safetensors"
+    alone = head.exists() and contest.kind not in sequences.STARTS
+    if alone:
+        floors.with_head(frozen.model, head)
+    found = answer_baselines(contest, frozen, watch)
+    if alone:
+        found[HEAD] = watch.time(HEAD, lambda: frozen.answers(contest.kind))
+    model, asked = load(trained.path / "model", contest), splits["test"].rows
+    found[MODEL] = watch.time(MODEL, lambda: ask(model, asked, contest.kind))
+    test = {name: _predictions(name, asked, said, contest.kind) for name, said in found.items()}
+    return Answers(test, _validated(model, splits, contest.kind), watch.seconds)
+
+
+def answer_baselines(contest: Contest, frozen: Frozen, watch: Stopwatch) -> dict[str, Said]:
+    seen, asked = frozen.train, frozen.test
+    train = baselines.Inputs(seen.texts, lambda: frozen.train_features, seen.rows.answered)
+    test = baselines.Inputs(
+        asked.texts,
+        lambda: frozen.test_answers[1],
+        asked.rows.answered,
+        lambda: frozen.answers(contest.kind).answer,
+    )
+    language = contest.kind in sequences.STARTS
+    classes = frozen.model.config.vocab_size if language else contest.classes
+    actual = frozen.train.rows.actual
+    return {
+        name: Said(watch.time(name, partial(baseline.answer, train, actual, test, classes)))
+        for name, baseline in contest.baselines.items()
+    }
+
+
+def ask(model: PreTrainedModel, asked: rows.Rows, kind: str) -> Said:
+    size = predict.affordable(model, asked.tokens, ROWS) if kind in sequences.STARTS else ROWS
+    cut = batches(model, size)
+    if kind in predict.FROM_LOGITS:
+        return _from_logits(predict.logits(model, asked.tokens, ids=asked.ids, batches=cut), kind)
+    return Said(predict.answers(model, asked.tokens, kind=kind, ids=asked.ids, batches=cut))
+
+
+def load(directory: Path, contest: Contest) -> PreTrainedModel:
+    model = floors.load(directory, device=contest.device)
+    if contest.kind not in sequences.STARTS and model.config.num_labels != contest.classes:
+        raise DataError(
+            f"{directory}: the head has {model.config.num_labels} outputs, the data {contest.classes} "
+            "labels: run `dvc repro conversion`"
+        )
+    return model
+
+
+def batches(model: PreTrainedModel, size: int = ROWS) -> predict.Batches:
+    return partial(sorted_batches, batch_size=size, pad=model.config.pad_token_id or 0)
+
+
+def _predictions(name: str, asked: rows.Rows, said: Said, kind: str) -> Predictions:
+    return Predictions(name, asked.ids, asked.actual, said.answer, kind, said.logits)
+
+
+def _validated(model: PreTrainedModel, splits: Mapping[str, Split], kind: str) -> Predictions | None:
+    if kind not in calibration.LINKS:
+        return None
+    asked = splits["validation"].rows
+    return _predictions(MODEL, asked, ask(model, asked, kind), kind)
+
+
+def _from_logits(scores: predict.Matrix, kind: str) -> Said:
+    return Said(predict.FROM_LOGITS[kind](scores), scores)
