@@ -29,6 +29,13 @@ LEVELS = ("content", "inverse", "digests", "load", "parity", "similarity", "loss
 DEFAULT_LEVELS = ("content", "load", "parity", "similarity")
 
 
+def _known_levels(names: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
+    faults = [f"no level {name!r}; {did_you_mean(name, known)}" for name in names if name not in known]
+    if faults:
+        raise ValueError("; ".join(faults))
+    return names
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -161,11 +168,7 @@ class ConversionParams(Section):
     @field_validator("verify")
     @classmethod
     def _levels_are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := [
-            f"no level {name!r}; {did_you_mean(name, LEVELS)}" for name in names if name not in LEVELS
-        ]:
-            raise ValueError("; ".join(unknown))
-        return names
+        return _known_levels(names, LEVELS)
 
 
 class EncodingParams(Section):
@@ -346,14 +349,65 @@ class EvaluationParams(Section):
     )
 
 
+class ProtectedSlices(Section):
+    """Parts of the test rows in which a candidate must not be worse than the champion."""
+
+    minimum: Annotated[
+        Count, Field(description="rows below which a slice is no evidence, and fails nobody")
+    ] = 100
+    margin: Annotated[
+        float,
+        Field(ge=0, description="loss of the primary score beyond which a slice fails the candidate"),
+    ] = 0.05
+
+
+class GateParams(Section):
+    """What a candidate must fulfil to become champion; null or empty asks for nothing."""
+
+    must_beat: Annotated[
+        Literal["auto"] | tuple[str, ...],
+        Field(description="baselines that the model must beat by a paired test; auto: all evaluated ones"),
+    ] = "auto"
+    margin: Annotated[
+        float, Field(ge=0, description="by how much the primary score must exceed the champion's")
+    ] = 0.0
+    not_worse: Annotated[
+        dict[str, Annotated[float, Field(ge=0)]],
+        Field(description="metric -> how much worse than the champion's it may be, and shown to be no more"),
+    ] = {}
+    slices: ProtectedSlices | None = ProtectedSlices()
+    maximum_ece: Annotated[Share | None, Field(description="expected calibration error on the test rows")] = (
+        None
+    )
+    maximum_latency_ratio: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        Field(description="time to answer test texts, as a multiple of the champion's"),
+    ] = None
+    maximum_megabytes: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        Field(description="size of the model directory, in millions of bytes"),
+    ] = None
+    proofs: Annotated[
+        tuple[str, ...],
+        Field(description=f"that the conversion must have recorded: structure, {', '.join(LEVELS)}"),
+    ] = ()
+    judgements: Annotated[
+        Count,
+        Field(description="candidates that may be judged on the same test rows before fresh ones are due"),
+    ] = 20
+
+    @field_validator("proofs")
+    @classmethod
+    def _proofs_are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _known_levels(names, ("structure", *LEVELS))
+
+
 class PromotionParams(Section):
     model: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = Field(description="registered model name")
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = Field(
         0.05, description="two-sided level of the paired test against the champion"
     )
-    must_beat: Literal["auto"] | tuple[str, ...] = Field(
-        "auto", description="baselines that the model must beat by a paired test; auto: all evaluated ones"
-    )
+    gate: GateParams = GateParams()
     move_alias: bool = Field(True, description="false writes the verdict and touches no alias")
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from tasks.evaluation import language, metrics, multilabel, pictures
+from tasks.evaluation.checks import decimal
 from tasks.evaluation.pictures import Picture
 from tasks.evaluation.predictions import MODEL, Array, Predictions
-from tasks.evaluation.verdict import decimal
 
 WORST = 10  # rows shown
 CHARACTERS = 400  # of a text shown

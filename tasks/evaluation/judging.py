@@ -36,16 +36,15 @@ class Judging:
     right_or_wrong: bool = False
     view: Callable[[Array, Array, Sequence[str]], tuple[Array, Array]] = lambda a, b, names: (a, b)
 
-    def chosen(self, names: Sequence[str] | Auto) -> dict[str, Metric]:
-        """The metrics of these names, in their order.
+    def chosen(self, names: Sequence[str] | Auto, *, key: str = "evaluation.metrics") -> dict[str, Metric]:
+        """The metrics of these names, in their order; `key` is where params name them.
 
         Raises ParamsError that lists every one that does not fit rows of this kind.
         """
         wanted = self.usual if names == "auto" else tuple(names)
         if unknown := [name for name in wanted if name not in self.metrics]:
             faults = (
-                f"evaluation.metrics: no metric {name!r} for rows of this kind; "
-                f"{did_you_mean(name, self.metrics)}"
+                f"{key}: no metric {name!r} for rows of this kind; {did_you_mean(name, self.metrics)}"
                 for name in unknown
             )
             raise ParamsError("\n".join(faults))

@@ -4,7 +4,7 @@ Nothing here knows what a score is, but that each row has one and that higher is
 """
 
 from dataclasses import dataclass
-from math import sqrt
+from math import ceil, log2, sqrt
 
 import numpy as np
 from scipy.stats import binomtest, norm
@@ -53,14 +53,13 @@ def compare_scores(
     `right_or_wrong`."""
     rows, wins, losses = len(ours), int((ours > theirs).sum()), int((ours < theirs).sum())
     apart, alpha = ours - theirs, 1 - confidence
-    tail = (1 - confidence) / 2
     if right_or_wrong:
-        means = difference_resamples(rows, wins, losses, resamples=resamples, seed=seed)
         p_value, found = mcnemar(wins, losses), detectable(rows, wins + losses, alpha=alpha)
     else:
-        means = mean_resamples(apart, resamples=resamples, seed=seed)
         p_value, found = permutation(apart, seed=seed), detectable_mean(apart, alpha=alpha)
-    low, high = np.quantile(means, [tail, 1 - tail])
+    low, high = interval(
+        apart, right_or_wrong=right_or_wrong, confidence=confidence, resamples=resamples, seed=seed
+    )
     return Comparison(
         measure=measure,
         rows=rows,
@@ -69,12 +68,26 @@ def compare_scores(
         wins=wins,
         losses=losses,
         difference=(wins - losses) / rows if right_or_wrong else float(apart.mean()),
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         confidence=confidence,
         p_value=p_value,
         detectable=found,
     )
+
+
+def interval(
+    apart: Array, *, right_or_wrong: bool, confidence: float, resamples: int, seed: int
+) -> tuple[float, float]:
+    """Paired bootstrap interval of the mean of differences (rows,), at least one."""
+    if right_or_wrong:
+        wins, losses = int((apart > 0).sum()), int((apart < 0).sum())
+        means = difference_resamples(len(apart), wins, losses, resamples=resamples, seed=seed)
+    else:
+        means = mean_resamples(apart, resamples=resamples, seed=seed)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def mcnemar(wins: int, losses: int) -> float:
@@ -94,6 +107,12 @@ def difference_resamples(rows: int, wins: int, losses: int, *, resamples: int, s
     shares = np.array([wins, losses, rows - wins - losses]) / rows
     counts = np.random.default_rng(seed).multinomial(rows, shares, size=resamples)  # (resamples, 3)
     return np.asarray((counts[:, 0] - counts[:, 1]) / rows)
+
+
+def fewest(alpha: float) -> int:
+    """Rows with which a paired test can decide at `alpha`, if all of them fall the same way: the two-sided p
+    of n such rows is 2 / 2^n."""
+    return ceil(log2(2 / alpha))
 
 
 def detectable(rows: int, discordant: int, *, alpha: float, power: float = 0.8) -> float:

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from tasks import pages
 from tasks.evaluation import judging
+from tasks.evaluation.checks import decimal, p_text, sentence
 from tasks.evaluation.decisions import NEVER
 from tasks.evaluation.exhibits import EXHIBITS
 from tasks.evaluation.metrics import Interval
@@ -16,7 +17,6 @@ from tasks.evaluation.pictures import INK, Picture
 from tasks.evaluation.predictions import Predictions
 from tasks.evaluation.slices import Measured
 from tasks.evaluation.trust import Trust
-from tasks.evaluation.verdict import decimal, p_text, sentence
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,55 +3,76 @@
 A refusal is a value. Nothing is promoted that could not be compared.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.evaluation import judging
+from tasks.evaluation import checks, judging, limits
+from tasks.evaluation.checks import CHAMPION, Check, Evidence, Outcome, Resampling
 from tasks.evaluation.pairing import Comparison, compare_scores
 from tasks.evaluation.predictions import Predictions
-
-Outcome = Literal["promote", "hold", "reject"]
+from tasks.params import GateParams
 
 
 @dataclass(frozen=True)
 class Verdict:
-    outcome: Outcome
-    reasons: tuple[str, ...]
-    figures: Mapping[str, float]  # "champion.p_value" and the like
+    """Promote if every check does; reject if one of them rejects; else hold."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def outcome(self) -> Outcome:
+        found = {check.outcome for check in self.checks}
+        return "reject" if "reject" in found else "promote" if found == {"promote"} else "hold"
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What the checks say that led to the outcome."""
+        return tuple(check.sentence for check in self.checks if check.outcome == self.outcome)
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that stands in the way was measured: what nobody knows may be known next time."""
+        return all(check.figures for check in self.checks if check.outcome != "promote")
 
 
 def gate(
-    candidate: Predictions,
-    champion: Predictions | None,
-    baselines: Mapping[str, Predictions],
-    *,
-    alpha: float,
-    must_beat: Sequence[str],
-    resamples: int = 1000,
-    seed: int = 1,
+    evidence: Evidence, conditions: GateParams, *, must_beat: Sequence[str], resampling: Resampling
 ) -> Verdict:
-    """Promote a candidate that beats every baseline of `must_beat` and, if there is one, the champion.
+    """Promote a candidate that beats every baseline of `must_beat` and, if there is one, the champion, and
+    fulfils the other conditions.
 
     Beating means a higher mean score (`judging`; accuracy, say) on the same rows with p <= alpha, two-sided.
-    All tests must succeed, so that several of them do not raise the chance of a false promotion
-    (intersection-union test, Berger 1982).
-    Significantly worse than any of them: reject. Not comparable, or not significantly better: hold.
+    All checks must succeed, so that several of them do not raise the chance of a false promotion
+    (intersection-union test, Berger 1982). Shown to be worse in any: reject. Not known, or not shown: hold.
+
+    Raises ParamsError for a condition on a metric that rows of this kind do not have.
     """
-    rivals = {name: baselines[name] for name in must_beat if name in baselines}
-    rivals |= {"champion": champion} if champion is not None else {}
-    faults = [f"baseline {name!r} was not evaluated" for name in must_beat if name not in baselines]
-    faults += [*_unfit("the candidate", candidate)]
-    faults += [fault for name, rival in rivals.items() for fault in _incomparable(name, candidate, rival)]
-    if faults:
-        return Verdict("hold", tuple(faults), {})
+    if faults := list(_faults(evidence, must_beat)):
+        return Verdict(tuple(Check("comparable", "hold", fault) for fault in faults))
     comparisons = {
-        name: compare(candidate, rival, confidence=1 - alpha, resamples=resamples, seed=seed)
-        for name, rival in rivals.items()
+        name: _compare(evidence.candidate, rival, resampling)
+        for name, rival in _rivals(evidence, must_beat).items()
     }
-    return _judge(comparisons, alpha=alpha)
+    found = [
+        *(
+            checks.beats(
+                name,
+                comparison,
+                alpha=resampling.alpha,
+                margin=conditions.margin if name == CHAMPION else 0.0,
+            )
+            for name, comparison in comparisons.items()
+        ),
+        *checks.not_worse(evidence, conditions.not_worse, resampling),
+        *checks.protected(evidence, conditions, resampling),
+        *limits.limits(evidence, conditions),
+        *limits.proven(evidence, conditions.proofs),
+        checks.enough_rows(len(evidence.candidate.ids), comparisons, resampling.alpha),
+        limits.judged(evidence.judgements, conditions.judgements, resampling.alpha),
+    ]
+    return Verdict(tuple(found))
 
 
 def compare(
@@ -75,46 +96,43 @@ def compare(
     )
 
 
-def sentence(name: str, found: Comparison) -> str:
-    """A comparison in words and numbers: accuracy 0.871 < champion 0.884 on the same 2,000 rows, …"""
-    sign = ">" if found.difference > 0 else "<" if found.difference < 0 else "="
-    return (
-        f"{found.measure} {decimal(found.score)} {sign} {name} {decimal(found.other)} on the same "
-        f"{found.rows:,} rows, paired {100 * found.confidence:g} % interval "
-        f"[{decimal(found.low, '+')}, {decimal(found.high, '+')}], {p_text(found.p_value)}"
+def _rivals(evidence: Evidence, must_beat: Sequence[str]) -> dict[str, Predictions]:
+    rivals = {name: evidence.baselines[name] for name in must_beat if name in evidence.baselines}
+    return rivals | ({CHAMPION: evidence.champion} if evidence.champion is not None else {})
+
+
+def _compare(candidate: Predictions, rival: Predictions, resampling: Resampling) -> Comparison:
+    return compare(
+        candidate,
+        rival,
+        confidence=1 - resampling.alpha,
+        resamples=resampling.resamples,
+        seed=resampling.seed,
     )
 
 
-def decimal(value: float, sign: str = "-") -> str:
-    """Three decimals, or three digits of what is too large or too small for them."""
-    return f"{value:{sign}.3f}" if value == 0 or 0.001 <= abs(value) < 1000 else f"{value:{sign}.3g}"
+def _faults(evidence: Evidence, must_beat: Sequence[str]) -> Iterator[str]:
+    """Why there is nothing to judge."""
+    if CHAMPION in evidence.faults:
+        yield evidence.faults[CHAMPION]
+    for name in must_beat:
+        if name not in evidence.baselines:
+            yield f"baseline {name!r} was not evaluated"
+    yield from _unfit("the candidate", evidence.candidate)
+    yield from _uniform(evidence.candidate, evidence.labels)
+    for name, rival in _rivals(evidence, must_beat).items():
+        yield from _incomparable(name, evidence.candidate, rival)
 
 
-def p_text(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
-
-
-def _judge(comparisons: Mapping[str, Comparison], *, alpha: float) -> Verdict:
-    figures = {
-        f"{name}.{key}": float(value)
-        for name, found in comparisons.items()
-        for key, value in asdict(found).items()
-        if not isinstance(value, str)
-    }
-    if not comparisons:
-        return Verdict("promote", ("first version, and must_beat names no baseline to beat",), figures)
-    if worse := [name for name, found in comparisons.items() if found.worse(alpha)]:
-        return Verdict("reject", tuple(sentence(name, comparisons[name]) for name in worse), figures)
-    level = [name for name, found in comparisons.items() if not found.better(alpha)]
-    if level:
-        return Verdict("hold", tuple(_undecided(name, comparisons[name], alpha) for name in level), figures)
-    return Verdict("promote", tuple(sentence(name, found) for name, found in comparisons.items()), figures)
-
-
-def _undecided(name: str, found: Comparison, alpha: float) -> str:
-    return (
-        f"{sentence(name, found)}: not significantly better at {alpha:g}; {found.rows:,} rows show "
-        f"differences from about {decimal(found.detectable)}"
+def _uniform(candidate: Predictions, labels: Sequence[str]) -> Iterator[str]:
+    """Rows of one class cannot tell a model from one that always names that class."""
+    if not judging.find(candidate.kind).right_or_wrong or len(np.unique(candidate.actual)) != 1:
+        return
+    number = int(candidate.actual[0])
+    name = repr(labels[number]) if number < len(labels) else f"number {number}"
+    yield (
+        f"all {len(candidate.ids):,} test rows have the label {name}: they tell no classes apart; "
+        "evaluate on test rows of every class"
     )
 
 

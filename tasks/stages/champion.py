@@ -82,7 +82,7 @@ class Champion:
         if ours.kind in sequences.STARTS:
             return self._foreseen(ours, root)
         order = self._order(labels)
-        found = _in_order(self.answers(_texts(root, ours.ids)), order, ours.kind)
+        found = _in_order(self.answers(prepared_texts(root, ours.ids)), order, ours.kind)
         return Predictions(MODEL, ours.ids, ours.actual, found, ours.kind)
 
     def _foreseen(self, ours: Predictions, root: Path) -> Predictions:
@@ -160,7 +160,7 @@ def _in_order(found: Array, order: Sequence[int], kind: str) -> Array:
     return np.ascontiguousarray(found[:, order]) if order else found
 
 
-def _texts(root: Path, ids: Sequence[str]) -> list[Text]:
+def prepared_texts(root: Path, ids: Sequence[str]) -> list[Text]:
     """Of these rows; both of a pair."""
     prepared = PreparedText.load(root)
     columns = ["tokens"] if prepared.kind == "tags" else list(KINDS[prepared.kind].compared)

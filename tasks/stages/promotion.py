@@ -5,25 +5,25 @@ The candidate is paired with the champion on the same test rows. What cannot be 
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tasks import environment, files
-from tasks.artifacts import EncodedDataset, Evaluation, Promotion, TrainedModel
-from tasks.errors import ArtifactError, InputError, RegraftError
-from tasks.evaluation import predictions, verdict
-from tasks.evaluation.predictions import HEAD, MODEL, Predictions
-from tasks.evaluation.verdict import Verdict
+from tasks.artifacts import EncodedDataset, Promotion, TrainedModel
+from tasks.errors import ArtifactError, InputError
+from tasks.evaluation import verdict, verdict_page
+from tasks.evaluation.checks import Check, Resampling, decimal
+from tasks.evaluation.predictions import MODEL
 from tasks.params import Params
 from tasks.stages import Track
-from tasks.stages.champion import Champion
+from tasks.stages.evidence import Case, gather, open_case
 from tasks.tracking import runs
 from tasks.tracking.registry import Registry, Version
 
 VERDICT = "regraft.verdict"
+LONGEST = 4500  # characters of a description; databases hold 5,000
 
 
 @dataclass(frozen=True)
@@ -32,32 +32,24 @@ class Decision:
 
     outcome: str
     reasons: tuple[str, ...]
-    figures: Mapping[str, float]
+    checks: tuple[Check, ...]
     candidate: str  # version
     champion: str | None  # version that the candidate was judged against
     basis: str = ""
     moved: bool = False  # this verdict has moved the alias, now or before
 
-
-@dataclass(frozen=True)
-class Case:
-    """What is to be judged: the model that finetuning left, with its answers on the test rows."""
-
-    root: Path
-    params: Params
-    registry: Registry
-    evaluation: Evaluation
-    trained: TrainedModel
-    answers: Mapping[str, Predictions]  # contestant -> answers
-
     @property
-    def must_beat(self) -> tuple[str, ...]:
-        named = self.params.promotion.must_beat
-        return tuple(name for name in self.answers if name not in (MODEL, HEAD)) if named == "auto" else named
+    def figures(self) -> Mapping[str, float]:
+        """Under flat names: champion.p_value and the like."""
+        return {
+            f"{check.name.replace(' ', '_')}.{name}": value
+            for check in self.checks
+            for name, value in check.figures.items()
+        }
 
 
 def run(params: Params, root: Path, track: Track) -> Promotion:
-    case = _open(params, root)
+    case = open_case(params, root)
     with case.registry.locked():
         candidate, champion = _register(case), case.registry.champion()
         standing = _standing(case, candidate, champion)
@@ -79,7 +71,7 @@ def promote_by_hand(params: Params, root: Path, *, force: bool, reason: str) -> 
     """
     if force and not reason.strip():
         raise InputError("--force needs --reason: why should this model be champion against the gate?")
-    case = _open(params, root)
+    case = open_case(params, root)
     with case.registry.locked():
         candidate, champion = _register(case), case.registry.champion()
         already = _already(case, candidate, champion)
@@ -101,22 +93,6 @@ def rollback(params: Params, root: Path, *, to: int | None, reason: str) -> str:
     target = None if to is None else str(to)
     before, after = Registry(root, name).rollback(to=target, reason=told, by=runs.user())
     return f"{name}: version {after} is champion again, version {before} is not"
-
-
-def _open(params: Params, root: Path) -> Case:
-    evaluation, trained = Evaluation.load(root), TrainedModel.load(root)
-    if evaluation.model != trained.digest:
-        raise ArtifactError(f"{evaluation.path} is about another model: run `dvc repro evaluation`")
-    path = evaluation.path / "predictions.parquet"
-    answers = predictions.read(path)
-    digests = {predictions.digest_rows(found.ids, found.actual) for found in answers.values()}
-    if digests != {evaluation.test}:
-        raise ArtifactError(
-            f"{path} answers other rows than its manifest says: run `dvc repro -f evaluation`"
-        )
-    if MODEL not in answers:
-        raise ArtifactError(f"{path} holds no answers of {MODEL!r}: run `dvc repro -f evaluation`")
-    return Case(root, params, Registry(root, params.promotion.model), evaluation, trained, answers)
 
 
 def _register(case: Case) -> Version:
@@ -175,7 +151,7 @@ def _already(case: Case, candidate: Version, champion: Version | None) -> Decisi
         return stored
     told = f"version {candidate.number} is the champion of {case.registry.name} already, by other hands"
     reasons = (told, *(stored.reasons if stored else ()))
-    return Decision("promote", reasons, {}, candidate.number, None, moved=True)
+    return Decision("promote", reasons, (), candidate.number, None, moved=True)
 
 
 def _ask(case: Case, candidate: Version, champion: Version | None, *, force: bool, reason: str) -> Decision:
@@ -188,29 +164,22 @@ def _ask(case: Case, candidate: Version, champion: Version | None, *, force: boo
 
 
 def _judge(case: Case, candidate: Version, champion: Version | None) -> Decision:
-    rival, faults = _champions_answers(case, champion) if champion else (None, ())
-    found = Verdict("hold", faults, {}) if faults else _gate(case, rival)
-    settled = found.outcome == "promote" or bool(found.figures)  # what could not be compared may be next time
+    settings = case.params.evaluation
+    found = verdict.gate(
+        gather(case, candidate, champion),
+        case.params.promotion.gate,
+        must_beat=case.must_beat,
+        resampling=Resampling(
+            alpha=case.params.promotion.alpha, resamples=settings.resamples, seed=settings.seed
+        ),
+    )
     return Decision(
         found.outcome,
         found.reasons,
-        {name: float(f"{value:.6g}") for name, value in found.figures.items()},  # a tag must hold them all
+        found.checks,
         candidate.number,
         champion.number if champion else None,
-        _basis(case, champion) if settled else "",
-    )
-
-
-def _gate(case: Case, champion: Predictions | None) -> Verdict:
-    settings = case.params.promotion
-    return verdict.gate(
-        case.answers[MODEL],
-        champion,
-        {name: found for name, found in case.answers.items() if name != MODEL},
-        alpha=settings.alpha,
-        must_beat=case.must_beat,
-        resamples=case.params.evaluation.resamples,
-        seed=case.params.evaluation.seed,
+        _basis(case, champion) if found.settled else "",
     )
 
 
@@ -219,32 +188,11 @@ def _basis(case: Case, champion: Version | None) -> str:
     return files.digest_json(
         {
             "champion": [champion.number, champion.weights] if champion else None,
-            "test": case.evaluation.test,
+            "evaluation": case.evaluation.digest,
             "alpha": settings.alpha,
-            "must_beat": list(case.must_beat),
+            "gate": settings.gate.model_dump(mode="json"),
         }
     )
-
-
-def _champions_answers(case: Case, champion: Version) -> tuple[Predictions | None, tuple[str, ...]]:
-    """The champion's answers on the candidate's test rows, kept or made now; else why there are none."""
-    with tempfile.TemporaryDirectory() as folder:
-        kept = case.registry.predictions(champion, Path(folder), test=case.evaluation.test)
-        if kept is not None:
-            return replace(predictions.read(kept)[MODEL], contestant="champion"), ()
-        try:
-            answers = Champion(case.registry, champion, case.params.finetuning.device).answers_to_test(
-                case.answers[MODEL], case.evaluation.labels, root=case.root
-            )
-        except (RegraftError, OSError, ValueError) as error:
-            return None, (
-                f"champion version {champion.number} was judged on other test rows and cannot answer these: "
-                f"{error}",
-            )
-        path = Path(folder) / "predictions.parquet"
-        predictions.write(path, [answers])
-        case.registry.keep_predictions(champion, path, test=case.evaluation.test)
-    return replace(answers, contestant="champion"), ()
 
 
 def _move(case: Case, decision: Decision, candidate: Version) -> Decision:
@@ -253,26 +201,26 @@ def _move(case: Case, decision: Decision, candidate: Version) -> Decision:
 
 
 def _note(case: Case, candidate: Version, decision: Decision) -> None:
-    """Keep the verdict, whatever it is, on the version itself."""
-    kept = {key: value for key, value in asdict(decision).items() if key != "figures"}
+    """Keep the verdict, whatever it is, on the version itself, its outcome on the champion that it met."""
     tags = {
-        VERDICT: json.dumps(kept, ensure_ascii=False),
-        "regraft.figures": json.dumps(dict(decision.figures)),
+        VERDICT: json.dumps(asdict(decision), ensure_ascii=False),
         "regraft.outcome": decision.outcome,
     }
     name, found = next(iter(case.evaluation.metrics[MODEL].items()))
-    told = f"test {name.replace('_', ' ')} {verdict.decimal(found['value'])}; "
-    case.registry.note(
-        candidate, tags, description=f"{told}{decision.outcome}: {'; '.join(decision.reasons)}"
-    )
+    told = f"test {name.replace('_', ' ')} {decimal(found['value'])}; "
+    told += f"{decision.outcome}: {'; '.join(decision.reasons)}"
+    case.registry.note(candidate, tags, description=told[:LONGEST])
+    if decision.champion:
+        met = case.registry.version(decision.champion)
+        case.registry.note(met, {f"regraft.challenger.{candidate.number}": decision.outcome})
 
 
 def _stored(version: Version) -> Decision | None:
     if VERDICT not in version.tags:
         return None
     kept = json.loads(version.tags[VERDICT])
-    reasons, figures = tuple(kept.pop("reasons")), json.loads(version.tags["regraft.figures"])
-    return Decision(**kept, reasons=reasons, figures=figures)
+    reasons, found = tuple(kept.pop("reasons")), tuple(Check.read(check) for check in kept.pop("checks", ()))
+    return Decision(**kept, reasons=reasons, checks=found)
 
 
 def _experimental(root: Path) -> bool:
@@ -291,44 +239,28 @@ def _write(case: Case, decision: Decision, champion: Version | None) -> Promotio
         "outcome": decision.outcome,
         "reasons": decision.reasons,
     }
-    told = {**fields, "figures": dict(decision.figures), "champion_before": decision.champion}
+    told = {
+        **fields,
+        "checks": [asdict(check) for check in decision.checks],
+        "figures": dict(decision.figures),
+        "champion_before": decision.champion,
+    }
     with files.replace_directory(Promotion.folder(case.root)) as draft:
         files.write_text(draft / "verdict.json", files.canonical_json(told))
         Promotion.save(draft, **fields)
-    files.write_text(case.root / "reports" / "promotion.md", _page(decision, case.registry.name, now))
-    return Promotion.load(case.root)
-
-
-def _page(decision: Decision, name: str, now: str | None) -> str:
-    after = f"version {now}" if now else "none"
-    before = f"version {decision.champion}" if decision.champion else "none"
-    reasons = "\n".join(f"- {reason}" for reason in decision.reasons)
-    return (
-        f"# {decision.outcome}: {name} version {decision.candidate}\n\n{reasons}\n\n"
-        f"Judged against the champion: {before}. Champion now: {after}.\n\n"
-        f"{_comparisons(decision.figures)}"
-        f"To make the champion before this one champion again: `regraft rollback`.\n"
-    )
-
-
-def _comparisons(figures: Mapping[str, float]) -> str:
-    """A table of the paired tests: one line per rival."""
-    rivals = [name.removesuffix(".score") for name in figures if name.endswith(".score")]
-    if not rivals:
-        return ""
-    lines = [
-        "| against | ours | theirs | difference | interval | p | rows |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for rival in rivals:
-        got = {name.removeprefix(f"{rival}."): value for name, value in figures.items()}
-        ours, theirs = (verdict.decimal(got[name]) for name in ("score", "other"))
-        apart, low, high = (verdict.decimal(got[name], "+") for name in ("difference", "low", "high"))
-        lines.append(
-            f"| {rival} | {ours} | {theirs} | {apart} | {low} to {high} | "
-            f"{verdict.p_text(got['p_value'])} | {got['rows']:,.0f} |"
+    page = verdict_page.render(
+        verdict_page.Facts(
+            model=case.registry.name,
+            version=decision.candidate,
+            outcome=decision.outcome,
+            reasons=decision.reasons,
+            checks=decision.checks,
+            judged_against=decision.champion,
+            champion=now,
         )
-    return "\n".join(lines) + "\n\n"
+    )
+    files.write_text(case.root / "reports" / "promotion.md", page)
+    return Promotion.load(case.root)
 
 
 def _tell(track: Track, case: Case, decision: Decision) -> None:

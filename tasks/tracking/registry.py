@@ -140,6 +140,19 @@ class Registry:
             found = self._client.download_artifacts(version.run_id, f"predictions/{name}", str(folder))
         return Path(found)
 
+    def judged(self, version: Version, *, test: str) -> int:
+        """Count `version` among those judged on the test rows of digest `test`; how many these are by now.
+
+        Call it under `locked`.
+        """
+        found = self._registered()
+        known = found.tags.get(_judged(test), "").split() if found else []
+        if version.number not in known:
+            known = [*known, version.number]
+            with server.asking(self._uri):
+                self._client.set_registered_model_tag(self.name, _judged(test), " ".join(known))
+        return len(known)
+
     def history(self) -> list[Move]:
         found = self._registered()
         return [Move(**line) for line in json.loads(found.tags.get(HISTORY, "[]"))] if found else []
@@ -274,6 +287,10 @@ def _last(stack: Sequence[str], version: str) -> int:
 
 def _kept(test: str) -> str:
     return f"regraft.predictions.{test.removeprefix('sha256:')[:16]}"
+
+
+def _judged(test: str) -> str:
+    return f"regraft.judged.{test.removeprefix('sha256:')[:16]}"
 
 
 def _predictions_name(version: Version, test: str) -> str:

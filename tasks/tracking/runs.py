@@ -39,7 +39,7 @@ UPSTREAM: Mapping[str, tuple[str, ...]] = {
     "encoding": ("preparation", "vocabulary"),
     "finetuning": ("vocabulary", "conversion", "encoding"),
     "evaluation": ("preparation", "conversion", "encoding", "finetuning"),
-    "promotion": ("preparation", "encoding", "finetuning", "evaluation"),
+    "promotion": ("preparation", "conversion", "encoding", "finetuning", "evaluation"),
 }
 READS_ROWS = {"finetuning": "training", "evaluation": "evaluation"}  # stage -> what it uses the data set for
 PACKAGES = ("datasets", "dvc", "mlflow", "pandas", "prefect", "torch", "transformers")

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from tasks.errors import ParamsError
 from tasks.evaluation import verdict
+from tasks.evaluation.checks import Evidence, Resampling
 from tasks.evaluation.pairing import detectable, mcnemar
 from tasks.evaluation.predictions import Predictions
 from tasks.evaluation.verdict import compare, gate
+from tasks.params import GateParams
 
 
 def _answers(correct, name="candidate"):
@@ -29,8 +32,24 @@ def _pair(wins, losses, both=60, neither=20):
     return _answers(ours), _answers(theirs, "rival")
 
 
-def _gate(candidate, champion=None, baselines=None, must_beat=("rival",), **more):
-    return gate(candidate, champion, baselines or {}, alpha=0.05, must_beat=must_beat, resamples=200, **more)
+def _gate(candidate, champion=None, baselines=None, must_beat=("rival",), conditions=None, **more):
+    evidence = Evidence(
+        candidate=candidate,
+        champion=champion and replace(champion, contestant="champion"),
+        baselines=baselines or {},
+        **{"slices": {}, **more},
+    )
+    return gate(
+        evidence,
+        GateParams.model_validate(conditions or {}),
+        must_beat=must_beat,
+        resampling=Resampling(alpha=0.05, resamples=200, seed=1),
+    )
+
+
+def _check(found, name):
+    (check,) = [check for check in found.checks if check.name == name]
+    return check
 
 
 @pytest.mark.parametrize(
@@ -74,7 +93,7 @@ def test_the_first_version_is_promoted_when_it_beats_the_baselines():
         "accuracy 0.783 > rival 0.565 on the same 115 rows, paired 95 % interval [+0"
     )
     assert found.reasons[0].endswith("p < 0.001")
-    assert found.figures["rival.wins"] == 30
+    assert _check(found, "rival").figures["wins"] == 30
 
 
 def test_a_candidate_that_only_equals_a_baseline_is_held_with_what_could_have_been_seen():
@@ -106,11 +125,25 @@ def test_the_same_model_again_is_held():
     assert "p = 1.000" in found.reasons[0]
 
 
-def test_without_anything_to_beat_the_first_version_says_so():
-    found = _gate(_answers([1, 0]), must_beat=())
-    assert (found.outcome, found.reasons) == (
-        "promote",
-        ("first version, and must_beat names no baseline to beat",),
+def test_without_anything_to_beat_the_first_version_is_told_so():
+    found = _gate(_answers([1, 0] * 5), must_beat=())
+    assert found.outcome == "promote"
+    assert _check(found, "test rows").sentence == "10 test rows, and nothing to compare with"
+
+
+@pytest.mark.parametrize(("rows", "outcome"), [(5, "hold"), (6, "promote")])
+def test_too_few_rows_to_decide_anything_hold(rows, outcome):
+    found = _gate(_answers([1] * rows), _answers([0] * rows), must_beat=())
+    assert found.outcome == outcome
+    assert mcnemar(rows, 0) <= 0.05 or "5 test rows decide nothing at 0.05" in found.reasons[-1]
+
+
+def test_the_difference_that_the_rows_can_show_is_always_told():
+    candidate, champion = _pair(wins=30, losses=5)
+    told = _check(_gate(candidate, champion, must_beat=()), "test rows")
+    assert told.figures["detectable"] == pytest.approx(detectable(115, 35, alpha=0.05), rel=1e-4)
+    assert told.sentence == (
+        "115 test rows show differences of accuracy from about 0.143 on, 4 times out of 5 (champion)"
     )
 
 
@@ -144,6 +177,7 @@ def test_a_missing_baseline_holds():
             "champion knows 3 classes, the candidate 2",
         ),
         (lambda p: _answers([]), "champion has no test rows"),
+        (lambda p: replace(p, kind="score"), "answered rows of kind score, the candidate rows of kind label"),
     ],
 )
 def test_what_cannot_be_compared_holds_with_its_reason(spoil, reason):
@@ -162,6 +196,187 @@ def test_a_candidate_that_is_not_a_number_or_empty_holds():
     assert _gate(_answers([]), must_beat=()).outcome == "hold"
 
 
+def test_a_test_set_of_one_class_holds():
+    candidate, champion = _pair(wins=30, losses=5)
+    alike = [replace(p, actual=np.zeros_like(p.actual)) for p in (candidate, champion)]
+    found = _gate(*alike, must_beat=(), labels=("bad", "good"))
+    assert found.outcome == "hold"
+    assert "all 115 test rows have the label 'bad': they tell no classes apart" in found.reasons[0]
+
+
+def test_a_champion_that_could_not_be_asked_holds_and_leaves_the_question_open():
+    found = _gate(_answers([1] * 50), must_beat=(), faults={"champion": "it is gone"})
+    assert (found.outcome, found.reasons, found.settled) == ("hold", ("it is gone",), False)
+
+
+@pytest.mark.parametrize(
+    ("margin", "outcome", "told"),
+    [
+        (0.0, "promote", "p < 0.001"),
+        (0.01, "promote", "by more than 0.01"),
+        (0.2, "hold", "better, but not shown to be so by more than 0.2"),
+    ],
+)
+def test_a_margin_must_be_exceeded_by_the_whole_interval(margin, outcome, told):
+    candidate, champion = _pair(wins=30, losses=5)
+    found = _gate(candidate, champion, must_beat=(), conditions={"margin": margin})
+    assert found.outcome == outcome
+    assert _check(found, "champion").sentence.endswith(told)
+
+
+def test_the_margin_is_the_champions_and_not_the_baselines():
+    candidate, rival = _pair(wins=30, losses=5)
+    assert _gate(candidate, baselines={"rival": rival}, conditions={"margin": 0.2}).outcome == "promote"
+
+
+def _surer(answers, sure):
+    """The same choices, each with probability `sure`."""
+    values = np.where(answers.answer > 0.5, sure, 1 - sure).astype(np.float32)
+    return replace(answers, answer=values)
+
+
+@pytest.mark.parametrize(
+    ("sure", "margin", "outcome", "told"),
+    [
+        (0.9, 0.0, "promote", "not worse by more than 0"),
+        (0.99, 0.1, "hold", "not shown to be worse by at most 0.1"),
+        (0.99999, 0.1, "reject", "worse by more than 0.1"),
+        (0.99999, 9.0, "promote", "not worse by more than 9"),
+    ],
+)
+def test_a_metric_must_be_shown_not_to_be_worse(sure, margin, outcome, told):
+    candidate, champion = _pair(wins=30, losses=5)
+    found = _gate(
+        _surer(candidate, sure), champion, must_beat=(), conditions={"not_worse": {"log_loss": margin}}
+    )
+    check = _check(found, "not worse in log_loss")
+    assert (check.outcome, found.outcome) == (outcome, outcome)
+    assert check.sentence.endswith(told)
+
+
+def test_direction_is_the_metrics_own():
+    candidate, champion = _pair(wins=30, losses=5)
+    conditions = {"not_worse": {"macro_f1": 0.0, "log_loss": 0.0}}
+    better = _gate(candidate, champion, must_beat=(), conditions=conditions)
+    worse = _gate(champion, candidate, must_beat=(), conditions=conditions)
+    names = [f"not worse in {name}" for name in conditions["not_worse"]]
+    assert [_check(better, name).outcome for name in names] == ["promote", "promote"]
+    assert [_check(worse, name).outcome for name in names] == ["reject", "reject"]
+
+
+def test_a_metric_that_the_kind_does_not_have_is_refused_by_name():
+    candidate, _ = _pair(wins=30, losses=5)
+    with pytest.raises(
+        ParamsError, match=r"promotion.gate.not_worse: no metric 'f1' .* known: accuracy, brier"
+    ):
+        _gate(candidate, must_beat=(), conditions={"not_worse": {"f1": 0.1}})
+
+
+def _with_slice(inside, outside, **conditions):
+    """A candidate that is better by `outside` of 200 rows, and by `inside` (or worse) in a slice of 100."""
+    rows = np.arange(300)
+    losses = np.isin(rows, np.arange(max(-inside, 0)))
+    ours = ~losses
+    theirs = ~((rows >= 100) & (rows < 100 + outside))
+    return _gate(
+        _answers(ours), _answers(theirs), must_beat=(), slices={"short": rows < 100, "rest": rows >= 100},
+        conditions=conditions,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("inside", "outcome", "told"),
+    [
+        (-30, "reject", "slice short: 100 rows, accuracy 0.700, champion 1.000, gain -0.300"),
+        (-4, "promote", "2 slices, none shown to be worse than the champion by more than 0.05 (least: short, -0.040)"),
+        (0, "promote", "2 slices, none shown to be worse than the champion by more than 0.05 (least: short, +0.000)"),
+    ],
+)  # fmt: skip
+def test_a_protected_slice_that_is_shown_to_be_worse_rejects(inside, outcome, told):
+    found = _with_slice(inside, outside=120)
+    assert found.outcome == outcome
+    assert told in _check(found, "slices").sentence
+
+
+def test_a_slice_with_too_few_rows_is_no_evidence_and_fails_nobody():
+    found = _with_slice(-30, outside=120, slices={"minimum": 150, "margin": 0.05})
+    short = next(part for part in _check(found, "slices").parts if part.name == "short")
+    assert found.outcome == "promote"
+    assert short.sentence == "insufficient evidence: 100 of at least 150 rows"
+
+
+def test_an_empty_slice_is_no_evidence_either():
+    candidate, champion = _pair(wins=30, losses=5)
+    found = _gate(candidate, champion, must_beat=(), slices={"none": np.zeros(115, dtype=bool)})
+    assert found.outcome == "promote"
+    assert _check(found, "slices").sentence == (
+        "no slice has enough rows to be judged; 1 more with too few rows are no evidence"
+    )
+
+
+def test_slices_that_cannot_be_read_hold_unless_nothing_is_protected():
+    candidate, champion = _pair(wins=30, losses=5)
+    lost = {"slices": None, "faults": {"slices": "slices.parquet is missing"}}
+    found = _gate(candidate, champion, must_beat=(), **lost)
+    assert (found.outcome, found.reasons, found.settled) == (
+        "hold",
+        ("slices: slices.parquet is missing",),
+        False,
+    )
+    assert _gate(candidate, champion, must_beat=(), conditions={"slices": None}, **lost).outcome == "promote"
+
+
+@pytest.mark.parametrize(
+    ("conditions", "known", "outcome", "told"),
+    [
+        ({"maximum_ece": 0.2}, {}, "promote", "expected calibration error 0.117 <= 0.2"),
+        ({"maximum_ece": 0.1}, {}, "hold", "expected calibration error 0.117 > 0.1"),
+        ({"maximum_megabytes": 90}, {"size": 90_000_000}, "promote", "bytes of the model directory 90.000 <= 90"),
+        ({"maximum_megabytes": 90}, {"size": 90_000_001}, "hold", "bytes of the model directory 90.000 > 90"),
+        ({"maximum_megabytes": 90}, {}, "hold", "size: not known"),
+        ({"maximum_latency_ratio": 1.2}, {"latency_ratio": 1.1}, "promote", "of the champion's 1.100 <= 1.2"),
+        ({"maximum_latency_ratio": 1.2}, {"latency_ratio": 1.3}, "hold", "of the champion's 1.300 > 1.2"),
+        ({"maximum_latency_ratio": 1.2}, {"latency_ratio": float("nan")}, "hold", "of the champion's nan > 1.2"),
+        ({"maximum_latency_ratio": 1.2}, {"faults": {"latency_ratio": "gone"}}, "hold", "latency ratio: gone"),
+        ({"proofs": ["parity"]}, {"proofs": {"parity": "max |difference| 0"}}, "promote", "proved parity: max"),
+        ({"proofs": ["parity"]}, {"proofs": {"content": "all"}}, "hold", "no proof of parity: it was not made"),
+        ({"proofs": ["parity"]}, {"proofs": {"parity": "not judged: no words"}}, "hold", "parity: not judged: no"),
+        ({"proofs": ["parity"]}, {"faults": {"proofs": "gone"}}, "hold", "proofs: gone"),
+        ({"judgements": 3}, {"judgements": 3}, "promote", "3 candidates judged on these test rows, at most 3"),
+        ({"judgements": 3}, {"judgements": 4}, "hold", "with a chance of 9.63 %; take fresh test rows: "),
+    ],
+)  # fmt: skip
+def test_each_condition_tells_its_numbers_and_what_is_not_known_holds(conditions, known, outcome, told):
+    candidate, champion = _pair(wins=30, losses=5)
+    found = _gate(candidate, champion, must_beat=(), conditions=conditions, **known)
+    assert found.outcome == outcome
+    assert [check for check in found.checks if told in check.sentence and check.outcome == outcome]
+
+
+def test_the_first_version_needs_no_champion_to_be_as_fast_or_as_good_as():
+    candidate, rival = _pair(wins=30, losses=5)
+    conditions = {"maximum_latency_ratio": 1.2, "not_worse": {"log_loss": 0.0}, "margin": 0.1}
+    found = _gate(candidate, baselines={"rival": rival}, conditions=conditions, slices=None)
+    assert found.outcome == "promote"
+
+
+def test_calibration_cannot_be_asked_of_rows_without_probabilities():
+    rows = np.arange(20, dtype=np.float32)
+    candidate = Predictions("candidate", tuple(f"r{n}" for n in range(20)), rows, rows, "score")
+    found = _gate(candidate, must_beat=(), conditions={"maximum_ece": 0.1})
+    assert (found.outcome, found.reasons) == (
+        "hold",
+        ("answers to rows of kind score have no calibration error",),
+    )
+
+
+def test_worse_in_one_and_unknown_in_another_rejects():
+    candidate, champion = _pair(wins=5, losses=30)
+    found = _gate(candidate, champion, must_beat=(), conditions={"maximum_megabytes": 1})
+    assert found.outcome == "reject"
+    assert [reason.split(" on ")[0] for reason in found.reasons] == ["accuracy 0.565 < champion 0.783"]
+
+
 def test_other_rows_are_no_comparison():
     candidate, rival = _pair(wins=3, losses=5)
     with pytest.raises(ValueError, match="rival was evaluated on other test rows"):
@@ -173,7 +388,7 @@ def test_models_of_equal_quality_are_promoted_no_more_often_than_alpha_allows():
     promoted = 0
     for _ in range(rounds):
         ours, theirs = generator.random((2, 300)) < 0.75
-        found = gate(_answers(ours), _answers(theirs), {}, alpha=0.05, must_beat=(), resamples=10)
+        found = _gate(_answers(ours), _answers(theirs), must_beat=())
         promoted += found.outcome == "promote"
     assert promoted <= binom.ppf(0.9999, rounds, 0.05 / 2)  # one side of a two-sided test
 

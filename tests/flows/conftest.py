@@ -184,7 +184,7 @@ def _params() -> str:
     shipped = parameters.load(REPOSITORY / "params.yaml")
     changes = [
         "sources.text.path=reviews.csv", "sources.text.columns={text: review, label: verdict}",
-        "sources.checkpoint.path=base", "promotion.model=reviews", "promotion.must_beat=[majority, frozen]", "encoding.max_length=32",
+        "sources.checkpoint.path=base", "promotion.model=reviews", "promotion.gate.must_beat=[majority, frozen]", "encoding.max_length=32",
         "preparation.subset={train: 120, validation: 30, test: 60}",
         "finetuning.phases=[{name: head, depth: 0, epochs: 2, learning_rate: 1.0e-2}, "
         "{name: whole, depth: all, epochs: 12, learning_rate: 5.0e-3}]",

@@ -244,7 +244,7 @@ def test_rows_with_any_number_of_labels_reach_a_champion(ready, tmp_path):
     assert set(confusion(root)[1:]) <= {f"{a},{b}" for a in (*LABELS, "—") for b in (*LABELS, "—")}
     assert evaluation.run(settings("labels"), root, Silent()).digest == record.digest
 
-    assert promotion.run(settings("labels", "promotion.must_beat=[shares]"), root, Silent()).alias_moved
+    assert promotion.run(settings("labels", "promotion.gate.must_beat=[shares]"), root, Silent()).alias_moved
     assert told(root, "labels", "good long film").startswith(("fine (", "lengthy ("))
     assert told(root, "labels", "bad").startswith("no label (the likeliest is ")
     table = root / "reviews.csv"
@@ -273,7 +273,7 @@ def test_rows_with_a_score_reach_a_champion(ready):
     assert "<h2>Classes</h2>" not in page_of(root)
     assert confusion(root) == ["actual,predicted"]
 
-    assert promotion.run(settings("score", "promotion.must_beat=[mean]"), root, Silent()).alias_moved
+    assert promotion.run(settings("score", "promotion.gate.must_beat=[mean]"), root, Silent()).alias_moved
     said = [float(told(root, "score", text)) for text in ("good good good", "bad bad")]
     assert said[0] > 1 > -1 > said[1]
     answers = served(root).predict(["good good good", "bad bad"])
@@ -296,7 +296,7 @@ def test_rows_with_a_tag_a_word_reach_a_champion(ready):
     assert len(confusion(root)) == 1 + sum(len(row) for row in answers.actual)
     assert evaluation.run(settings("tags"), root, Silent()).digest == record.digest
 
-    assert promotion.run(settings("tags", "promotion.must_beat=[majority]"), root, Silent()).alias_moved
+    assert promotion.run(settings("tags", "promotion.gate.must_beat=[majority]"), root, Silent()).alias_moved
     assert told(root, "tags", "the film long") == "the/O film/B-film long/I-film"
     assert told(root, "tags", "bad " * 20).split()[13:15] == ["bad/O", "bad/?"]
     assert list(served(root).predict(["the film", "bad"])) == ["O,B-film", "O"]
@@ -306,7 +306,7 @@ def test_rows_with_a_tag_a_word_reach_a_champion(ready):
 def test_a_champion_of_scores_answers_other_test_rows(ready):
     root = ready("score", epochs=3)
     evaluation.run(settings("score"), root, Silent())
-    promotion.run(settings("score", "promotion.must_beat=[]"), root, Silent())
+    promotion.run(settings("score", "promotion.gate.must_beat=[]"), root, Silent())
     folder = EncodedDataset.folder(root)
     with files.replace_directory(folder) as draft:
         for split in SPLITS:
@@ -315,7 +315,7 @@ def test_a_champion_of_scores_answers_other_test_rows(ready):
         sizes = dict.fromkeys(("rows", "tokens", "truncated", "lost", "unknown"), COUNTS)
         EncodedDataset.save(draft, kind="score", labels=(), max_length=16, **sizes)
     ready_again(root)
-    record = promotion.run(settings("score", "promotion.must_beat=[]"), root, Silent())
+    record = promotion.run(settings("score", "promotion.gate.must_beat=[]"), root, Silent())
     assert record.outcome == "promote"
     assert "> champion " in record.reasons[0]
     assert "on the same 50 rows" in record.reasons[0]

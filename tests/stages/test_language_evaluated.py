@@ -212,7 +212,7 @@ def test_a_model_that_guesses_hidden_tokens_is_judged_by_them(ready):
     figures = {name: found["loss"] for name, found in record.metrics.items()}
     assert figures["model"] == figures["pretrained"] != figures["unigram"]  # it has not learned
     assert promotion.run(settings("text"), root, Silent()).outcome in ("hold", "reject")
-    assert promotion.run(settings("text", "promotion.must_beat=[]"), root, Silent()).alias_moved
+    assert promotion.run(settings("text", "promotion.gate.must_beat=[]"), root, Silent()).alias_moved
     with pytest.raises(InputError, match="a BertForMaskedLM guesses hidden tokens and cannot continue"):
         told(root, "text", "monday tuesday")
     assert set(served(root, ["monday [MASK] wednesday thursday"])) < set(WORDS)
@@ -222,10 +222,10 @@ def test_a_model_that_guesses_hidden_tokens_is_judged_by_them(ready):
 def test_a_champion_foresees_other_test_rows_too(ready):
     root = ready("text", epochs=5)
     evaluation.run(settings("text"), root, Silent())
-    promotion.run(settings("text", "promotion.must_beat=[]"), root, Silent())
+    promotion.run(settings("text", "promotion.gate.must_beat=[]"), root, Silent())
     ready("text", epochs=60, test_rows=30)
     evaluation.run(settings("text"), root, Silent())
-    record = promotion.run(settings("text", "promotion.must_beat=[]"), root, Silent())
+    record = promotion.run(settings("text", "promotion.gate.must_beat=[]"), root, Silent())
     assert record.alias_moved
     assert "> champion -" in record.reasons[0]
     assert "on the same 30 rows" in record.reasons[0]

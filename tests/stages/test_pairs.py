@@ -25,7 +25,7 @@ conversion: {}
 encoding: {}
 finetuning: {phases: [{name: head, depth: 0, epochs: 60, learning_rate: 3.0e-3}]}
 evaluation: {baselines: [majority, tfidf]}
-promotion: {model: entailment, must_beat: [majority]}
+promotion: {model: entailment, gate: {must_beat: [majority]}}
 """
 NAMES = ["Anna", "Ben", "Carla", "David", "Emma", "Frank", "Greta", "Hugo", "Ida", "Jonas"]
 PLACES = ["kitchen", "garden", "office", "station", "library", "market", "harbour", "museum"]

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from tasks import files, params
 from tasks.artifacts import EncodedDataset, Evaluation, Sources, TrainedModel
 from tasks.errors import ArtifactError, InputError, TrackingError
-from tasks.evaluation import predictions
+from tasks.evaluation import predictions, slices
 from tasks.evaluation.predictions import Predictions
 from tasks.stages import champion, promotion
 from tasks.tracking import flavor, runs, server
@@ -26,7 +26,7 @@ WORSE, FAIR, BETTER, BEST = 55, 70, 85, 98  # rows of 100 that a model has right
 
 def changed(*assignments):
     return params.override(
-        SHIPPED, ["promotion.model=reviews", "promotion.must_beat=[majority]", *assignments]
+        SHIPPED, ["promotion.model=reviews", "promotion.gate.must_beat=[majority]", *assignments]
     )
 
 
@@ -94,6 +94,7 @@ def arrange(prepared, tiny_classifier, light):
         accuracy = {"accuracy": {"value": right / ROWS, "low": 0.0, "high": 1.0}}
         with files.replace_directory(Evaluation.folder(root)) as draft:
             predictions.write(draft / "predictions.parquet", contestants)
+            slices.write(draft / "slices.parquet", ids, {"first": np.arange(ROWS) < 50})
             Evaluation.save(
                 draft,
                 model=TrainedModel.load(root).digest,
@@ -174,7 +175,7 @@ def test_a_first_model_that_beats_no_baseline_does_not(propose, reviews):
 
 
 def test_a_baseline_that_was_not_evaluated_holds(propose, reviews):
-    record = propose(BEST, seed=1, params=changed("promotion.must_beat=[majority, frozen]"))
+    record = propose(BEST, seed=1, params=changed("promotion.gate.must_beat=[majority, frozen]"))
     assert record.outcome == "hold"
     assert record.reasons == ("baseline 'frozen' was not evaluated",)
     assert reviews.champion() is None
@@ -287,7 +288,7 @@ def test_a_champion_that_cannot_be_fetched_holds_and_is_asked_again_next_time(
         patch.setattr(Registry, "download", _gone)
         record = propose(BEST, seed=2, salt="b")
     assert record.outcome == "hold"
-    assert "version 1 was judged on other test rows and cannot answer these: gone" in record.reasons[0]
+    assert "champion version 1 cannot be asked about these test rows: gone" in record.reasons[0]
     assert reviews.champion().number == "1"
     assert "on the same 100 rows" in promotion.run(PARAMS, root, Ledger()).reasons[0]
 
