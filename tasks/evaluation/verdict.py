@@ -11,7 +11,7 @@ import numpy as np
 from tasks.evaluation import checks, judging, limits
 from tasks.evaluation.checks import CHAMPION, Check, Evidence, Outcome, Resampling
 from tasks.evaluation.pairing import Comparison, compare_scores
-from tasks.evaluation.predictions import Predictions
+from tasks.evaluation.predictions import Array, Predictions
 from tasks.params import GateParams
 
 
@@ -163,5 +163,14 @@ def _incomparable(name: str, candidate: Predictions, rival: Predictions) -> Iter
     elif candidate.answer.shape[1:] != rival.answer.shape[1:]:
         theirs, ours = rival.answer.shape[1:], candidate.answer.shape[1:]
         yield f"{name} knows {theirs[0]} classes, the candidate {ours[0]}"
-    elif differ := sum(not np.array_equal(a, b) for a, b in zip(candidate.actual, rival.actual, strict=True)):
+    elif differ := _differing(candidate.actual, rival.actual):
         yield f"{name} was evaluated against other labels: {differ:,} of {len(rival.ids):,} rows differ"
+
+
+def _differing(ours: Array, theirs: Array) -> int:
+    """Rows of which the two say another truth."""
+    if ours.dtype == object:  # ragged
+        return sum(not np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    if ours.shape != theirs.shape:
+        return len(ours)
+    return int((ours != theirs).reshape(len(ours), -1).any(axis=1).sum())

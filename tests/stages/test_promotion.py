@@ -10,8 +10,8 @@ import pytest
 from mlflow import MlflowClient
 
 from tasks import files, params
-from tasks.artifacts import EncodedDataset, Evaluation, Sources, TrainedModel
-from tasks.errors import ArtifactError, InputError, TrackingError
+from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, Evaluation, Sources, TrainedModel
+from tasks.errors import ArtifactError, InputError, ParamsError, TrackingError
 from tasks.evaluation import predictions, slices
 from tasks.evaluation.predictions import Predictions
 from tasks.stages import champion, promotion
@@ -77,9 +77,9 @@ def light(tracked, monkeypatch):
 def arrange(prepared, tiny_classifier, light):
     """Writes what finetuning and evaluation leave behind for a model that has `right` rows right."""
 
-    def write(root, right, *, seed, salt="a", labels=LABELS):
+    def write(root, right, *, seed, salt="a", labels=LABELS, base="sha256:b", classes=2, spoil=None):
         ids = tuple(f"{salt}{number:03}" for number in range(ROWS))
-        truth = np.arange(ROWS, dtype=np.int64) % 2
+        truth = np.arange(ROWS, dtype=np.int64) % classes
         texts = ["good film" if number % 3 else "bad" for number in range(ROWS)]
         rows = [{"id": id, "text": text, "split": "test"} for id, text in zip(ids, texts, strict=True)]
         prepared(root, rows, labels=labels)
@@ -87,10 +87,10 @@ def arrange(prepared, tiny_classifier, light):
         with files.replace_directory(TrainedModel.folder(root)) as draft:
             model = tiny_classifier(draft / "model", seed=seed, labels=labels)
             weights = files.digest_file(model / "model.safetensors")
-            TrainedModel.save(
-                draft, base="sha256:b", data="sha256:d", labels=labels, weights=weights, phases=()
-            )
+            TrainedModel.save(draft, base=base, data="sha256:d", labels=labels, weights=weights, phases=())
         contestants = [answers("model", right, ids, truth), answers("majority", 40, ids, truth)]
+        if spoil:
+            contestants[0] = spoil(contestants[0])
         accuracy = {"accuracy": {"value": right / ROWS, "low": 0.0, "high": 1.0}}
         with files.replace_directory(Evaluation.folder(root)) as draft:
             predictions.write(draft / "predictions.parquet", contestants)
@@ -404,6 +404,188 @@ def test_weights_that_are_not_the_manifests_are_not_registered(root, arrange, re
     with pytest.raises(ArtifactError, match=r"its manifest says .* run `dvc repro -f finetuning`"):
         promotion.run(PARAMS, root, Ledger())
     assert reviews.versions() == []
+
+
+def page(root):
+    return (root / "reports" / "promotion.md").read_text(encoding="utf-8")
+
+
+def test_the_page_tells_every_condition_those_that_hold_too(root, propose):
+    propose(BETTER, seed=1)
+    propose(WORSE, seed=2)
+    found = page(root)
+    assert "| champion | **worse** | accuracy 0.550 < champion 0.850" in found
+    assert "| majority | yes | accuracy 0.550 > majority 0.400" in found
+    assert "| slices | **worse** | slice first" not in found, "the first 50 rows are alike"
+    assert "| test rows | yes | 100 test rows show differences of accuracy from about 0.1" in found
+    assert "| judgements | yes | 2 candidates judged on these test rows, at most 20: " in found
+    assert "| first | no evidence | insufficient evidence: 50 of at least 100 rows |" in found
+    checks = {check["name"]: check for check in verdict(root)["checks"]}
+    assert checks["champion"]["outcome"] == "reject"
+    assert checks["slices"]["parts"][0]["name"] == "first"
+
+
+def test_what_a_name_holds_does_not_break_the_table(root, propose, arrange):
+    propose(FAIR, seed=1)
+    arrange(root, BEST, seed=2)
+    place = Evaluation.load(root).path / "slices.parquet"
+    slices.write(place, [f"a{n:03}" for n in range(ROWS)], {"a|b\nc": np.ones(ROWS, dtype=bool)})
+    promotion.run(PARAMS, root, Ledger())
+    assert "| a\\|b c | yes | 100 rows, accuracy 0.980, champion 0.700" in page(root)
+
+
+def test_the_champion_keeps_who_challenged_it_and_how_that_ended(propose, reviews):
+    propose(BETTER, seed=1)
+    propose(86, seed=2)
+    propose(WORSE, seed=3)
+    tags = reviews.champion().tags
+    assert (tags["regraft.challenger.2"], tags["regraft.challenger.3"]) == ("hold", "reject")
+
+
+def test_judgements_on_the_same_test_rows_are_counted_once_a_candidate(root, propose):
+    strict = changed("promotion.gate.judgements=2")
+    for seed in (1, 2, 2):
+        propose(FAIR, seed=seed, params=strict)
+    assert verdict(root)["figures"]["judgements.count"] == 2
+    record = propose(BEST, seed=3, params=strict)
+    assert (record.outcome, record.alias_moved) == ("hold", False)
+    (reason,) = record.reasons
+    assert reason.startswith("3 candidates judged on these test rows, at most 2: if none is better, one is ")
+    assert "a chance of 7.31 %; take fresh test rows: " in reason
+    assert "preparation.salt" in reason
+    propose(BEST, seed=3, params=strict, salt="b")
+    assert verdict(root)["figures"]["judgements.count"] == 1, "other test rows, another count"
+
+
+def test_force_goes_against_the_limit_of_judgements_and_says_so(root, propose, reviews):
+    propose(FAIR, seed=1)
+    strict = changed("promotion.gate.judgements=1")
+    assert propose(BEST, seed=2, params=strict).outcome == "hold"
+    record = promotion.promote_by_hand(strict, root, force=True, reason="the test rows are fresh enough")
+    assert (record.outcome, reviews.champion().number) == ("promote", "2")
+    assert record.reasons[1].startswith("2 candidates judged on these test rows, at most 1")
+
+
+def test_slices_that_are_missing_hold_until_they_are_there(root, propose, arrange):
+    propose(FAIR, seed=1)
+    arrange(root, BEST, seed=2)
+    place = Evaluation.load(root).path / "slices.parquet"
+    kept = place.read_bytes()
+    place.unlink()
+    record = promotion.run(PARAMS, root, Ledger())
+    assert record.outcome == "hold"
+    assert "slices.parquet is missing: run `dvc repro evaluation` first" in record.reasons[0]
+    assert "| slices | **not known** | " in page(root)
+    place.write_bytes(kept)
+    assert promotion.run(PARAMS, root, Ledger()).outcome == "promote"
+
+
+def convert(root, **proofs):
+    with files.replace_directory(ConvertedCheckpoint.folder(root)) as draft:
+        ConvertedCheckpoint.save(
+            draft, family="bert", architecture="Bert", labels=LABELS, source="", parameters={}, fresh=[],
+            proofs=proofs,
+        )  # fmt: skip
+    return ConvertedCheckpoint.load(root).digest
+
+
+@pytest.mark.parametrize(
+    ("proofs", "other", "outcome", "reason"),
+    [
+        ({"content": "all tensors"}, False, "promote", "accuracy 0.980 > majority 0.400"),
+        ({"load": "yes"}, False, "hold", "the conversion has no proof of content: it was not made"),
+        ({"content": "all tensors"}, True, "hold", "is not the checkpoint that the model was trained from"),
+    ],
+)
+def test_required_proofs_are_those_of_the_models_own_conversion(
+    root, propose, proofs, other, outcome, reason
+):
+    base = "sha256:other" if other else convert(root, **proofs)
+    convert(root, **proofs)
+    record = propose(BEST, seed=1, base=base, params=changed("promotion.gate.proofs=[content]"))
+    assert record.outcome == outcome
+    assert reason in record.reasons[0]
+
+
+def test_required_proofs_without_a_conversion_hold(propose):
+    record = propose(BEST, seed=1, params=changed("promotion.gate.proofs=[content]"))
+    assert record.outcome == "hold"
+    assert "run `dvc repro conversion` first" in record.reasons[0]
+
+
+def test_a_model_that_is_too_large_is_held_with_its_size(root, propose):
+    record = propose(BEST, seed=1, params=changed("promotion.gate.maximum_megabytes=0.001"))
+    assert record.outcome == "hold"
+    assert record.reasons[0].startswith("millions of bytes of the model directory 0.0")
+    assert record.reasons[0].endswith("> 0.001")
+
+
+@pytest.mark.parametrize(("ratio", "outcome"), [(1000, "promote"), (0.000001, "hold")])
+def test_both_models_answer_to_tell_how_fast_they_are(root, propose, ratio, outcome):
+    propose(FAIR, seed=1)
+    record = propose(BEST, seed=2, params=changed(f"promotion.gate.maximum_latency_ratio={ratio}"))
+    assert record.outcome == outcome
+    assert 0 < verdict(root)["figures"]["latency.value"] < 1000
+
+
+def test_a_model_that_cannot_be_timed_is_held(root, propose, reviews, monkeypatch):
+    propose(FAIR, seed=1)
+    monkeypatch.setattr(Registry, "download", _gone)
+    record = propose(BEST, seed=2, params=changed("promotion.gate.maximum_latency_ratio=2"))
+    assert (record.outcome, record.reasons) == ("hold", ("latency ratio: gone",))
+
+
+def test_a_metric_that_there_is_not_is_refused_before_anything_moves(propose, reviews):
+    with pytest.raises(ParamsError, match=r"promotion.gate.not_worse: no metric 'acuracy'.*'accuracy'"):
+        propose(BEST, seed=1, params=changed("promotion.gate.not_worse={acuracy: 0.1}"))
+    assert reviews.champion() is None
+
+
+def test_a_metric_that_may_not_fall_is_told_beside_the_champions(root, propose):
+    propose(FAIR, seed=1)
+    propose(BEST, seed=2, params=changed("promotion.gate.not_worse={log_loss: 0.01}"))
+    assert "| not worse in log_loss | yes | log loss 0." in page(root)
+
+
+def test_answers_that_are_not_numbers_are_held(propose, reviews):
+    def spoil(found):
+        broken = found.answer.copy()
+        broken[7, 1] = np.nan
+        return replace(found, answer=broken)
+
+    record = propose(BEST, seed=1, spoil=spoil)
+    assert (record.outcome, reviews.champion()) == ("hold", None)
+    assert "the candidate: 1 of 100 rows are no probabilities" in record.reasons[0]
+
+
+def test_test_rows_of_one_class_are_held(propose, reviews):
+    record = propose(BEST, seed=1, classes=1)
+    assert (record.outcome, reviews.champion()) == ("hold", None)
+    assert "all 100 test rows have the label 'bad'" in record.reasons[0]
+
+
+def test_kept_answers_in_another_order_of_labels_are_not_used(root, propose, reviews, tmp_path):
+    propose(FAIR, seed=1)
+    before = champion.Champion(reviews, reviews.champion()).answers(["bad"])
+    propose(BEST, seed=2, labels=("good", "bad"))  # the same rows, and the same numbers of classes
+    kept = reviews.predictions(reviews.version("1"), tmp_path, test=Evaluation.load(root).test)
+    np.testing.assert_allclose(predictions.read(kept)["model"].answer[0], before[0, ::-1], atol=1e-6)
+
+
+def test_kept_answers_of_other_labels_are_not_taken_for_ours(propose, reviews):
+    propose(FAIR, seed=1)
+    record = propose(BEST, seed=2, labels=("happy", "sad"))
+    assert (record.outcome, reviews.champion().number) == ("hold", "1")
+    assert "it answers bad, good; the test rows have happy, sad" in record.reasons[0]
+
+
+def test_a_champion_whose_kept_answers_were_deleted_holds(root, propose, reviews):
+    propose(FAIR, seed=1)
+    (kept,) = (root / ".regraft" / "mlartifacts").rglob("predictions/*.parquet")
+    kept.unlink()
+    record = propose(BEST, seed=2)
+    assert (record.outcome, reviews.champion().number) == ("hold", "1")
+    assert "champion version 1 cannot be asked about these test rows: " in record.reasons[0]
 
 
 def test_two_promotions_at_once_are_decided_one_after_the_other(
