@@ -1,14 +1,15 @@
 """The model registry: one version per weights, an alias that says which is champion, a history of its moves.
 
-The alias never moves without a line in the history, and always under a lock of this machine.
+The alias never moves without a line in the history, and always under a lease that holds across machines.
 """
 
-import json
+import os
+import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,12 @@ from mlflow.models import Model
 
 from tasks import files
 from tasks.errors import InputError, TrackingError, did_you_mean
-from tasks.tracking import server
+from tasks.tracking import history, lease, server
+from tasks.tracking.history import Move
 
 ALIAS = "champion"
-HISTORY = "regraft.history"
 WEIGHTS = "regraft.weights"
 WEIGHTS_FILE = "model.safetensors"
-LONGEST = 4500  # characters of a tag; databases hold 5,000
-LONGEST_REASON = 400  # characters kept of why an alias moved
 WAIT = 900.0  # seconds for another promotion, which may have to run a model
 
 
@@ -42,29 +41,29 @@ class Version:
         return self.tags.get(WEIGHTS, "")
 
 
-@dataclass(frozen=True)
-class Move:
-    """One line of the history: the alias went to `version`."""
-
-    version: str
-    at: str
-    by: str
-    reason: str
-    action: str  # promote | rollback
-
-
 class Registry:
     """The versions of one registered model. Any method raises TrackingError where MLflow does not answer."""
 
     def __init__(self, root: Path, name: str) -> None:
         self._client, self.name, self._root = server.connect(root), name, root
         self._uri: str = self._client.tracking_uri
+        self._lease: lease.Lease | None = None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold off every other promotion of this model by this machine: read, decide and move are one act."""
+        """Hold off every other promotion of this model, on any machine: read, decide and move are one act.
+
+        Processes of one machine queue at a file, so that one of them asks the server for the lease.
+        Raises TrackingError where it is not to be had.
+        """
+        self._ensure()
         with server.lock(self._uri, f"promotion-{self.name}", wait=WAIT):
-            yield
+            holder = f"process {os.getpid()} on {platform.node()}"
+            with lease.held(self._client, self.name, holder, wait=WAIT) as self._lease:
+                try:
+                    yield
+                finally:
+                    self._lease = None
 
     def champion(self) -> Version | None:
         """The version that the alias names; None only where the registry says that there is none."""
@@ -105,8 +104,7 @@ class Registry:
         tags = {**tags, WEIGHTS: weights, "regraft.run": run_id}
         with server.asking(self._uri):
             model = self._logged(directory, run_id, weights, max_length, kind)
-            if not self._registered():
-                self._client.create_registered_model(self.name)
+            self._ensure()
             made = self._client.create_model_version(
                 self.name, model.artifact_location, run_id, tags, model_id=model.model_id
             )
@@ -155,18 +153,11 @@ class Registry:
 
     def history(self) -> list[Move]:
         found = self._registered()
-        return [Move(**line) for line in json.loads(found.tags.get(HISTORY, "[]"))] if found else []
+        return history.read(found.tags) if found else []
 
     def rolled_back(self) -> set[str]:
         """The versions that a person took the alias from, and that nobody promoted again since."""
-        taken: set[str] = set()
-        champion = None
-        for move in self.history():
-            if move.action == "rollback" and champion is not None:
-                taken.add(champion)
-            taken.discard(move.version)
-            champion = move.version
-        return taken
+        return history.rolled_back(self.history())
 
     def promote(self, number: str, *, reason: str, by: str) -> None:
         """Make `number` champion. Call it under `locked`."""
@@ -177,11 +168,13 @@ class Registry:
 
         Takes the lock itself. Raises InputError where there is no such version or nothing to go back to.
         """
+        if not self._registered():
+            raise InputError(f"{self.name} has no champion: there is nothing to roll back")
         with self.locked():
             now = self.champion()
             if now is None:
                 raise InputError(f"{self.name} has no champion: there is nothing to roll back")
-            target = to or former(self.history(), now.number)
+            target = to or history.former(self.history(), now.number)
             self._check_target(target, now.number)
             self._move(Move(str(target), _now(), by, reason, "rollback"))
         return now.number, str(target)
@@ -232,12 +225,37 @@ class Registry:
             raise InputError(f"{self.name} has no version {target}; {did_you_mean(target, known)}")
 
     def _move(self, move: Move) -> None:
-        lines = [*self.history(), replace(move, reason=move.reason[:LONGEST_REASON])]
-        while len(text := json.dumps([vars(line) for line in lines], ensure_ascii=False)) > LONGEST:
-            lines = lines[1:]
+        """The line first, so that there is no move without one; what other hands did gets its line too."""
+        if self._lease is None:
+            raise RuntimeError("an alias moves under `locked` alone")
+        known, now = self._rewritten(), self.champion()
+        found = [] if now is None or (known and known[-1].version == now.number) else [_found(now, move.at)]
+        self._lease.demand()
         with server.asking(self._uri):
-            self._client.set_registered_model_tag(self.name, HISTORY, text)  # first: no move without a line
+            for name, line in history.write([*found, move], after=len(known)).items():
+                self._client.set_registered_model_tag(self.name, name, line)
             self._client.set_registered_model_alias(self.name, ALIAS, move.version)
+        self._lease.demand()
+
+    def _rewritten(self) -> list[Move]:
+        """The history, of which no line stands in the one tag of old any more."""
+        moves, model = self.history(), self._registered()
+        if model is not None and history.FORMER in model.tags:
+            with server.asking(self._uri):
+                for name, line in history.write(moves).items():
+                    self._client.set_registered_model_tag(self.name, name, line)
+                self._client.delete_registered_model_tag(self.name, history.FORMER)
+        return moves
+
+    def _ensure(self) -> None:
+        """The registered model, without a version if it is new."""
+        if not self._registered():
+            with server.asking(self._uri):
+                try:
+                    self._client.create_registered_model(self.name)
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another was quicker
+                        raise
 
     def _registered(self) -> Any | None:
         with server.asking(self._uri):
@@ -267,24 +285,6 @@ class Registry:
         return self._client.finalize_logged_model(made.model_id, "READY")
 
 
-def former(history: Sequence[Move], now: str) -> str | None:
-    """The champion before `now`: a promotion is put on a stack, a rollback takes off all above its target."""
-    stack: list[str] = []
-    for move in history:
-        if move.action == "rollback" and move.version in stack:
-            del stack[_last(stack, move.version) + 1 :]
-        elif not stack or stack[-1] != move.version:
-            stack.append(move.version)
-    if now in stack:
-        place = _last(stack, now)
-        return stack[place - 1] if place else None
-    return stack[-1] if stack else None  # the alias was moved by other hands
-
-
-def _last(stack: Sequence[str], version: str) -> int:
-    return max(place for place, entry in enumerate(stack) if entry == version)
-
-
 def _kept(test: str) -> str:
     return f"regraft.predictions.{test.removeprefix('sha256:')[:16]}"
 
@@ -300,6 +300,10 @@ def _predictions_name(version: Version, test: str) -> str:
 
 def _version(entry: Any) -> Version:
     return Version(str(entry.version), str(entry.run_id), dict(entry.tags))
+
+
+def _found(now: Version, at: str) -> Move:
+    return Move(now.number, at, "unknown", "the alias was found here: it was moved by other hands", "found")
 
 
 def _now() -> str:

@@ -13,8 +13,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tasks import files
 from tasks.errors import InputError, TrackingError
-from tasks.tracking import registry, server
-from tasks.tracking.registry import Move, Registry
+from tasks.tracking import history, registry, server
+from tasks.tracking.history import Move
+from tasks.tracking.registry import Registry
 
 
 @pytest.fixture
@@ -205,17 +206,62 @@ def test_rollback_without_a_champion(reviews):
 )
 def test_the_champion_before(moves, now, expected):
     actions = {"p": "promote", "r": "rollback"}
-    history = [Move(move[1], "", "", "", actions[move[0]]) for move in moves.split()]
-    assert registry.former(history, now) == expected
+    lines = [Move(move[1], "", "", "", actions[move[0]]) for move in moves.split()]
+    assert history.former(lines, now) == expected
 
 
-def test_the_history_forgets_its_oldest_lines_before_it_is_too_long_to_keep(reviews, register, client):
+def test_no_line_of_the_history_is_ever_lost(reviews, register):
     version = register()
-    for number in range(12):
-        promote(reviews, version.number, reason=f"{number} {'x' * 400}")
-    text = client.get_registered_model("reviews").tags[registry.HISTORY]
-    assert len(text) <= registry.LONGEST
-    assert json.loads(text)[-1]["reason"].startswith("11 ")
+    for number in range(4):
+        promote(reviews, version.number, reason=f"{number}{'x' * 1900}")
+    assert [move.reason[0] for move in reviews.history()] == ["0", "1", "2", "3"]
+    assert {len(move.reason) for move in reviews.history()} == {1901}
+
+
+def test_lines_fit_a_tag_and_stand_in_order_however_many_there_are():
+    moves = [Move(str(number), "", "", '"' * 9000, "promote") for number in range(1200)]
+    tags = history.write(moves[:2]) | history.write(moves[2:], after=2)
+    assert [move.version for move in history.read(tags)] == [move.version for move in moves]
+    assert max(map(len, tags.values())) < 5000  # what databases hold
+
+
+def test_a_history_in_one_tag_is_read_and_taken_apart_by_the_next_move(reviews, register, client):
+    version = register()
+    lines = [{"version": "1", "at": "", "by": "ann", "reason": f"{n}", "action": "promote"} for n in range(3)]
+    client.set_registered_model_tag("reviews", history.FORMER, json.dumps(lines))
+    client.set_registered_model_alias("reviews", "champion", "1")
+    assert [move.reason for move in reviews.history()] == ["0", "1", "2"]
+    promote(reviews, version.number, reason="3")
+    assert [move.reason for move in reviews.history()] == ["0", "1", "2", "3"]
+    assert history.FORMER not in client.get_registered_model("reviews").tags
+
+
+def test_what_other_hands_did_stands_in_the_history(reviews, register, client):
+    for seed in range(3):
+        register(seed)
+    promote(reviews, "1")
+    client.set_registered_model_alias("reviews", "champion", "2")
+    promote(reviews, "3")
+    assert [(move.version, move.action) for move in reviews.history()] == [
+        ("1", "promote"),
+        ("2", "found"),
+        ("3", "promote"),
+    ]
+    assert reviews.rollback(to=None, reason="worse in use", by="ann") == ("3", "2")
+
+
+def test_no_alias_moves_without_the_lease(reviews, register):
+    version = register()
+    with pytest.raises(RuntimeError, match="under `locked` alone"):
+        reviews.promote(version.number, reason="", by="ann")
+
+
+def test_a_lease_that_was_taken_over_moves_no_alias(reviews, register, client):
+    version = register()
+    with pytest.raises(TrackingError, match="took the lease 1 over"), reviews.locked():
+        client.create_registered_model("reviews.lock.2")
+        reviews.promote(version.number, reason="", by="ann")
+    assert (reviews.champion(), reviews.history()) == (None, [])
 
 
 def test_predictions_are_kept_by_version_and_test_rows(reviews, register, tmp_path):
