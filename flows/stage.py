@@ -21,7 +21,7 @@ from dvc.repo import Repo
 
 from tasks import progress
 from tasks.__main__ import execute
-from tasks.errors import InputError, RegraftError, TrainingError
+from tasks.errors import HeldError, InputError, RegraftError, TrainingError
 
 Leaf = Literal["subprocess", "inprocess"]
 Message = Mapping[str, Any]
@@ -50,8 +50,8 @@ def reproduce(stage: str, root: Path, leaf: Leaf, hear: Callable[[Message], None
     """Bring `stage` up to date, passing each message of its body to `hear` as it comes.
 
     Raises InputError when the stage's body refused its input, TrainingError when it would fail alike again,
-    RegraftError when it failed otherwise, KeyboardInterrupt when it was interrupted. Whatever ends this, no
-    child goes on.
+    HeldError when MLflow did not let a promotion end, RegraftError when it failed otherwise,
+    KeyboardInterrupt when it was interrupted. Whatever ends this, no child goes on.
     One at a time in a process: the current directory is `root` meanwhile.
     """
     # DVC looks files up from the current directory, whatever repository it was given.
@@ -73,7 +73,8 @@ def _raise_cause(stage: str, error: DvcException, heard: list[Message]) -> NoRet
     if any(isinstance(cause, KeyboardInterrupt) for cause in chain) or set(codes) & {130, -2}:
         raise KeyboardInterrupt from error
     said = [message["text"] for message in heard if message["kind"] == "error"]
-    kind = next((one for one in (InputError, TrainingError) if one.exit_code in codes), RegraftError)
+    known = (InputError, TrainingError, HeldError)
+    kind = next((one for one in known if one.exit_code in codes), RegraftError)
     raise kind(f"stage {stage}: {said[-1] if said else chain[-1]}") from error
 
 

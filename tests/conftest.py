@@ -2,10 +2,17 @@
 
 import gc
 import json
+import os
 import re
 import shutil
 import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +170,56 @@ def tiny_classifier(tiny_bert: Callable[..., Any], kept_classifiers: Path) -> Ca
         ).save_pretrained(target)  # fmt: skip
 
     return write
+
+
+@pytest.fixture
+def served(tracked: Path, monkeypatch: pytest.MonkeyPatch) -> Generator["Served", None, None]:
+    """A real `mlflow server` on a free port with the tracked database, where runs are now tracked."""
+    from tasks.tracking import server
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    found = Served(f"http://127.0.0.1:{port}", tracked, server.uri(tracked))
+    found.start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", found.address)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    yield found
+    found.stop()
+
+
+@dataclass
+class Served:
+    address: str
+    root: Path
+    database: str
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def artifacts(self) -> Path:
+        return self.root / "served artifacts"
+
+    def start(self) -> None:
+        port = self.address.rpartition(":")[2]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", "1",
+             "--backend-store-uri", self.database, "--artifacts-destination", str(self.artifacts)],
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+            cwd=self.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        for _ in range(600):
+            assert self.process.poll() is None, "the server ended"
+            try:
+                with urllib.request.urlopen(f"{self.address}/health", timeout=1):
+                    return
+            except OSError:
+                time.sleep(0.2)
+        raise AssertionError("the server did not start")
+
+    def stop(self) -> None:
+        if self.process and self.process.poll() is None:
+            os.killpg(self.process.pid, 15)
+            self.process.wait(timeout=60)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from tasks.params import Params
 from tasks.stages import Track
 from tasks.stages.evidence import Case, gather, open_case
 from tasks.tracking import runs
-from tasks.tracking.registry import Registry, Version
+from tasks.tracking.registry import Registry, Version, failing_closed
 
 VERDICT = "regraft.verdict"
 LONGEST = 4500  # characters of a description; databases hold 5,000
@@ -48,6 +48,7 @@ class Decision:
         }
 
 
+@failing_closed()
 def run(params: Params, root: Path, track: Track) -> Promotion:
     case = open_case(params, root)
     with case.registry.locked():
@@ -64,6 +65,7 @@ def run(params: Params, root: Path, track: Track) -> Promotion:
     return record
 
 
+@failing_closed()
 def promote_by_hand(params: Params, root: Path, *, force: bool, reason: str) -> Promotion:
     """Ask the gate again and move the alias, with `force` whatever the gate says; both stand in the history.
 

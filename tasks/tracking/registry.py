@@ -14,19 +14,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import mlflow.artifacts
-from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model
 
 from tasks import files
-from tasks.errors import InputError, TrackingError, did_you_mean
-from tasks.tracking import history, lease, server
+from tasks.errors import HeldError, InputError, TrackingError, did_you_mean
+from tasks.tracking import contents, history, lease, server
+from tasks.tracking.contents import WEIGHTS, WEIGHTS_FILE
 from tasks.tracking.history import Move
 
 ALIAS = "champion"
-WEIGHTS = "regraft.weights"
-WEIGHTS_FILE = "model.safetensors"
+CHAMPION = "regraft.champion"  # tag: the version that the last finished move made champion
 WAIT = 900.0  # seconds for another promotion, which may have to run a model
 
 
@@ -39,6 +36,15 @@ class Version:
     @property
     def weights(self) -> str:
         return self.tags.get(WEIGHTS, "")
+
+
+@contextmanager
+def failing_closed() -> Iterator[None]:
+    """Around a promotion: what MLflow does not let it finish is a HeldError."""
+    try:
+        yield
+    except TrackingError as error:
+        raise HeldError(f"hold: the promotion did not end: {error}") from error
 
 
 class Registry:
@@ -66,10 +72,17 @@ class Registry:
                     self._lease = None
 
     def champion(self) -> Version | None:
-        """The version that the alias names; None only where the registry says that there is none."""
-        found = self._registered()
-        number = found.aliases.get(ALIAS) if found else None
-        return self.version(str(number)) if number is not None else None
+        """The version that the alias names; None only where there never was one.
+
+        Raises TrackingError where there was: MLflow deletes an alias with the version that it names.
+        """
+        number = self._alias()
+        if number is None and (lost := self._finished()):
+            raise TrackingError(
+                f"{self.name}: version {lost} was champion, and other hands deleted it or took its alias "
+                "away; `regraft rollback`, or with --to VERSION, names another"
+            )
+        return self.version(number) if number is not None else None
 
     def must_have_champion(self) -> Version:
         """Raises InputError where there is none."""
@@ -103,7 +116,9 @@ class Registry:
             return known
         tags = {**tags, WEIGHTS: weights, "regraft.run": run_id}
         with server.asking(self._uri):
-            model = self._logged(directory, run_id, weights, max_length, kind)
+            model = contents.log(
+                self._client, self.name, directory, run_id, weights, max_length=max_length, kind=kind
+            )
             self._ensure()
             made = self._client.create_model_version(
                 self.name, model.artifact_location, run_id, tags, model_id=model.model_id
@@ -168,16 +183,14 @@ class Registry:
 
         Takes the lock itself. Raises InputError where there is no such version or nothing to go back to.
         """
-        if not self._registered():
+        if (self._alias() or self._finished()) is None:
             raise InputError(f"{self.name} has no champion: there is nothing to roll back")
         with self.locked():
-            now = self.champion()
-            if now is None:
-                raise InputError(f"{self.name} has no champion: there is nothing to roll back")
-            target = to or history.former(self.history(), now.number)
-            self._check_target(target, now.number)
+            now = str(self._alias() or self._finished())
+            target = to or history.former(self.history(), now)
+            self._check_target(target, now)
             self._move(Move(str(target), _now(), by, reason, "rollback"))
-        return now.number, str(target)
+        return now, str(target)
 
     def download(self, version: Version) -> Path:
         """A transformers directory with the version's model and tokenizer, kept in .regraft/champions.
@@ -190,8 +203,8 @@ class Registry:
 
     def _download(self, version: Version, target: Path) -> Path:
         if not (target / WEIGHTS_FILE).exists():
-            with files.replace_directory(target) as draft:
-                self._fetch(version, draft)
+            with files.replace_directory(target) as draft, server.asking(self._uri):
+                contents.fetch(self._client, self.name, version.number, draft)
         if (found := files.digest_file(target / WEIGHTS_FILE)) != version.weights:
             shutil.rmtree(target)
             raise TrackingError(
@@ -200,25 +213,12 @@ class Registry:
             )
         return target
 
-    def _fetch(self, version: Version, draft: Path) -> None:
-        with server.asking(self._uri), tempfile.TemporaryDirectory() as folder:
-            source = self._client.get_model_version_download_uri(self.name, version.number)
-            try:
-                found = Path(mlflow.artifacts.download_artifacts(source, None, None, folder, self._uri))
-                shutil.copytree(found / "model", draft, dirs_exist_ok=True)
-                shutil.copytree(found / "components" / "tokenizer", draft, dirs_exist_ok=True)
-                (draft / WEIGHTS_FILE).stat()
-            except FileNotFoundError as error:
-                raise TrackingError(
-                    f"{self.name} version {version.number} is not whole in {source}: {error}"
-                ) from error
-
     def _check_target(self, target: str | None, now: str) -> None:
         if target is None:
             raise InputError(
                 f"{self.name} version {now} is the first champion: there is nothing to go back to"
             )
-        if target == now:
+        if target == self._alias():
             raise InputError(f"{self.name} version {now} is the champion already")
         known = [version.number for version in self.versions()]
         if target not in known:
@@ -228,14 +228,26 @@ class Registry:
         """The line first, so that there is no move without one; what other hands did gets its line too."""
         if self._lease is None:
             raise RuntimeError("an alias moves under `locked` alone")
-        known, now = self._rewritten(), self.champion()
-        found = [] if now is None or (known and known[-1].version == now.number) else [_found(now, move.at)]
+        known, now = self._rewritten(), self._alias()
+        strange = now is not None and now not in {self._finished(), *(line.version for line in known[-1:])}
+        lines = [*([_found(now, move.at)] if now and strange else []), move]
         self._lease.demand()
         with server.asking(self._uri):
-            for name, line in history.write([*found, move], after=len(known)).items():
+            for name, line in history.write(lines, after=len(known)).items():
                 self._client.set_registered_model_tag(self.name, name, line)
             self._client.set_registered_model_alias(self.name, ALIAS, move.version)
+            self._client.set_registered_model_tag(self.name, CHAMPION, move.version)
         self._lease.demand()
+
+    def _alias(self) -> str | None:
+        found = self._registered()
+        number = found.aliases.get(ALIAS) if found else None
+        return str(number) if number is not None else None
+
+    def _finished(self) -> str | None:
+        """The version that the last finished move made champion."""
+        found = self._registered()
+        return found.tags.get(CHAMPION) if found else None
 
     def _rewritten(self) -> list[Move]:
         """The history, of which no line stands in the one tag of old any more."""
@@ -266,24 +278,6 @@ class Registry:
                     return None
                 raise  # anything else must not look like "no champion"
 
-    def _logged(self, directory: Path, run_id: str, weights: str, max_length: int, kind: str) -> Any:
-        """The complete MLflow model of these weights, logged now or when a registration got no further."""
-        experiment = self._client.get_run(run_id).info.experiment_id
-        query = f"tags.`{WEIGHTS}` = '{weights}'"
-        for found in self._client.search_logged_models([experiment], query):
-            if found.status == "READY":
-                return found
-        made = self._client.create_logged_model(experiment, self.name, run_id, tags={WEIGHTS: weights})
-        with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / "model"
-            from tasks.tracking import flavor  # heavy, and a registered model needs it no more
-
-            about = Model(run_id=run_id, model_id=made.model_id)
-            flavor.save(directory, target, about, max_length=max_length, kind=kind)
-            self._client.log_model_artifacts(made.model_id, str(target))
-        self._client.log_outputs(run_id, [LoggedModelOutput(made.model_id, 0)])
-        return self._client.finalize_logged_model(made.model_id, "READY")
-
 
 def _kept(test: str) -> str:
     return f"regraft.predictions.{test.removeprefix('sha256:')[:16]}"
@@ -302,8 +296,8 @@ def _version(entry: Any) -> Version:
     return Version(str(entry.version), str(entry.run_id), dict(entry.tags))
 
 
-def _found(now: Version, at: str) -> Move:
-    return Move(now.number, at, "unknown", "the alias was found here: it was moved by other hands", "found")
+def _found(now: str, at: str) -> Move:
+    return Move(now, at, "unknown", "the alias was found here: it was moved by other hands", "found")
 
 
 def _now() -> str:

@@ -14,10 +14,12 @@ import sqlalchemy
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from requests import RequestException
 
 from tasks import environment
 from tasks.errors import TrackingError
 
+REFUSALS = (MlflowException, sqlalchemy.exc.SQLAlchemyError, RequestException, ModuleNotFoundError)
 LONGEST = 500  # characters of a parameter or message
 WAIT = 120.0  # seconds for another process to finish its few requests
 
@@ -47,7 +49,7 @@ def asking(where: str) -> Iterator[None]:
     """Requests to MLflow are made inside: what it refuses becomes a TrackingError that names the server."""
     try:
         yield
-    except (MlflowException, sqlalchemy.exc.SQLAlchemyError, ModuleNotFoundError) as error:
+    except REFUSALS as error:
         raise TrackingError(
             f"MLflow at {_without_password(where)}: {short(str(error))}. Start the server or correct "
             "MLFLOW_TRACKING_URI; without that variable a file inside the project is used"

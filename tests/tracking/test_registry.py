@@ -250,6 +250,42 @@ def test_what_other_hands_did_stands_in_the_history(reviews, register, client):
     assert reviews.rollback(to=None, reason="worse in use", by="ann") == ("3", "2")
 
 
+@pytest.fixture
+def widowed(reviews, register, client):
+    """Version 2 was champion, and its alias is gone: MLflow deletes it with the version."""
+
+    def part(*, delete):
+        for seed in range(2):
+            promote(reviews, register(seed).number)
+        if delete:
+            client.delete_model_version("reviews", "2")
+        else:
+            client.delete_registered_model_alias("reviews", "champion")
+
+    return part
+
+
+@pytest.mark.parametrize("delete", [False, True])
+def test_a_champion_that_was_deleted_is_not_the_absence_of_one(reviews, widowed, delete):
+    widowed(delete=delete)
+    with pytest.raises(TrackingError, match="version 2 was champion, and other hands deleted it"):
+        reviews.champion()
+    assert reviews.rollback(to=None, reason="", by="ann") == ("2", "1")
+    assert reviews.champion().number == "1"
+
+
+def test_an_alias_that_was_taken_away_is_given_back(reviews, widowed):
+    widowed(delete=False)
+    assert reviews.rollback(to="2", reason="", by="ann") == ("2", "2")
+    assert reviews.champion().number == "2"
+
+
+def test_a_deleted_version_is_no_way_back(reviews, widowed):
+    widowed(delete=True)
+    with pytest.raises(InputError, match="has no version 2; known: 1"):
+        reviews.rollback(to="2", reason="", by="ann")
+
+
 def test_no_alias_moves_without_the_lease(reviews, register):
     version = register()
     with pytest.raises(RuntimeError, match="under `locked` alone"):
