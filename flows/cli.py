@@ -303,12 +303,20 @@ def rollback(
 
 @app.command()
 def predict(
-    text: Annotated[str, typer.Argument(help="one text, or a CSV file with the text column of params.yaml")],
+    text: Annotated[
+        str, typer.Argument(help="one text, or a table (.csv .tsv .jsonl .parquet) with the text column")
+    ],
     pair: Annotated[str | None, typer.Option(help="the second text, where the champion labels pairs")] = None,
-    output: Annotated[Path | None, typer.Option("-o", help="where to write a file's predictions")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", help="the copy of a table; default: NAME.predicted.csv")
+    ] = None,
     root: Root = HERE,
 ) -> None:
-    """Ask the champion about a text, a pair of texts, or every row of a file."""
+    """Ask the champion about a text, a pair of texts, or every row of a table.
+
+    A table is copied with its answers, in order and whatever its size; rows without a text are set aside in
+    NAME.quarantine.csv, each with its line and why.
+    """
     from flows import consume
     from tasks import params as parameters
 

@@ -6,8 +6,10 @@ An orchestrator sets REGRAFT_MESSAGES to a file; each message is one JSON line a
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +27,7 @@ from rich.text import Text
 
 Item = TypeVar("Item")
 VARIABLE = "REGRAFT_MESSAGES"
+_drawing = threading.local()  # .bar: whether this thread draws one
 
 
 def track(
@@ -40,7 +43,7 @@ def track(
     takes.
 
     An item counts for its `size`, in `unit`; a `total` of None is not known beforehand. about: what is told
-    of the last item.
+    of the last item. Within another bar none is drawn.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -50,7 +53,12 @@ def track(
         TimeRemainingColumn(),
         TextColumn("{task.fields[about]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not _watched(), transient=True) as bar:
+    with (
+        _alone() as alone,
+        Progress(
+            *columns, console=Console(stderr=True), disable=not (alone and _watched()), transient=True
+        ) as bar,
+    ):
         task, told, done = bar.add_task(description, total=total, about=""), 0.0, 0
         for item in items:
             yield item
@@ -77,6 +85,16 @@ def tell(kind: str, **values: Any) -> None:
     if target := os.environ.get(VARIABLE):
         with Path(target).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"kind": kind, **values}) + "\n")
+
+
+@contextmanager
+def _alone() -> Iterator[bool]:
+    within = getattr(_drawing, "bar", False)
+    _drawing.bar = True
+    try:
+        yield not within
+    finally:
+        _drawing.bar = within
 
 
 def _watched() -> bool:

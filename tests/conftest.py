@@ -137,7 +137,7 @@ def tracked(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatc
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_classifier(tiny_bert: Callable[..., Any], kept_classifiers: Path) -> Callable[..., Path]:
     """Writes a random classifier with a tokenizer of its own as a transformers directory."""
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import pyarrow.parquet as parquet
 from tasks import files
 from tasks.artifacts import EncodedDataset, PreparedText, TrainedModel
 from tasks.errors import ArtifactError, InputError
-from tasks.evaluation import predictions, sequences
+from tasks.evaluation import deciding, predictions, sequences
+from tasks.evaluation.deciding import Rule
 from tasks.evaluation.predictions import MODEL, Array, Predictions, Text
 from tasks.params import Params
 from tasks.text import clean
@@ -47,19 +48,57 @@ class Champion:
             )
         return json.loads(self.version.tags[f"regraft.{name}"])
 
-    def answers(self, texts: Sequence[Text]) -> Array:
-        """To texts as they are, or pairs of them: as `predictions.FORMS` says, or how each goes on."""
-        length, directory = self.registered("max_length"), self.registry.download(self.version)
+    @property
+    def rule(self) -> Rule:
+        """How probabilities become decisions, as evaluation has chosen it on validation rows.
+
+        Raises InputError for one that does not fit the labels.
+        """
+        try:
+            return deciding.read(self.version.tags.get("regraft.decision"), self.labels)
+        except ValueError as error:
+            raise InputError(
+                f"the tag regraft.decision of version {self.version.number} says nothing usable: {error}"
+            ) from None
+
+    @cached_property
+    def directory(self) -> Path:
+        return self.registry.download(self.version)
+
+    @cached_property
+    def loaded(self) -> tuple[Any, Any]:
+        """Model and tokenizer."""
         # Heavy, and needed by neither a rollback nor a plain promotion.
         from transformers import AutoTokenizer
 
-        from tasks.evaluation import continuing, predict
-        from tasks.model import batches, floors
-        from tasks.text.tokens import words
+        from tasks.model import floors
         from tasks.training.device import choose
 
-        model = floors.load(directory, device=choose(self.device))
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
+        return floors.load(self.directory, device=choose(self.device)), tokenizer
+
+    @cached_property
+    def steps(self) -> tuple[str, ...]:
+        """Of cleaning."""
+        return tuple(self.registered("clean")) if KINDS[self.kind].cleaned else ()
+
+    def cleaned(self, text: str) -> str:
+        """As the rows that it learned from."""
+        return clean.text(text, self.steps)
+
+    def demand(self, *, pairs: bool) -> None:
+        """Raises InputError where it learned from pairs and is asked about single texts, or the other way."""
+        if (self.kind == "pair") != pairs:
+            wanted, given = ("single texts", "pairs") if pairs else ("pairs of texts", "single ones")
+            raise InputError(f"the champion answers {wanted}, not {given}")
+
+    def answers(self, texts: Sequence[Text]) -> Array:
+        """To texts as they are, or pairs of them: as `predictions.FORMS` says, or how each goes on."""
+        length, (model, tokenizer) = self.registered("max_length"), self.loaded
+        from tasks.evaluation import continuing, predict
+        from tasks.model import batches
+        from tasks.text.tokens import words
+
         if self.kind in sequences.STARTS:
             said = continuing.continuations(model, tokenizer, [str(text) for text in texts], kind=self.kind)
             return np.array(said, dtype=object)
@@ -90,17 +129,12 @@ class Champion:
 
         Raises InputError where it cuts texts into other tokens.
         """
-        directory = self.registry.download(self.version)
-        if _vocabulary(directory) != _vocabulary(TrainedModel.folder(root) / "model"):
+        if _vocabulary(self.directory) != _vocabulary(TrainedModel.folder(root) / "model"):
             raise InputError("its tokenizer is another, so that the encoded rows mean nothing to it")
-        from transformers import AutoTokenizer
-
         from tasks.evaluation import predict
-        from tasks.model import batches, floors
-        from tasks.training.device import choose
+        from tasks.model import batches
 
-        model = floors.load(directory, device=choose(self.device))
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        model, tokenizer = self.loaded
         wording = predict.wording(tokenizer, masked=not model.can_generate())
         rows, _ = sequences.read(EncodedDataset.folder(root) / "test.parquet", ours.kind, wording)
         size = predict.affordable(model, rows.tokens, BATCH_ROWS)
@@ -115,37 +149,10 @@ class Champion:
         return [self.labels.index(label) for label in labels]
 
 
-def predict(params: Params, root: Path, texts: Sequence[Text]) -> tuple[str, tuple[str, ...], Array]:
-    """The kind of row that the champion learned from, its label names, and its answers to `texts`, or to
-    pairs of texts, as `predictions.FORMS` says: probabilities (rows, classes) or scores (rows,), float32;
-    of a language model, what it goes on to say, (rows,) texts.
-
-    Raises InputError where there is no champion, and where it learned from pairs and is asked about single
-    texts, or the other way round.
-    """
+def current(params: Params, root: Path) -> Champion:
+    """The champion of now. Raises InputError where there is none."""
     registry = Registry(root, params.promotion.model)
-    champion = Champion(registry, registry.must_have_champion(), params.finetuning.device)
-    labels = champion.labels
-    steps = champion.registered("clean") if KINDS[champion.kind].cleaned else ()
-    _demand_kind(champion, texts)
-    if not texts:
-        return champion.kind, labels, np.empty(0)
-    cleaned = [_cleaned(text, steps) for text in texts]  # as the rows that it learned from
-    return champion.kind, labels, champion.answers(cleaned)
-
-
-def _demand_kind(champion: Champion, texts: Sequence[Text]) -> None:
-    if texts and (champion.kind == "pair") == isinstance(texts[0], str):
-        pairs = champion.kind == "pair"
-        wanted, given = ("pairs of texts", "single ones") if pairs else ("single texts", "pairs")
-        raise InputError(f"the champion answers {wanted}, not {given}")
-
-
-def _cleaned(text: Text, steps: Sequence[str]) -> Text:
-    if isinstance(text, str):
-        return clean.text(text, steps)
-    first, second = text
-    return clean.text(first, steps), clean.text(second, steps)
+    return Champion(registry, registry.must_have_champion(), params.finetuning.device)
 
 
 def _vocabulary(directory: Path) -> str:

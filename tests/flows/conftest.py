@@ -191,3 +191,50 @@ def _params() -> str:
         "finetuning.save_every=5", "finetuning.batch_size=16", "evaluation.resamples=100",
     ]  # fmt: skip
     return parameters.dump(parameters.override(shipped, changes))
+
+
+DECISIONS: Mapping[str, Mapping[str, object]] = {  # registered name -> what its version has chosen
+    "reviews": {},
+    "careful": {"temperature": 2.0, "abstain_below": 0.999},
+    "confused": {"thresholds": [0.5]},
+}
+
+
+@pytest.fixture(scope="session")
+def champions(
+    tmp_path_factory: pytest.TempPathFactory, empty_database: Path, tiny_classifier: Callable[..., Path]
+) -> Path:
+    """A root with a champion under each name of DECISIONS, all with the same weights. Not to be changed."""
+    from mlflow import MlflowClient
+
+    from tasks.tracking import server
+    from tasks.tracking.registry import Registry
+
+    root = tmp_path_factory.mktemp("registry") / "a project"
+    (root / ".regraft").mkdir(parents=True)
+    shutil.copyfile(empty_database, root / ".regraft" / "mlflow.db")
+    directory = tiny_classifier(root / "model", seed=3)
+    _make_surer(directory / "model.safetensors")
+    known = {"labels": ["bad", "good"], "max_length": 16, "kind": "label", "clean": ["html", "whitespace"]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        client = MlflowClient(tracking_uri=server.uri(root))
+        run = client.create_run(client.create_experiment("tests", str(root / ".regraft" / "mlartifacts")))
+        for name, decision in DECISIONS.items():
+            registry, said = Registry(root, name), known | ({"decision": decision} if decision else {})
+            version = registry.register(
+                directory, run_id=run.info.run_id, max_length=16, kind="label",
+                tags={f"regraft.{key}": json.dumps(value) for key, value in said.items()},
+            )  # fmt: skip
+            with registry.locked():
+                registry.promote(version.number, reason="first", by="ann")
+    return root
+
+
+def _make_surer(path: Path) -> None:
+    """A random head hardly tells two texts apart."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(path)
+    tensors["classifier.weight"] *= 300
+    save_file(tensors, path, {"format": "pt"})

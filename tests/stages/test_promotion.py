@@ -258,15 +258,16 @@ def test_changed_test_rows_are_answered_by_the_champion_too(root, propose, revie
     theirs = predictions.read(kept)["model"]
     assert theirs.ids[0] == "b000"
     assert f"champion {theirs.correct.mean():.3f}" in told
-    _, labels, found = champion.predict(PARAMS, root, ["bad", "good film"])
-    assert labels == LABELS
+    asked = champion.current(PARAMS, root)
+    found = asked.answers(["bad", "good film"])
+    assert asked.labels == LABELS
     if not record.alias_moved:  # the champion still is version 1
         np.testing.assert_allclose(found[[0, 1]], theirs.answer[[0, 1]], atol=1e-6)
 
 
 def test_a_champion_whose_labels_stand_in_another_order_is_read_in_ours(root, propose, reviews, tmp_path):
     propose(FAIR, seed=1)
-    _, _, before = champion.predict(PARAMS, root, ["bad"])
+    before = champion.current(PARAMS, root).answers(["bad"])
     propose(BEST, seed=2, salt="b", labels=("good", "bad"))
     kept = reviews.predictions(reviews.version("1"), tmp_path, test=Evaluation.load(root).test)
     np.testing.assert_allclose(predictions.read(kept)["model"].answer[0], before[0, ::-1], atol=1e-6)

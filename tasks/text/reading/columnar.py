@@ -23,12 +23,12 @@ def rows(path: Path, encoding: str, columns: Sequence[str], layout: Layout) -> I
 
     Such a file has no encoding of its own. Raises SourceError for a missing column and a torn file.
     """
-    schema = _schema(path)
+    schema = read_schema(path)
     check_columns(columns, schema.names, path.name)
     names = [_class_names(schema, column) for column in columns]
     replace, row = layout.undecodable == "replace", 0
-    for batch in _batches(path, columns):
-        values, torn = zip(*(_values(batch.column(column)) for column in columns), strict=True)
+    for batch in read_batches(path, columns):
+        values, torn = zip(*(read_values(batch.column(column)) for column in columns), strict=True)
         bad = set().union(*torn)
         for place, cells in enumerate(zip(*values, strict=True)):
             row += 1
@@ -40,10 +40,11 @@ def rows(path: Path, encoding: str, columns: Sequence[str], layout: Layout) -> I
 
 def columns(path: Path, encoding: str, layout: Layout) -> list[str]:
     """The schema's names. Raises SourceError for a torn file."""
-    return list(_schema(path).names)
+    return list(read_schema(path).names)
 
 
-def _schema(path: Path) -> pa.Schema:
+def read_schema(path: Path) -> pa.Schema:
+    """Raises SourceError for a torn file."""
     try:
         if path.suffix.lower() in PARQUET:
             return parquet.read_schema(path)
@@ -53,8 +54,8 @@ def _schema(path: Path) -> pa.Schema:
         raise _torn_file(path, error) from None
 
 
-def _batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Of at most BATCH rows each."""
+def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Of at most BATCH rows each. Raises SourceError for a torn file."""
     try:
         if path.suffix.lower() in PARQUET:
             with parquet.ParquetFile(path) as file:
@@ -67,6 +68,11 @@ def _batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
                 yield from _slices(batch)
     except (OSError, pa.ArrowInvalid) as error:
         raise _torn_file(path, error) from None
+
+
+def count_rows(path: Path) -> int:
+    """Raises SourceError for a torn file."""
+    return sum(batch.num_rows for batch in read_batches(path, ()))
 
 
 def _slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
@@ -90,7 +96,7 @@ def _torn_file(path: Path, error: Exception) -> SourceError:
     return SourceError(f"{path.name} is no whole {kind} file ({reason}): fetch or write it again")
 
 
-def _values(column: pa.Array) -> tuple[list[Any], set[int]]:
+def read_values(column: pa.Array) -> tuple[list[Any], set[int]]:
     """The values, and the places of those with bytes that are no UTF-8, which become U+FFFD."""
     try:
         return column.to_pylist(), set()
