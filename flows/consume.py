@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks import files, progress
 from tasks.errors import InputError, did_you_mean
-from tasks.evaluation.telling import BETWEEN, TELLINGS, Columns
+from tasks.evaluation.telling import BETWEEN, TELLINGS, Columns, tempered
 from tasks.params import Params, TextSource
 from tasks.stages.champion import Champion, current
 from tasks.text import copies
@@ -35,9 +35,9 @@ def predict(
     champion = current(params, root)
     champion.demand(pairs=pair is not None)
     asked = tuple(champion.cleaned(one) for one in (text, pair) if one is not None)
-    telling, rule = TELLINGS[champion.kind], champion.rule
-    answers = telling.decided(champion.answers([asked if pair is not None else asked[0]]), rule)
-    yield telling.line(answers[0], champion.labels, rule, asked[0])
+    answers = champion.answers([asked if pair is not None else asked[0]])
+    told = tempered(answers, champion.kind, champion.decision)[0]
+    yield TELLINGS[champion.kind].line(told, champion.labels, champion.decision, asked[0])
 
 
 def _table(params: Params, root: Path, path: Path, output: Path | None) -> Iterator[str]:
@@ -45,7 +45,7 @@ def _table(params: Params, root: Path, path: Path, output: Path | None) -> Itera
     target = _target(path, output, form)
     layout, columns, telling = _layout(source), _columns(source), TELLINGS[champion.kind]
     champion.demand(pairs=len(columns) == 2)
-    added = telling.columns(champion.labels, champion.rule)
+    added = telling.columns(champion.labels, champion.decision)
     _check(path, form.columns(path, layout), columns, added)
     chunks = progress.track(
         form.chunks(path, columns, layout, champion.cleaned),
@@ -96,9 +96,9 @@ def _cells(champion: Champion, chunk: Chunk) -> list[list[Any]]:
     if not chunk.texts:
         return []
     asked = [texts if len(texts) > 1 else texts[0] for texts in chunk.texts]
-    telling, labels, rule = TELLINGS[champion.kind], champion.labels, champion.rule
-    answers = telling.decided(champion.answers(asked), rule)
-    return [telling.cells(answer, labels, rule) for answer in answers]
+    told, labels, decision = TELLINGS[champion.kind].cells, champion.labels, champion.decision
+    answers = tempered(champion.answers(asked), champion.kind, decision)
+    return [told(answer, labels, decision) for answer in answers]
 
 
 def _target(path: Path, output: Path | None, form: Format) -> Path:

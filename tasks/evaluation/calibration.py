@@ -35,6 +35,16 @@ def at(found: Predictions, temperature: float) -> Probabilities:
     return LINKS[found.kind](_scores(found) / temperature)
 
 
+def tempered(probabilities: Probabilities, kind: str, temperature: float) -> Probabilities:
+    """Probabilities of temperature 1 at this one, without their logits: logarithms, or of labels that hold by
+    themselves the log odds, differ from logits by what the link takes out again."""
+    tiny = np.finfo(np.float32).tiny
+    scores = np.log(np.maximum(probabilities.astype(np.float64), tiny))
+    if kind == "labels":
+        scores -= np.log(np.maximum(1 - probabilities.astype(np.float64), tiny))
+    return LINKS[kind](scores / temperature)
+
+
 def cells(actual: Array, probabilities: Array) -> tuple[Array, Array]:
     """Each label of each row as if it were a row with two classes: (cells,), (cells, 2)."""
     holds = np.stack([1 - probabilities, probabilities], axis=-1).reshape(-1, 2)

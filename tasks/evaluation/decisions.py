@@ -3,6 +3,7 @@
 Everything is chosen on validation rows and only told of test rows.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,21 @@ class Decision:
     temperature: float = 1.0
     abstain_below: float | None = None
     thresholds: tuple[float, ...] = ()
+
+
+def read(text: str, labels: Sequence[str]) -> Decision:
+    """What a registered version has chosen, as JSON; what it lacks is as in Decision().
+
+    Raises ValueError for what is no decision, and for thresholds that are not one a label.
+    """
+    told = json.loads(text)
+    if not isinstance(told, dict):
+        raise ValueError(f"{text[:40]} is no object")
+    thresholds = tuple(map(float, told.get("thresholds") or ()))
+    if thresholds and len(thresholds) != len(labels):
+        raise ValueError(f"{len(thresholds)} thresholds for {len(labels)} labels")
+    below = told.get("abstain_below")
+    return Decision(float(told.get("temperature") or 1), None if below is None else float(below), thresholds)
 
 
 def abstain_below(correct: NDArray[np.bool_], confidence: Array, accuracy: float) -> float:

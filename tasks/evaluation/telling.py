@@ -6,7 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.evaluation.deciding import Rule
+from tasks.evaluation import calibration, decisions
+from tasks.evaluation.decisions import Decision
 from tasks.evaluation.predictions import Array
 
 BETWEEN = ";"  # labels of one cell, unless sources.text.separator says otherwise
@@ -19,13 +20,19 @@ Columns = Mapping[str, pa.DataType]
 @dataclass(frozen=True)
 class Telling:
     """How the answer to a text is told, given the label names: in a `line`, and in `cells` of a table under
-    `columns`. `decided`: answers under the rule. `between` stands between the values of a cell of text."""
+    `columns`. `between` stands between the values of a cell of text."""
 
-    line: Callable[[Any, Names, Rule, str], str]
-    columns: Callable[[Names, Rule], Columns]
-    cells: Callable[[Any, Names, Rule], list[Any]]
-    decided: Callable[[Array, Rule], Array] = lambda answers, rule: answers
+    line: Callable[[Any, Names, Decision, str], str]
+    columns: Callable[[Names, Decision], Columns]
+    cells: Callable[[Any, Names, Decision], list[Any]]
     between: str | None = None
+
+
+def tempered(answers: Array, kind: str, decision: Decision) -> Array:
+    """Answers as they are told: probabilities at the decision's temperature."""
+    if kind not in calibration.LINKS or decision.temperature == 1:
+        return answers
+    return calibration.tempered(answers, kind, decision.temperature)
 
 
 def _most_likely(shares: Any, names: Names) -> tuple[str, float]:
@@ -33,38 +40,47 @@ def _most_likely(shares: Any, names: Names) -> tuple[str, float]:
     return names[best], float(shares[best])
 
 
-def _one_line(shares: Any, names: Names, rule: Rule, text: str) -> str:
+def _one_line(shares: Any, names: Names, decision: Decision, text: str) -> str:
     label, probability = _most_likely(shares, names)
-    if probability < rule.abstain_below:
-        least = f"an answer needs {rule.abstain_below:.3f}"
+    if decision.abstain_below is not None and probability < decision.abstain_below:
+        least = f"an answer needs {decision.abstain_below:.3f}"
         return f"no answer (the likeliest is {label}, {probability:.3f}; {least})"
     return f"{label} ({probability:.3f})"
 
 
-def _one_columns(names: Names, rule: Rule) -> Columns:
-    return {"prediction": TEXT, "probability": NUMBER} | ({"abstained": FLAG} if rule.abstains else {})
+def _one_columns(names: Names, decision: Decision) -> Columns:
+    told: Columns = {"prediction": TEXT, "probability": NUMBER}
+    return told if decision.abstain_below is None else {**told, "abstained": FLAG}
 
 
-def _one_cells(shares: Any, names: Names, rule: Rule) -> list[Any]:
+def _one_cells(shares: Any, names: Names, decision: Decision) -> list[Any]:
     label, probability = _most_likely(shares, names)
-    abstained = probability < rule.abstain_below
-    found = [None if abstained else label, round(probability, 6)]
-    return [*found, abstained] if rule.abstains else found
+    if decision.abstain_below is None:
+        return [label, round(probability, 6)]
+    abstained = probability < decision.abstain_below
+    return [None if abstained else label, round(probability, 6), abstained]
 
 
-def _many_line(shares: Any, names: Names, rule: Rule, text: str) -> str:
+def _held(shares: Any, decision: Decision) -> Any:
+    thresholds = decision.thresholds or (decisions.HALF,) * len(shares)
+    return decisions.held(shares, thresholds) > 0
+
+
+def _many_line(shares: Any, names: Names, decision: Decision, text: str) -> str:
     """The labels that hold, the likeliest first; where none does, the likeliest in brackets."""
-    ranked = sorted(zip(names, shares.tolist(), rule.holds(shares), strict=True), key=lambda one: -one[1])
+    ranked = sorted(
+        zip(names, shares.tolist(), _held(shares, decision), strict=True), key=lambda one: -one[1]
+    )
     held = [f"{name} ({share:.3f})" for name, share, holds in ranked if holds]
     return ", ".join(held) or f"no label (the likeliest is {ranked[0][0]}, {ranked[0][1]:.3f})"
 
 
-def _many_cells(shares: Any, names: Names, rule: Rule) -> list[Any]:
-    held = [name for name, holds in zip(names, rule.holds(shares), strict=True) if holds]
+def _many_cells(shares: Any, names: Names, decision: Decision) -> list[Any]:
+    held = [name for name, holds in zip(names, _held(shares, decision), strict=True) if holds]
     return [held, *(round(float(share), 6) for share in shares)]
 
 
-def _many_columns(names: Names, rule: Rule) -> Columns:
+def _many_columns(names: Names, decision: Decision) -> Columns:
     return {"prediction": pa.list_(TEXT)} | {f"probability of {name}": NUMBER for name in names}
 
 
@@ -72,11 +88,11 @@ def _tag(number: int, names: Names) -> str:
     return names[number] if number >= 0 else UNTAGGED
 
 
-ONE = Telling(_one_line, _one_columns, _one_cells, lambda answers, rule: rule.scaled(answers))
+ONE = Telling(_one_line, _one_columns, _one_cells)
 CONTINUED = Telling(
-    lambda said, names, rule, text: str(said),
-    lambda names, rule: {"prediction": TEXT},
-    lambda said, names, rule: [str(said)],
+    lambda said, names, decision, text: str(said),
+    lambda names, decision: {"prediction": TEXT},
+    lambda said, names, decision: [str(said)],
 )
 TELLINGS: Mapping[str, Telling] = {
     "text": CONTINUED,
@@ -86,16 +102,16 @@ TELLINGS: Mapping[str, Telling] = {
     "pair": ONE,
     "labels": Telling(_many_line, _many_columns, _many_cells),
     "score": Telling(
-        lambda score, names, rule, text: f"{score:.6g}",
-        lambda names, rule: {"prediction": NUMBER},
-        lambda score, names, rule: [float(f"{score:.6g}")],
+        lambda score, names, decision, text: f"{score:.6g}",
+        lambda names, decision: {"prediction": NUMBER},
+        lambda score, names, decision: [float(f"{score:.6g}")],
     ),
     "tags": Telling(
-        lambda tags, names, rule, text: " ".join(
+        lambda tags, names, decision, text: " ".join(
             f"{word}/{_tag(tag, names)}" for word, tag in zip(text.split(), tags, strict=True)
         ),
-        lambda names, rule: {"prediction": pa.list_(TEXT)},
-        lambda tags, names, rule: [[_tag(tag, names) for tag in tags]],
+        lambda names, decision: {"prediction": pa.list_(TEXT)},
+        lambda tags, names, decision: [[_tag(tag, names) for tag in tags]],
         between=" ",
     ),
 }

@@ -13,8 +13,8 @@ import pyarrow.parquet as parquet
 from tasks import files
 from tasks.artifacts import EncodedDataset, PreparedText, TrainedModel
 from tasks.errors import ArtifactError, InputError
-from tasks.evaluation import deciding, predictions, sequences
-from tasks.evaluation.deciding import Rule
+from tasks.evaluation import decisions, predictions, sequences
+from tasks.evaluation.decisions import Decision
 from tasks.evaluation.predictions import MODEL, Array, Predictions, Text
 from tasks.params import Params
 from tasks.text import clean
@@ -49,13 +49,13 @@ class Champion:
         return json.loads(self.version.tags[f"regraft.{name}"])
 
     @property
-    def rule(self) -> Rule:
-        """How probabilities become decisions, as evaluation has chosen it on validation rows.
+    def decision(self) -> Decision:
+        """As evaluation has chosen it on validation rows.
 
         Raises InputError for one that does not fit the labels.
         """
         try:
-            return deciding.read(self.version.tags.get("regraft.decision"), self.labels)
+            return decisions.read(self.version.tags.get("regraft.decision", "{}"), self.labels)
         except ValueError as error:
             raise InputError(
                 f"the tag regraft.decision of version {self.version.number} says nothing usable: {error}"
