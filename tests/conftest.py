@@ -66,17 +66,18 @@ def tiny_bert() -> Callable[..., Any]:
 
 @pytest.fixture
 def tiny() -> Callable[..., Any]:
-    """Class of transformers -> a random model of four layers (T5: two and two), all sizes different, whose
+    """Class of transformers or of ours -> a random model of four layers (T5: two and two), all sizes different, whose
     padding token is 0 (RoBERTa: 1)."""
 
     def make(name: str, *, seed: int = 0, **more: Any) -> Any:
         import torch
-        import transformers
+
+        from tasks import architectures
 
         torch.manual_seed(seed)
         kind = next(kind for kind in SIZES if name.lower().startswith(kind))
         config = {"vocab_size": 61, "num_labels": 3, "pad_token_id": 0, **SIZES[kind], **more}
-        model = getattr(transformers, name)
+        model = architectures.find(name)
         if name.endswith("QuestionAnswering"):
             config.pop("num_labels")
         return model(model.config_class(**config)).eval()

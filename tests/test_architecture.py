@@ -41,6 +41,7 @@ BOTTOM = (
     "environment",
     "references",
     "pages",
+    "architectures",
 )
 FORBIDDEN_FILES = ("utils", "common", "helpers", "misc")
 SHADOWING = ("evaluate", "datasets", "tokenize", "types", "select", "profile", "copy", "statistics")

@@ -187,7 +187,7 @@ def _adapted(model: PreTrainedModel) -> dict[str, Any]:
 
 def _parts(model: PreTrainedModel, layers: Sequence[int], roles: Sequence[str]) -> list[str]:
     """The paths of the dense layers that have these roles."""
-    kind = model.config.model_type
+    kind = floors.body_type(model)
     if kind not in PARTS:
         raise TrainingError(f"no adapter is known for model type {kind!r}; {did_you_mean(kind, PARTS)}")
     names = dict.fromkeys(PARTS[kind][role] for role in roles)  # GPT-2 has three of them in one

@@ -66,8 +66,8 @@ class Rows:
     """Ragged token ids and what a model needs besides; `pad` stands behind a row's end.
 
     token_types: which text of a pair each token belongs to. read: the positions whose last hidden states the
-    head reads; None: the first alone. decoder_ids: what the decoder of an encoder-decoder is given; then
-    `read` counts there.
+    head reads; None: the first alone, or, where `mean`, the mean of all. decoder_ids: what the decoder of an
+    encoder-decoder is given; then `read` counts there.
     """
 
     input_ids: Ragged
@@ -75,6 +75,7 @@ class Rows:
     pad: int
     read: Ragged | None = None
     decoder_ids: Ragged | None = None
+    mean: bool = False
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -88,7 +89,7 @@ class Rows:
 
     @property
     def counts(self) -> list[int]:
-        """Positions of each row that the head reads."""
+        """States of each row that the head reads."""
         return [1] * len(self) if self.read is None else list(map(int, self.read.lengths))
 
     def batch(self, places: Places, device: torch.device) -> dict[str, Tensor]:
@@ -116,12 +117,12 @@ class Rows:
             None if one is None else one.only(places)
             for one in (self.token_types, self.read, self.decoder_ids)
         )
-        return Rows(self.input_ids.only(places), types, self.pad, read, decoder)
+        return Rows(self.input_ids.only(places), types, self.pad, read, decoder, self.mean)
 
     @property
     def first(self) -> bool:
         """Whether the head reads the first token alone."""
-        return self.read is None
+        return self.read is None and not self.mean
 
     def positions(self, places: Places) -> list[NDArray[np.int64]]:
         """Those that the head reads, of each row."""

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tasks import architectures
 from tasks.errors import CheckpointError, TrainingError, did_you_mean
 from tasks.model import heads
 
@@ -71,7 +72,7 @@ def load(directory: Path, *, device: str = "cpu") -> PreTrainedModel:
 
 def _architecture(directory: Path) -> Any:
     names = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("architectures") or []
-    found = getattr(transformers, names[0], None) if names else None
+    found = architectures.find(names[0]) if names else None
     if found is None:
         raise CheckpointError(
             f"{directory / 'config.json'} names no class of transformers {transformers.__version__} under "
@@ -198,8 +199,13 @@ PARTS: Mapping[str, Callable[[Floor], Iterator[nn.Parameter]]] = {
 }
 
 
+def body_type(model: PreTrainedModel) -> str:
+    """transformers' model type of its layers."""
+    return architectures.body_type(model.config.model_type)
+
+
 def anatomy_of(model: PreTrainedModel) -> Anatomy:
-    kind = model.config.model_type
+    kind = body_type(model)
     if kind not in ANATOMIES:
         raise TrainingError(f"no floors are known for model type {kind!r}; {did_you_mean(kind, ANATOMIES)}")
     return ANATOMIES[kind]

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from tasks import files
-from tasks.model import boundary, floors, packed, tail
+from tasks import architectures, files
+from tasks.model import boundary, floors, heads, packed, tail
 from tasks.model.batches import Rows, picked, picked_flat
 from tasks.model.boundary import Boundary, Cache, Wanted
 from tasks.model.masked import Masked
@@ -102,7 +102,8 @@ class Frozen:
 
     def name(self, start: int) -> str:
         """Of the states that enter layer `start`; behind the last layer those that the head reads."""
-        return border(start) if start < len(floors.layers_of(self.model)) else READ
+        read = MEAN if heads.head_of(self.model).read == "mean" else READ
+        return border(start) if start < len(floors.layers_of(self.model)) else read
 
     def size(self, rows: Rows, start: int) -> int:
         """Bytes that these states of `rows` take on disk."""
@@ -110,7 +111,7 @@ class Frozen:
 
     def above(self, kept: Boundary, start: int, rows: Rows) -> Forward:
         """The model's logits, computed from the states of `rows` that enter layer `start` on."""
-        if self.name(start) == READ:
+        if self.name(start) in (READ, MEAN):
             return lambda places: floors.head_logits(self.model, self._placed(kept.tokens(places)[0]))
         if packed.known(self.model):
             return lambda places: self._said(*_ends(kept, places), rows, places, start=start)
@@ -119,7 +120,7 @@ class Frozen:
         def forward(places: Sequence[int]) -> Tensor:
             hidden, mask = map(self._placed, kept.batch(places))
             last = body(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
-            return floors.head_logits(self.model, picked(last, rows.positions(places)))
+            return floors.head_logits(self.model, _read(last, mask, rows, places))
 
         return forward
 
@@ -132,8 +133,9 @@ class Frozen:
         body = tail.tail(self.model, 0, first_token=rows.first)
 
         def forward(places: Sequence[int]) -> Tensor:
-            last = body(**rows.batch(places, self.model.device)).last_hidden_state
-            return floors.head_logits(self.model, picked(last, rows.positions(places)))
+            given = rows.batch(places, self.model.device)
+            last = body(**given).last_hidden_state
+            return floors.head_logits(self.model, _read(last, given["attention_mask"], rows, places))
 
         return forward
 
@@ -142,7 +144,9 @@ class Frozen:
     ) -> Tensor:
         """Logits of `rows` end to end, whose states enter layer `start`."""
         last = packed.states(self.model, hidden, spans, start=start, first_token=rows.first)
-        if not rows.first:
+        if rows.mean:
+            last = architectures.mean(spans.padded(last), spans.mask)
+        elif not rows.first:
             last = picked_flat(last, spans.firsts, rows.positions(places))
         return floors.head_logits(self.model, last)
 
@@ -153,6 +157,11 @@ class Frozen:
 def border(layer: int) -> str:
     """The name of the states that enter layer `layer`: its floor's own."""
     return f"layer {layer}"
+
+
+def _read(states: Tensor, mask: Tensor, rows: Rows | Masked, places: Sequence[int]) -> Tensor:
+    """What the head reads of padded `states` (batch, tokens, width): (read, width)."""
+    return architectures.mean(states, mask) if rows.mean else picked(states, rows.positions(places))
 
 
 def _ends(kept: Boundary, places: Sequence[int]) -> tuple[Tensor, Spans]:
@@ -202,7 +211,7 @@ def _states(
             if READ in names:
                 found[READ] = _by_row(picked(hidden, rows.positions(places)), rows.positions(places))
             if MEAN in names:
-                found[MEAN] = _mean(hidden, given["attention_mask"])
+                found[MEAN] = architectures.mean(hidden, given["attention_mask"])[:, None]
             yield places, found
 
 
@@ -232,8 +241,3 @@ def _packed_states(
 def _by_row(states: Tensor, positions: Sequence[NDArray[np.int64]]) -> Tensor:
     """`states` (read, width), a row's own beside one another: (batch, longest, width)."""
     return pad_sequence(states.split([len(row) for row in positions]), batch_first=True)
-
-
-def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
-    weights = mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * weights).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""What stands on a model's last hidden states: a table of transformers' classes, each with its head.
+"""What stands on a model's last hidden states: a table of transformers' classes and ours, each with its head.
 
 A head is a function of single states: which of a row's positions it reads is told by `Rows.read`.
 """
@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tasks import architectures
 from tasks.errors import TrainingError, did_you_mean
 
 
 @dataclass(frozen=True)
 class Head:
     """paths: of its modules, dropout included. logits(model, states): (read, width) -> (read, outputs), the
-    stock class's own arithmetic. read: the position of a row's one state, `first` or `last`; `each` where the
-    rows tell the positions.
+    class's own arithmetic. read: of a row's states the one that is read, `first` or `last`, or the `mean`;
+    `each` where the rows tell the positions.
     """
 
     paths: tuple[str, ...]
@@ -100,4 +101,5 @@ HEADS: Mapping[str, Head] = {
     "GPT2LMHeadModel": _through("lm_head"),
     "LlamaForCausalLM": _through("lm_head"),
     "T5ForConditionalGeneration": Head(("lm_head",), _t5),
+    **dict.fromkeys(architectures.CLASSES, _through("dropout", "mean_classifier", read="mean")),
 }

@@ -42,6 +42,11 @@ class Masked:
         """Never is the first token alone read."""
         return False
 
+    @property
+    def mean(self) -> bool:
+        """Nor the mean of all."""
+        return False
+
     def batch(self, places: Places, device: torch.device) -> dict[str, Tensor]:
         """As `Rows.batch`, with tokens hidden."""
         hidden = Ragged.of([self._hidden(place) for place in places])

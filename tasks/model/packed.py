@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from tasks.errors import TrainingError
 from tasks.model import dropout
-from tasks.model.floors import anatomy_of, layers_of
+from tasks.model.floors import anatomy_of, body_type, layers_of
 
 TOLERANCE = 1e-4  # of hidden states of about 1: a sum of float32 in another order
 
@@ -44,10 +44,15 @@ class Spans:
         """(tokens, width) -> (rows, longest, width), zeros behind each row's end."""
         return pad_sequence(hidden.split(list(self.lengths)), batch_first=True)
 
+    @property
+    def mask(self) -> Tensor:
+        """(rows, longest) bool: where `padded` has a token."""
+        return torch.arange(max(self.lengths)) < torch.tensor(self.lengths)[:, None]
+
 
 def known(model: PreTrainedModel) -> bool:
     """Whether its layers are written here. On other devices one padded kernel is faster than many small."""
-    kind, config = model.config.model_type, model.config
+    kind, config = body_type(model), model.config
     stock = kind not in LAYERS or config._attn_implementation != "sdpa" or model.is_activation_checkpointing
     return not stock and model.device.type == "cpu"
 
@@ -77,7 +82,7 @@ def states(
 
     seen: takes what enters each layer of whose number it has a key.
     """
-    compute, layers = LAYERS[model.config.model_type], list(layers_of(model))[start:stop]
+    compute, layers = LAYERS[body_type(model)], list(layers_of(model))[start:stop]
     for number, layer in enumerate(layers, start):
         if seen is not None and number in seen:
             seen[number] = hidden

@@ -1,7 +1,7 @@
 """What a model is given of each kind of row, where its head reads, and what it should say there."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -142,9 +142,9 @@ def _masked(table: pa.Table, model: PreTrainedModel, special: Mapping[str, int],
 
 
 def _classified(held: _Encoded, told: Told) -> tuple[Rows, Told]:
-    ids = held.ragged("input_ids")
-    last = heads.head_of(held.model).read == "last"
-    return held.rows(ids, last_tokens(ids, _padding(held.model)) if last else None), told
+    ids, read = held.ragged("input_ids"), heads.head_of(held.model).read
+    rows = held.rows(ids, last_tokens(ids, _padding(held.model)) if read == "last" else None)
+    return replace(rows, mean=read == "mean"), told
 
 
 def _label(held: _Encoded) -> tuple[Rows, Told]:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tasks.errors import TrainingError
-from tasks.model.floors import anatomy_of, layers_of
+from tasks.model.floors import anatomy_of, body_type, layers_of
 
 TOLERANCE = 1e-4  # of hidden states of about 1: a sum of float32 in another order
 
@@ -86,14 +86,14 @@ def tail(model: PreTrainedModel, start: int, *, first_token: bool, stop: int | N
     if not splits(model):
         return EncoderDecoder(model)
     body, prefix = model.base_model, f"{model.base_model_prefix}."
-    stand_ins = dict(PASSED[model.config.model_type]) if start else {}
+    stand_ins = dict(PASSED[body_type(model)]) if start else {}
     if stop is not None:  # what closes the last layer closes no other
         stand_ins |= dict.fromkeys(anatomy_of(model).closing[0], nn.Identity)
     for path, stand_in in stand_ins.items():
         body = _replaced(body, path.removeprefix(prefix), stand_in())
     chosen = layers_of(model)[start:stop]
     if first_token and stop is None and chosen and _known(model):
-        chosen[-1] = FirstToken(chosen[-1], model.config.model_type)
+        chosen[-1] = FirstToken(chosen[-1], body_type(model))
     (layers,) = anatomy_of(model).layers
     return _replaced(body, layers.removeprefix(prefix), nn.ModuleList(chosen))
 
@@ -104,7 +104,7 @@ def splits(model: PreTrainedModel) -> bool:
 
 
 def _known(model: PreTrainedModel) -> bool:
-    return model.config.model_type in FIRST_TOKEN and model.config._attn_implementation == "sdpa"
+    return body_type(model) in FIRST_TOKEN and model.config._attn_implementation == "sdpa"
 
 
 def check(model: PreTrainedModel, given: Mapping[str, Tensor]) -> None:

@@ -287,6 +287,7 @@ def _point(root: Path, *depends: Any) -> Path:
         Path(__file__),
         Path(learning.__file__),
         rooms / "params.py",
+        rooms / "architectures.py",
         *sorted(rooms.glob("training/*.py")),
         *sorted(rooms.glob("model/*.py")),
     ]

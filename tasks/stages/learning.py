@@ -188,7 +188,8 @@ def plan(job: Job, number: int, starts: Sequence[int]) -> phases.Planned:
 
 
 def figures(job: Job, forward: Forward, asked: Asked, about: str) -> dict[str, float]:
-    size, every = frozen.BATCH if asked.rows.first else FEW, job.ranks.every
+    single = asked.rows.first or asked.rows.mean
+    size, every = frozen.BATCH if single else FEW, job.ranks.every
     found = frozen.answers(forward, asked.rows, description=about, size=size, every=every)
     sums = [job.objective.sums(logits, asked.targets(places)) for places, logits in found]
     return job.objective.figures(_total(job.ranks, sums))
