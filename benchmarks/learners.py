@@ -179,8 +179,8 @@ def _baseline(name: str, root: Path, cost: Cost) -> Any:
 
 
 def _answer(trained: TrainedModel, test: upstream.Split) -> Any:
-    model = contest.load(trained.path / "model", _contest(len(trained.labels), []))
-    return contest.ask(model, test.rows, KIND).answer
+    asked = _contest(len(trained.labels), [])
+    return contest.ask(contest.load(trained.path / "model", asked), test.rows, asked).answer
 
 
 def _contest(classes: int, names: Sequence[str]) -> contest.Contest:

@@ -127,7 +127,7 @@ def _layout(source: TextSource) -> Layout:
 def _columns(source: TextSource) -> list[str]:
     """The table's own names of what the champion is asked about."""
     kind = KINDS[source.kind]
-    names = [(kind.text or "text") if name == "text" else name for name in kind.compared]
+    names = [(kind.text or "text") if name == "text" else name for name in kind.asked]
     return [source.columns.get(name, name) for name in names]
 
 

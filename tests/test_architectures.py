@@ -47,7 +47,9 @@ def test_what_was_saved_loads_whole_under_its_own_name(tiny, name, tmp_path):
 @pytest.mark.parametrize("auto", ["AutoConfig", "AutoModel", "AutoModelForSequenceClassification"])
 def test_transformers_does_not_guess_a_class_for_it(tiny, name, auto, tmp_path):
     tiny(name).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"regraft-mean-.* Transformers does not recognize this architecture"):
+    with pytest.raises(
+        ValueError, match=r"regraft-mean-.* Transformers does not recognize this architecture"
+    ):
         getattr(transformers, auto).from_pretrained(tmp_path)
 
 

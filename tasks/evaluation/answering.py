@@ -98,7 +98,7 @@ def _f1(true: Sequence[str], said: Sequence[str]) -> float:
 
 
 METRICS: Mapping[str, Metric] = {
-    "exact_match": Metric(exact_match, higher_is_better=True),
-    "f1": Metric(f1, higher_is_better=True),
-    "answerable_f1": Metric(answerable_f1, higher_is_better=True),
+    "exact_match": Metric(exact_match, higher_is_better=True, anywhere=True),
+    "f1": Metric(f1, higher_is_better=True, anywhere=True),
+    "answerable_f1": Metric(answerable_f1, higher_is_better=True, anywhere=True),
 }

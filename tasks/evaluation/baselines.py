@@ -4,6 +4,7 @@ A baseline learns from training inputs and what is true of them and answers test
 told. Its regularisation is fixed, with its reason. BASELINES, at the foot, has those of each kind of row.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tasks.errors import ParamsError, did_you_mean
+from tasks.evaluation import answering
 from tasks.evaluation.judging import Auto
-from tasks.evaluation.predictions import Array, Labels, Probabilities, ragged
+from tasks.evaluation.predictions import Array, Labels, Probabilities, ragged, texts_of
 
+SENTENCE = re.compile(r"(?<=[.!?])\s+")
 ITERATIONS = 2000  # L-BFGS stops at its tolerance long before; the default of 100 does not reach it
 
 
@@ -149,9 +152,24 @@ def lookup(train: Inputs, tags: Array, test: Inputs, classes: int) -> Array:
 
 
 def pretrained(train: Inputs, actual: Array, test: Inputs, classes: int) -> Array:
-    """What the model says before any training: (rows, 2)."""
+    """What the model says before any training, as `predictions.FORMS` says."""
     assert test.pretrained is not None
     return test.pretrained()
+
+
+def silence(train: Inputs, actual: Array, test: Inputs, classes: int) -> Array:
+    """No answer, to every question: (rows,)."""
+    return texts_of("" for _ in test.texts)
+
+
+def closest(train: Inputs, actual: Array, test: Inputs, classes: int) -> Array:
+    """The sentence that shares most words with the question, the first of equals: (rows,)."""
+    return texts_of(_closest(*shown.split("\n", 1)) for shown in test.texts)
+
+
+def copied(train: Inputs, actual: Array, test: Inputs, classes: int) -> Array:
+    """Each text as it is: (rows,)."""
+    return texts_of(test.texts)
 
 
 def unigram(train: Inputs, actual: Array, test: Inputs, classes: int) -> Array:
@@ -162,6 +180,12 @@ def unigram(train: Inputs, actual: Array, test: Inputs, classes: int) -> Array:
     costs = np.log(counts.sum() + len(counts)) - np.log(counts + 1)
     rows = [np.asarray(row, dtype=np.int64) for row in test.tokens]
     return np.array([[costs[row].sum(), (row == counts.argmax()).sum()] for row in rows], dtype=np.float64)
+
+
+def _closest(question: str, text: str) -> str:
+    asked = set(answering.words(question))
+    sentences = [part for part in SENTENCE.split(text) if part] or [""]
+    return max(sentences, key=lambda one: len(asked & set(answering.words(one))))
 
 
 def _words(texts: Sequence[str]) -> TfidfVectorizer:
@@ -206,10 +230,20 @@ LANGUAGE: Mapping[str, Baseline] = {
     "unigram": Baseline(unigram, "each token as likely as it is common in training"),
     "pretrained": Baseline(pretrained, "the pretrained model as it came"),
 }
+WRITTEN: Mapping[str, Baseline] = {
+    "copied": Baseline(copied, "each text as it is"),
+    "pretrained": Baseline(pretrained, "the pretrained model as it came"),
+}
 BASELINES: Mapping[str, Mapping[str, Baseline]] = {
     "text": LANGUAGE,
     "completion": LANGUAGE,
     "chat": LANGUAGE,
+    "translation": WRITTEN,
+    "prefix-remainder": WRITTEN,
+    "answer": {
+        "silence": Baseline(silence, "no answer, to every question"),
+        "closest": Baseline(closest, "the sentence that shares most words with the question"),
+    },
     "label": ONE,
     "pair": ONE,
     "labels": {

@@ -1,6 +1,7 @@
 """What a language model goes on to say."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,8 +12,7 @@ from tasks.evaluation.predict import Batches, Tokens
 from tasks.evaluation.predictions import Array, texts_of
 from tasks.progress import track
 
-Decode = Callable[[Sequence[Sequence[int]]], list[str]]
-
+WRITTEN = ("translation", "prefix-remainder")  # kinds of row that an encoder-decoder answers
 LONGEST = 64  # tokens said, at most
 
 
@@ -31,11 +31,16 @@ def continuations(
     return [_continued(model, tokenizer, text, chat=kind == "chat") for text in texts]
 
 
-def translations(
-    model: PreTrainedModel, rows: Tokens, *, decode: Decode, batches: Batches, longest: int
-) -> Array:
-    """What an encoder-decoder makes of each row, its likeliest next token at a time, at most `longest` of
-    them: (rows,) texts."""
+@dataclass(frozen=True)
+class Writer:
+    """How tokens that are written become texts, and how many there may be of them."""
+
+    decode: Callable[[Sequence[Sequence[int]]], list[str]]
+    longest: int
+
+
+def translations(model: PreTrainedModel, rows: Tokens, *, writer: Writer, batches: Batches) -> Array:
+    """What an encoder-decoder makes of each row, its likeliest next token at a time: (rows,) texts."""
     found = [""] * len(rows["input_ids"])
     model.eval()
     for numbers, given in track(
@@ -43,8 +48,8 @@ def translations(
     ):
         placed = {name: value.to(model.device) for name, value in given.items()}
         with torch.inference_mode():
-            said = model.generate(**placed, max_new_tokens=longest, do_sample=False)  # type: ignore[operator]
-        for number, text in zip(numbers, decode(said.tolist()), strict=True):
+            said = model.generate(**placed, max_new_tokens=writer.longest, do_sample=False)  # type: ignore[operator]
+        for number, text in zip(numbers, writer.decode(said.tolist()), strict=True):
             found[number] = text
     return texts_of(found)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.evaluation import language, metrics, multilabel, pictures
+from tasks.evaluation import judging, language, metrics, multilabel, pictures
 from tasks.evaluation.checks import decimal
 from tasks.evaluation.pictures import Picture
 from tasks.evaluation.predictions import MODEL, Array, Predictions
@@ -204,10 +204,35 @@ def _language_worst(answers: Predictions, texts: Mapping[str, str], names: Seque
     return Worst("Hardest rows", "What the model foresaw least.", "bits per byte", rows)
 
 
+def _written_worst(answers: Predictions, texts: Mapping[str, str], names: Sequence[str]) -> Worst:
+    judged = judging.find(answers.kind)
+    scores = judged.score(answers.actual, answers.answer)
+    rows = [
+        Mistake(
+            id=answers.ids[row],
+            text=cut(texts[answers.ids[row]]),
+            actual=cut(_said(answers.actual[row])),
+            predicted=cut(_said(answers.answer[row])),
+            figure=float(scores[row]),
+        )
+        for row in _worst_of(answers, np.flatnonzero(scores < 1), -scores)
+    ]
+    told = "What is furthest from the truth. Some of these may be errors of the data."
+    return Worst("Worst answers", told, judged.measure, rows)
+
+
+def _said(told: str | Sequence[str]) -> str:
+    return (told if isinstance(told, str) else " / ".join(told)) or NONE
+
+
 SUREST = "What the model was surest of and had wrong. Some of these may be errors of the labels."
 ONE = Exhibit(_one_pictures, _one_worst, _one_classes, _one_pairs)
 LANGUAGE = Exhibit(lambda answers, names: [], _language_worst)
+WRITTEN = Exhibit(lambda answers, names: [], _written_worst)
 EXHIBITS: Mapping[str, Exhibit] = {
+    "answer": WRITTEN,
+    "translation": WRITTEN,
+    "prefix-remainder": WRITTEN,
     "text": LANGUAGE,
     "completion": LANGUAGE,
     "chat": LANGUAGE,

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from tasks.errors import DataError, ParamsError, did_you_mean
-from tasks.evaluation import language, metrics, multilabel, regression, tagging
+from tasks.evaluation import answering, language, metrics, multilabel, regression, tagging, translating
 from tasks.evaluation.metrics import Metric
 from tasks.evaluation.predictions import Array, Predictions
 
@@ -91,6 +91,10 @@ def _not_all_tagged(actual: Array, predicted: Array) -> Array:
     return np.array([len(a) != len(b) for a, b in zip(actual, predicted, strict=True)])
 
 
+def _no_text(actual: Array, answer: Array) -> Array:
+    return np.array([not isinstance(said, str) for said in answer], dtype=bool)
+
+
 def _no_likelihood(actual: Array, answer: Array) -> Array:
     return np.asarray(~(np.isfinite(answer).all(axis=1) & (answer >= 0).all(axis=1)))
 
@@ -112,10 +116,30 @@ LANGUAGE = Judging(
     unfit=_no_likelihood,
     flaw="have no likelihood (not a number, or below 0)",
 )
+WRITTEN = Judging(
+    metrics=translating.METRICS,
+    usual=("bleu", "chrf", "rouge_l"),
+    measure="chrF of a row",
+    score=translating.row_score,
+    unfit=_no_text,
+    flaw="are no texts",
+    view=translating.counted,
+)
 JUDGINGS: Mapping[str, Judging] = {
     "text": LANGUAGE,
     "completion": LANGUAGE,
     "chat": LANGUAGE,
+    "translation": WRITTEN,
+    "prefix-remainder": WRITTEN,
+    "answer": Judging(
+        metrics=answering.METRICS,
+        usual=("f1", "exact_match"),
+        measure="F1 of a row's words",
+        score=answering.row_score,
+        unfit=_no_text,
+        flaw="are no texts",
+        view=answering.counted,
+    ),
     "label": ONE,
     "pair": ONE,
     "labels": Judging(

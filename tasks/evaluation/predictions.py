@@ -28,7 +28,8 @@ class Form:
     """The columns of a row that hold what is true of it, and those that hold what a contestant says.
 
     In memory each is one array: (rows,) for a column of numbers, (rows, length) for a column of lists, or,
-    where these are ragged, (rows,) objects, each an array.
+    where these are ragged, (rows,) objects, each an array. A column of texts, or of lists of them, is (rows,)
+    objects too.
     """
 
     actual: Mapping[str, pa.DataType]
@@ -107,8 +108,8 @@ def ragged(rows: Iterable[Sequence[int] | Array]) -> Array:
     return found
 
 
-def texts_of(rows: Iterable[str]) -> Array:
-    """(rows,) objects, each a text; numpy's own texts are as wide as the longest."""
+def texts_of(rows: Iterable[Any]) -> Array:
+    """(rows,) objects, each a text or a list of them; numpy's own texts are as wide as the longest."""
     return np.array([*rows, None], dtype=object)[:-1]
 
 
@@ -143,6 +144,8 @@ def _array(name: str, table: pa.Table, form: Form, types: Mapping[str, pa.DataTy
     columns = [table[column].to_pylist() for column in types]
     if form.ragged:
         return ragged(columns[0])
+    if next(iter(types.values())) in (TEXT, TEXTS):
+        return texts_of(columns[0])
     kinds = [kind.value_type if pa.types.is_list(kind) else kind for kind in types.values()]
     if pa.types.is_list(next(iter(types.values()))) and len(widths := {len(row) for row in columns[0]}) > 1:
         raise ArtifactError(
@@ -152,6 +155,7 @@ def _array(name: str, table: pa.Table, form: Form, types: Mapping[str, pa.DataTy
     return np.array(columns[0] if len(columns) == 1 else list(zip(*columns, strict=True)), dtype=dtype)
 
 
+TEXT, TEXTS = pa.string(), pa.list_(pa.string())
 LOGIT = "logits"
 LOGITS = {LOGIT: pa.list_(pa.float32())}  # of each class, in label order
 PROBABILITIES = {"probabilities": pa.list_(pa.float32())}  # of each class, in label order
@@ -159,6 +163,7 @@ ONE = Form({"label": pa.int64()}, PROBABILITIES, logits=True)
 LANGUAGE = Form(  # tokens to foresee and their bytes; the sum of -ln p, and how many were the likeliest
     {"tokens": pa.int64(), "bytes": pa.int64()}, {"loss": pa.float64(), "hits": pa.int64()}
 )
+WRITTEN = Form({"target": TEXT}, {"predicted": TEXT})
 FORMS: Mapping[str, Form] = {
     "label": ONE,
     "pair": ONE,
@@ -169,5 +174,8 @@ FORMS: Mapping[str, Form] = {
     "text": LANGUAGE,
     "completion": LANGUAGE,
     "chat": LANGUAGE,
+    "answer": Form({"answers": TEXTS}, {"predicted": TEXT}),  # true ones; "" and none: no answer
+    "translation": WRITTEN,
+    "prefix-remainder": WRITTEN,
     "tags": Form({"tags": pa.list_(pa.int32())}, {"predicted": pa.list_(pa.int32())}, ragged=True),
 }

@@ -18,11 +18,12 @@ TOKENS = ("input_ids", "token_type_ids", "places")
 @dataclass(frozen=True)
 class Rows:
     """ids; the columns of tokens, ragged, and for tags the place of each word's first; what is true of the
-    rows, as `predictions.FORMS` says."""
+    rows, as `predictions.FORMS` says; the texts that answers are a part of, or written from."""
 
     ids: tuple[str, ...]
     tokens: Mapping[str, Sequence[Sequence[int]]]
     actual: Array
+    sources: Sequence[str] = ()
 
     @property
     def answered(self) -> list[Sequence[int]]:

@@ -94,7 +94,11 @@ CONTINUED = Telling(
     lambda names, decision: {"prediction": TEXT},
     lambda said, names, decision: [str(said)],
 )
+ANSWERED = Telling(lambda said, *_: str(said) or "no answer", CONTINUED.columns, CONTINUED.cells)
 TELLINGS: Mapping[str, Telling] = {
+    "answer": ANSWERED,
+    "translation": CONTINUED,
+    "prefix-remainder": CONTINUED,
     "text": CONTINUED,
     "completion": CONTINUED,
     "chat": CONTINUED,

@@ -77,8 +77,8 @@ def _measures() -> tuple[Any, Any]:
 
 
 METRICS: Mapping[str, Metric] = {
-    "bleu": Metric(bleu, higher_is_better=True),
-    "chrf": Metric(chrf, higher_is_better=True),
-    "rouge_l": Metric(rouge_l, higher_is_better=True),
-    "exact_match": Metric(exact_match, higher_is_better=True),
+    "bleu": Metric(bleu, higher_is_better=True, anywhere=True),
+    "chrf": Metric(chrf, higher_is_better=True, anywhere=True),
+    "rouge_l": Metric(rouge_l, higher_is_better=True, anywhere=True),
+    "exact_match": Metric(exact_match, higher_is_better=True, anywhere=True),
 }

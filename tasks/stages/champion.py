@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from tasks import files
@@ -88,8 +89,9 @@ class Champion:
 
     def demand(self, *, pairs: bool) -> None:
         """Raises InputError where it learned from pairs and is asked about single texts, or the other way."""
-        if (self.kind == "pair") != pairs:
-            wanted, given = ("single texts", "pairs") if pairs else ("pairs of texts", "single ones")
+        if (len(KINDS[self.kind].asked) == 2) != pairs:
+            both = "a context and its question" if self.kind == "answer" else "pairs of texts"
+            wanted, given = ("single texts", "pairs") if pairs else (both, "single ones")
             raise InputError(f"the champion answers {wanted}, not {given}")
 
     def answers(self, texts: Sequence[Text]) -> Array:
@@ -103,6 +105,10 @@ class Champion:
             said = continuing.continuations(model, tokenizer, [str(text) for text in texts], kind=self.kind)
             return np.array(said, dtype=object)
         cut = partial(batches.sorted_batches, batch_size=BATCH_ROWS, pad=model.config.pad_token_id or 0)
+        if self.kind == "answer":
+            return self._answers_of(texts, cut)
+        if self.kind in continuing.WRITTEN:
+            return self._written(texts, cut)
         asked: Sequence[Text] = texts
         if self.kind == "tags":
             split = [text.split() if isinstance(text, str) else list(text) for text in texts]
@@ -111,6 +117,31 @@ class Champion:
             model, tokenizer, asked, kind=self.kind, batches=cut, max_length=length
         )
         return found
+
+    def _answers_of(self, texts: Sequence[Text], cut: Any) -> Array:
+        """texts: contexts with their questions."""
+        from tasks.evaluation import predict, written
+        from tasks.text.tokens import windows
+
+        model, tokenizer = self.loaded
+        none: dict[str, list[Any]] = {"text": [], "answer_start": []}
+        rows = [
+            {"id": str(number), "text": text, "question": question, "answers": none}
+            for number, (text, question) in enumerate(texts)
+        ]
+        table = pa.Table.from_pylist(rows)
+        encoded = pa.table(windows.encode(table, tokenizer, self.registered("max_length")))
+        asked, _ = written.answered(encoded, {str(row["id"]): row for row in rows})
+        return predict.spans(model, asked.tokens, asked.sources, ids=asked.ids, batches=cut)
+
+    def _written(self, texts: Sequence[Text], cut: Any) -> Array:
+        from tasks.evaluation import continuing, predict
+
+        (model, tokenizer), length = self.loaded, self.registered("max_length")
+        writer = continuing.Writer(predict.wording(tokenizer, masked=False).decode, length)
+        asked = tokenizer([str(text) for text in texts], truncation=True, max_length=length)
+        rows = {"input_ids": asked["input_ids"]}
+        return continuing.translations(model, rows, writer=writer, batches=cut)
 
     def answers_to_test(self, ours: Predictions, labels: Sequence[str], *, root: Path) -> Predictions:
         """To the test rows that the candidate of `root` has answered as `ours`, in its order of `labels`."""
@@ -170,7 +201,7 @@ def _in_order(found: Array, order: Sequence[int], kind: str) -> Array:
 def prepared_texts(root: Path, ids: Sequence[str]) -> list[Text]:
     """Of these rows; both of a pair."""
     prepared = PreparedText.load(root)
-    columns = ["tokens"] if prepared.kind == "tags" else list(KINDS[prepared.kind].compared)
+    columns = ["tokens"] if prepared.kind == "tags" else list(KINDS[prepared.kind].asked)
     table = parquet.read_table(prepared.path / "rows.parquet", columns=["id", *columns])
     found = zip(*(table[name].to_pylist() for name in columns), strict=True)
     texts: list[Text] = [row[0] if len(row) == 1 else row for row in found]

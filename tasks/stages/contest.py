@@ -11,8 +11,9 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from tasks.errors import DataError
-from tasks.evaluation import baselines, calibration, predict, rows, sequences
+from tasks.evaluation import baselines, calibration, continuing, predict, rows, sequences
 from tasks.evaluation.baselines import Baseline
+from tasks.evaluation.continuing import Writer
 from tasks.evaluation.predictions import HEAD, MODEL, Array, Predictions
 from tasks.model import floors
 from tasks.model.batches import sorted_batches
@@ -30,6 +31,7 @@ class Contest:
     baselines: Mapping[str, Baseline]
     classes: int  # outputs of the head
     device: str
+    writer: Writer | None = None  # of answers that are written
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,11 @@ class Frozen:
         test = self.test.rows
         return predict.logits_and_features(self.model, test.tokens, ids=test.ids, batches=batches(self.model))
 
-    def answers(self, kind: str) -> Said:
+    def answers(self, contest: Contest) -> Said:
         """To the test rows."""
-        if kind in predict.FROM_LOGITS:
-            return _from_logits(self.test_answers[0], kind)
-        return ask(self.model, self.test.rows, kind)
+        if contest.kind in predict.FROM_LOGITS:
+            return _from_logits(self.test_answers[0], contest.kind)
+        return ask(self.model, self.test.rows, contest)
 
 
 @dataclass
@@ -105,11 +107,11 @@ def hold(contest: Contest, entered: Entered, splits: Mapping[str, Split]) -> Ans
         floors.with_head(frozen.model, head)
     found = answer_baselines(contest, frozen, watch)
     if alone:
-        found[HEAD] = watch.time(HEAD, lambda: frozen.answers(contest.kind))
+        found[HEAD] = watch.time(HEAD, lambda: frozen.answers(contest))
     model, asked = load(trained.path / "model", contest), splits["test"].rows
-    found[MODEL] = watch.time(MODEL, lambda: ask(model, asked, contest.kind))
+    found[MODEL] = watch.time(MODEL, lambda: ask(model, asked, contest))
     test = {name: _predictions(name, asked, said, contest.kind) for name, said in found.items()}
-    return Answers(test, _validated(model, splits, contest.kind), watch.seconds)
+    return Answers(test, _validated(model, splits, contest), watch.seconds)
 
 
 def answer_baselines(contest: Contest, frozen: Frozen, watch: Stopwatch) -> dict[str, Said]:
@@ -119,7 +121,7 @@ def answer_baselines(contest: Contest, frozen: Frozen, watch: Stopwatch) -> dict
         asked.texts,
         lambda: frozen.test_answers[1],
         asked.rows.answered,
-        lambda: frozen.answers(contest.kind).answer,
+        lambda: frozen.answers(contest).answer,
     )
     language = contest.kind in sequences.STARTS
     classes = frozen.model.config.vocab_size if language else contest.classes
@@ -130,17 +132,22 @@ def answer_baselines(contest: Contest, frozen: Frozen, watch: Stopwatch) -> dict
     }
 
 
-def ask(model: PreTrainedModel, asked: rows.Rows, kind: str) -> Said:
+def ask(model: PreTrainedModel, asked: rows.Rows, contest: Contest) -> Said:
+    kind = contest.kind
     size = predict.affordable(model, asked.tokens, ROWS) if kind in sequences.STARTS else ROWS
     cut = batches(model, size)
     if kind in predict.FROM_LOGITS:
         return _from_logits(predict.logits(model, asked.tokens, ids=asked.ids, batches=cut), kind)
+    if kind == "answer":
+        return Said(predict.spans(model, asked.tokens, asked.sources, ids=asked.ids, batches=cut))
+    if contest.writer:
+        return Said(continuing.translations(model, asked.tokens, writer=contest.writer, batches=cut))
     return Said(predict.answers(model, asked.tokens, kind=kind, ids=asked.ids, batches=cut))
 
 
 def load(directory: Path, contest: Contest) -> PreTrainedModel:
     model = floors.load(directory, device=contest.device)
-    if contest.kind not in sequences.STARTS and model.config.num_labels != contest.classes:
+    if contest.kind in ("tags", *predict.FROM_LOGITS) and model.config.num_labels != contest.classes:
         raise DataError(
             f"{directory}: the head has {model.config.num_labels} outputs, the data {contest.classes} "
             "labels: run `dvc repro conversion`"
@@ -156,11 +163,11 @@ def _predictions(name: str, asked: rows.Rows, said: Said, kind: str) -> Predicti
     return Predictions(name, asked.ids, asked.actual, said.answer, kind, said.logits)
 
 
-def _validated(model: PreTrainedModel, splits: Mapping[str, Split], kind: str) -> Predictions | None:
-    if kind not in calibration.LINKS:
+def _validated(model: PreTrainedModel, splits: Mapping[str, Split], contest: Contest) -> Predictions | None:
+    if contest.kind not in calibration.LINKS:
         return None
     asked = splits["validation"].rows
-    return _predictions(MODEL, asked, ask(model, asked, kind), kind)
+    return _predictions(MODEL, asked, ask(model, asked, contest), contest.kind)
 
 
 def _from_logits(scores: predict.Matrix, kind: str) -> Said:

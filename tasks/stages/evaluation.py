@@ -44,7 +44,9 @@ def run(params: Params, root: Path, track: Track) -> Evaluation:
     splits = {split: entered.read(split) for split in SPLITS}
     rows, labels = upstream.table(entered.prepared, splits["test"]), entered.encoded.labels
     parts = slices.cut(rows, labels, settings.slices)  # before any work: an expression may be wrong
-    answers = contest.hold(Contest(kind, contestants, len(labels) or 1, where), entered, splits)
+    answers = contest.hold(
+        Contest(kind, contestants, len(labels) or 1, where, upstream.writer(entered)), entered, splits
+    )
     judged = judgement.judge(answers, measured, labels, parts, rows, settings)
     _write(root, entered, answers, judged, parts)
     texts = dict(zip(splits["test"].rows.ids, splits["test"].texts, strict=True))

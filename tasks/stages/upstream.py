@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, PreparedText, TrainedModel
 from tasks.errors import ArtifactError, DataError
-from tasks.evaluation import predict, rows, sequences
+from tasks.evaluation import continuing, predict, rows, sequences, written
+from tasks.evaluation.continuing import Writer
 from tasks.text.kinds import KINDS, compared
 
 
@@ -69,6 +70,8 @@ def read(
     if encoded.kind in sequences.STARTS:
         assert trained is not None
         return Split(*sequences.read(path, encoded.kind, _wording(trained)))
+    if encoded.kind in written.READINGS:
+        return _written(prepared, encoded.kind, path)
     same = rows.READINGS[encoded.kind].same
     found, known = rows.read(path, encoded.kind), _known(prepared)
     stray = [
@@ -82,6 +85,18 @@ def read(
             f"(first: {stray[0]}): run `dvc repro encoding`"
         )
     return Split(found, [known[id]["text"] for id in found.ids])
+
+
+def _written(prepared: PreparedText, kind: str, path: Path) -> Split:
+    encoded = rows.demand_rows(parquet.read_table(path), path)
+    whole = parquet.read_table(prepared.path / "rows.parquet", columns=list(written.COLUMNS[kind]))
+    known = {row["id"]: row for row in whole.to_pylist()}
+    if stray := [id for id in encoded["id"].to_pylist() if id not in known]:
+        raise DataError(
+            f"{path}: {len(stray):,} of {len(encoded):,} rows are not preparation's (first: {stray[0]}): run "
+            "`dvc repro encoding`"
+        )
+    return Split(*written.READINGS[kind](encoded, known))
 
 
 def table(prepared: PreparedText, split: Split) -> pl.DataFrame:
@@ -116,6 +131,15 @@ def _belongs(
     if (trained.data, trained.base) != (encoded.digest, converted.digest):
         other = "rows" if trained.data != encoded.digest else "weights"
         raise ArtifactError(f"{trained.path} was trained on other {other}: run `dvc repro finetuning`")
+
+
+def writer(entered: Entered) -> Writer | None:
+    """How answers that are written become texts; they may be as long as encoding lets a row be."""
+    if entered.encoded.kind not in continuing.WRITTEN:
+        return None
+    directory = entered.trained.path / "model"
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    return Writer(predict.wording(tokenizer, masked=False).decode, entered.encoded.max_length)
 
 
 def _wording(trained: TrainedModel) -> sequences.Wording:

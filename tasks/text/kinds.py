@@ -35,6 +35,12 @@ class Kind:
     near_answers: bool = False  # near-duplicates with different answers are a conflict too
     cleaned: tuple[str, ...] = ("text",)  # spans and tags would slip under cleaning
     compared: tuple[str, ...] = ("text",)
+    beside: tuple[str, ...] = ()  # what a model is given beside what is compared
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The columns that a model is given."""
+        return (*self.compared, *self.beside)
 
     def wanted(self) -> tuple[str, ...]:
         """What the table must have, under these names unless sources.text.columns says otherwise."""
@@ -131,6 +137,7 @@ KINDS: Mapping[str, Kind] = {
         text="context",
         answer=("question", "answers"),
         cleaned=(),
+        beside=("question",),
     ),
     "preference": Kind(
         {"chosen": pa.string(), "rejected": pa.string()},

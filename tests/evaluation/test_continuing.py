@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from tasks.evaluation import continuing
+from tasks.evaluation.continuing import Writer
 from tasks.model import batches
 
 WORDS = ["<pad>", "<end>", *(f"w{number}" for number in range(10))]
@@ -41,7 +42,7 @@ def test_every_row_is_translated_in_its_own_place(tiny):
     rows = {"input_ids": [[5, 6, 1], [7, 8, 9, 10, 1], [5, 6, 1], [11, 1]]}
     spell = lambda ids: [" ".join(map(str, row[1:])) for row in ids]  # noqa: E731
     cut = partial(batches.sorted_batches, batch_size=2, pad=0)
-    found = continuing.translations(model, rows, decode=spell, batches=cut, longest=4)
+    found = continuing.translations(model, rows, writer=Writer(spell, 4), batches=cut)
     assert found[0] == found[2]
     for row, said in zip(rows["input_ids"], found, strict=True):
         alone = model.generate(torch.tensor([row]), max_new_tokens=4, do_sample=False)

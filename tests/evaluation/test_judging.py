@@ -2,13 +2,14 @@ import numpy as np
 import pytest
 
 from tasks.errors import DataError, ParamsError
-from tasks.evaluation import judging
+from tasks.evaluation import judging, written
 from tasks.evaluation.baselines import BASELINES
 from tasks.evaluation.exhibits import EXHIBITS
 from tasks.evaluation.judging import JUDGINGS
-from tasks.evaluation.predictions import FORMS, Predictions, ragged
+from tasks.evaluation.predictions import FORMS, Predictions, ragged, texts_of
 from tasks.evaluation.rows import READINGS
 from tasks.evaluation.sequences import STARTS
+from tasks.evaluation.telling import TELLINGS
 
 
 def test_unknown_metrics_are_all_named():
@@ -25,7 +26,7 @@ def test_the_usual_metrics_of_a_kind_fit_it(kind):
 
 
 def test_every_table_knows_the_same_kinds_of_row():
-    for table in (BASELINES, EXHIBITS, FORMS, {**READINGS, **STARTS}):
+    for table in (BASELINES, EXHIBITS, FORMS, {**READINGS, **STARTS, **written.READINGS}, TELLINGS):
         assert set(table) == set(JUDGINGS)
 
 
@@ -41,11 +42,14 @@ def test_a_kind_that_nobody_can_judge_is_named_with_those_that_can_be():
         judging.find("rating")
 
 
+SENTENCES = ("the cat is in the hall", "it rained all day", "nobody has seen the dog", "we go home now")
 TRUTH = {
     "label": (np.array([0, 1, 1, 1]), np.eye(2, dtype=np.float32)[[0, 1, 1, 1]]),
     "labels": (np.eye(3, dtype=np.int8)[[0, 1, 2, 1]], np.eye(3, dtype=np.float32)[[0, 1, 2, 1]]),
     "text": (np.array([[1, 2], [2, 3], [4, 9], [8, 9]]), np.array([[0.1, 1], [0.1, 2], [0.2, 4], [0.1, 8]])),
     "score": (np.array([1, 2, 4, 8], np.float32), np.array([1, 2, 4, 8], np.float32)),
+    "answer": (texts_of([["a"], ["b c"], [], ["d", "e"]]), texts_of(["a", "b c", "", "e"])),
+    "translation": (texts_of(SENTENCES), texts_of(SENTENCES)),
 }
 
 
@@ -56,7 +60,7 @@ def test_the_truth_scores_best_in_every_way(kind):
     assert not judged.unfit(actual, truth).any()
     assert judged.score(actual, truth).mean() > judged.score(actual, other).mean()
     for name, metric in judged.metrics.items():
-        gain = metric(actual, truth) - metric(actual, other)
+        gain = np.subtract(*(metric(*judged.view(actual, said, ())) for said in (truth, other)))
         assert (gain > 0) == metric.higher_is_better, name
 
 
