@@ -120,6 +120,11 @@ CLASSES: Mapping[str, type[MeanClassification]] = {
     one.__name__: one
     for one in (BertForMeanClassification, DistilBertForMeanClassification, RobertaForMeanClassification)
 }
+NAMES: Mapping[str, str] = {  # transformers' model type of the layers -> our class
+    "bert": "BertForMeanClassification",
+    "distilbert": "DistilBertForMeanClassification",
+    "roberta": "RobertaForMeanClassification",
+}
 CONFIGS: Mapping[str, type[PretrainedConfig]] = {
     one.model_type: one for one in (MeanBertConfig, MeanDistilBertConfig, MeanRobertaConfig)
 }

@@ -68,6 +68,8 @@ def test_no_name_of_ours_is_one_of_transformers(tiny, name):
     config = tiny(name).config
     assert not hasattr(transformers, name)
     assert config.model_type not in transformers.CONFIG_MAPPING
-    assert architectures.body_type(config.model_type) in transformers.CONFIG_MAPPING
+    body = architectures.body_type(config.model_type)
+    assert body in transformers.CONFIG_MAPPING
+    assert architectures.NAMES[body] == name
     again = architectures.configured(**json.loads(config.to_json_string()))
     assert again.to_dict() == config.to_dict()

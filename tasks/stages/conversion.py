@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from tasks import files, references
+from tasks import architectures, files, references
 from tasks.artifacts import ConvertedCheckpoint, PreparedText, Sources, Vocabulary
 from tasks.errors import ArtifactError, DataError
 from tasks.params import ConversionParams, Params
@@ -32,9 +32,11 @@ from tasks.weights.plan import Plan, plan
 def run(params: Params, root: Path, track: Track) -> ConvertedCheckpoint:
     listing = Sources.folder(root) / "checkpoint.json"
     source = _open(listing, root, params.sources.checkpoint.revision)
-    family = families.find(source.config.get("model_type"), family=params.conversion.family)
-    kind = params.sources.text.kind
-    head, purpose = purposes.choose(kind, family), purposes.find(kind)
+    theirs = source.config.get("model_type")
+    family = families.find(theirs and architectures.body_type(theirs), family=params.conversion.family)
+    kind, pooling = params.sources.text.kind, params.conversion.pooling
+    head = purposes.choose(kind, family, pooling=pooling)
+    purpose = purposes.find(kind, pooling=pooling)
     labels = read_labels(PreparedText.folder(root) / "labels.json") if purpose.named else ()
     config = skeleton.describe(source.config, head, purpose, labels)
     vocabulary = Vocabulary.load(root)

@@ -1,5 +1,6 @@
 """A directory as transformers reads it: nothing is fetched, unpickled or run, nothing left unfilled."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 
+from tasks import architectures
 from tasks.errors import ProofError
 from tasks.weights.inert import inert
 
@@ -19,7 +21,7 @@ REFUSING = (KeyError, TypeError, ValueError, AttributeError, ImportError, IndexE
 
 def described(fields: Mapping[str, Any]) -> PretrainedConfig:
     """transformers' description of the model, without what would reach beyond this machine."""
-    return AutoConfig.for_model(**inert(fields))
+    return architectures.configured(**inert(fields))
 
 
 def read(directory: Path, kind: Any, **more: Any) -> Any:
@@ -49,9 +51,10 @@ def load(directory: Path, kind: Any = None) -> tuple[PreTrainedModel, str]:
 
 
 def named(directory: Path) -> Any:
-    """transformers' class that config.json names."""
-    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    return getattr(transformers, (config.architectures or [""])[0])
+    """The class that config.json names, transformers' or ours."""
+    fields = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    name = (fields.get("architectures") or [""])[0]
+    return architectures.CLASSES.get(name) or getattr(transformers, name)
 
 
 def whole(directory: Path) -> tuple[PreTrainedModel, str]:

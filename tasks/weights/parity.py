@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, PreTrainedModel
 
+from tasks import architectures
 from tasks.errors import ProofError
 from tasks.weights import loading, place
 from tasks.weights.formats import Checkpoint
@@ -130,8 +131,9 @@ def _translated(inputs: Mapping[str, torch.Tensor], words: Words | None) -> Mapp
 
 def original(plan: Plan, source: Checkpoint, base: str, kind: Any = AutoModel) -> PreTrainedModel:
     """The source as transformers itself reads it: an opinion on its names that owes nothing to our rules."""
+    own = architectures.CLASSES.get((source.config.get("architectures") or [""])[0], kind)
     with _as_safetensors(source) as directory:
-        model, info = loading.read(directory, kind, config=loading.described(source.config))
+        model, info = loading.read(directory, own, config=loading.described(source.config))
     kept = {move.target.removeprefix(base) for move in plan.moves if move.source}
     lost = sorted(kept & {name.removeprefix(base) for name in info["missing_keys"]})
     if lost:

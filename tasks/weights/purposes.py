@@ -1,12 +1,12 @@
 """What each kind of row asks of a model: which head, and what config.json says of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tasks.errors import CheckpointError
 from tasks.weights.families import FAMILIES, Family
-from tasks.weights.families.family import ANSWERS, CAUSAL, CONDITIONAL, MASKED, SEQUENCES, TOKENS
+from tasks.weights.families.family import ANSWERS, CAUSAL, CONDITIONAL, MASKED, MEANS, SEQUENCES, TOKENS
 
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 
@@ -49,30 +49,41 @@ PURPOSES: Mapping[str, Purpose] = {  # kind of row -> what it asks
 }
 
 
-def find(kind: str) -> Purpose:
-    """Raises CheckpointError for a kind of row that no head can be made for yet."""
+def find(kind: str, *, pooling: str = "token") -> Purpose:
+    """pooling: what is read of a row that has one answer, a `token` or the `mean` of all.
+
+    Raises CheckpointError for a kind of row that no head can be made for yet, or none that reads so.
+    """
     if kind not in PURPOSES:
         raise CheckpointError(
             f"no head can be made for rows of kind {kind!r} yet; for these it can: {', '.join(PURPOSES)} "
             "(sources.text.kind)"
         )
-    return PURPOSES[kind]
+    purpose = PURPOSES[kind]
+    if pooling == "token":
+        return purpose
+    if purpose.heads != (SEQUENCES,):
+        raise CheckpointError(
+            f"rows of kind {kind!r} have an answer for many tokens, not one for their {pooling}: set "
+            "conversion.pooling to token"
+        )
+    return replace(purpose, heads=(MEANS,))
 
 
-def choose(kind: str, family: Family) -> str:
+def choose(kind: str, family: Family, *, pooling: str = "token") -> str:
     """The head that a checkpoint of `family` gets for rows of `kind`.
 
     Raises CheckpointError where there is none, with the kinds and the families that go together.
     """
-    wanted = find(kind).heads
+    wanted = find(kind, pooling=pooling).heads
     if (head := _first(wanted, family)) is not None:
         return head
     kinds = [kind for kind, purpose in PURPOSES.items() if _first(purpose.heads, family)]
     families = [name for name, other in FAMILIES.items() if _first(wanted, other)]
+    other = f"rows of kind {', '.join(kinds)}" if pooling == "token" else "conversion.pooling: token"
     raise CheckpointError(
         f"rows of kind {kind!r} need a model for {' or '.join(wanted)}, which a checkpoint of type "
-        f"{family.name!r} does not become: take one of type {' or '.join(families)}, or rows of kind "
-        f"{', '.join(kinds)}"
+        f"{family.name!r} does not become: take one of type {' or '.join(families)}, or {other}"
     )
 
 

@@ -9,11 +9,11 @@ is 0.09 to 0.37) and is what `parity` is for.
 from dataclasses import dataclass
 
 import torch
-import transformers
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
+from tasks import architectures
 from tasks.errors import ProofError
 from tasks.weights import language, tokenizer
 from tasks.weights.loading import places
@@ -56,7 +56,7 @@ class Likeness:
 
 def fits(architecture: str) -> bool:
     """Whether transformers' class `architecture` is an encoder."""
-    kind = getattr(transformers, architecture).config_class.model_type
+    kind = architectures.body_type(architectures.find(architecture).config_class.model_type)
     return kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not language.fits(architecture)
 
 

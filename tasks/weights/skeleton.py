@@ -5,11 +5,11 @@ from textwrap import shorten
 from typing import Any
 
 import torch
-import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
+from tasks import architectures
 from tasks.errors import CheckpointError
 from tasks.weights.families import family as heads
 from tasks.weights.families.decoders import OUTPUT
@@ -22,8 +22,9 @@ DTYPES: Mapping[torch.dtype, str] = {
     torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 TORCH_NAMES = {name: str(dtype).removeprefix("torch.") for dtype, name in DTYPES.items()}
-CLASSES: Mapping[str, Mapping[str, str]] = {  # head -> model type -> transformers' class
+CLASSES: Mapping[str, Mapping[str, str]] = {  # head -> model type -> transformers' class or ours
     heads.SEQUENCES: modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    heads.MEANS: architectures.NAMES,
     heads.TOKENS: modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
     heads.ANSWERS: modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     heads.MASKED: modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -54,9 +55,9 @@ def describe(
         kept |= {"label2id": {label: place for place, label in enumerate(outputs)}}
     if purpose.problem:
         kept["problem_type"] = purpose.problem
-    kind = kept.pop("model_type", None)
+    name = _class(architectures.body_type(str(kept.pop("model_type", None))), head)
     try:
-        return AutoConfig.for_model(kind, architectures=[_class(kind, head)], **kept)
+        return architectures.configured(_type(name), architectures=[name], **kept)
     except (StrictDataclassError, ValueError, TypeError) as error:
         raise CheckpointError(_not_a_model(error)) from None
 
@@ -70,16 +71,22 @@ def _class(kind: Any, head: str) -> str:
     return CLASSES[head][kind]
 
 
+def _type(name: str) -> str:
+    """The model type of this class."""
+    kind: str = architectures.find(name).config_class.model_type
+    return kind
+
+
 def _not_a_model(error: Exception) -> str:
     """transformers may list every model it knows; its first words say what is wrong."""
     return f"config.json does not describe a model: {shorten(str(error), 300)}"
 
 
 def empty(config: PretrainedConfig) -> PreTrainedModel:
-    """transformers' model of this config, without a value in any tensor."""
+    """The model of this config, without a value in any tensor."""
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = getattr(transformers, architecture(config))(config)
+            model: PreTrainedModel = architectures.find(architecture(config))(config)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise CheckpointError(_not_a_model(error)) from None
     return model
@@ -110,7 +117,7 @@ def _scales(config: PretrainedConfig) -> bool:
 
 
 def architecture(config: PretrainedConfig) -> str:
-    """transformers' class of what `describe` made."""
+    """The class of what `describe` made."""
     return str((config.architectures or [""])[0])
 
 

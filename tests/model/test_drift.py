@@ -11,6 +11,7 @@ from tasks.model.batches import Ragged, Rows
 CLASSES = (
     "BertForSequenceClassification",
     "DistilBertForMaskedLM",
+    "DistilBertForMeanClassification",
     "GPT2LMHeadModel",
     "LlamaForCausalLM",
     "RobertaForTokenClassification",

@@ -33,6 +33,9 @@ CASES = [
     ("text", "BertForMaskedLM"),
     ("text", "LlamaForCausalLM"),
     ("translation", "T5ForConditionalGeneration"),
+    ("label", "BertForMeanClassification"),
+    ("labels", "DistilBertForMeanClassification"),
+    ("score", "RobertaForMeanClassification"),
 ]
 SCHEDULE = (
     "[{name: upper, depth: 2, epochs: 2, learning_rate: 1.0e-2}, "
@@ -115,7 +118,7 @@ def test_every_kind_with_an_objective_is_tested():
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
-def test_each_kind_is_learned_and_leaves_a_stock_model(root, kind, name):
+def test_each_kind_is_learned_and_leaves_a_model_of_the_same_class(root, kind, name):
     base = root(kind, name)
     record = _run(base)
     before = floors.load(ConvertedCheckpoint.folder(base) / "model")
@@ -145,7 +148,9 @@ def test_the_same_seed_gives_the_same_digest(root, kind, name):
     assert _run(base, seed=2).weights != digests[0]
 
 
-@pytest.mark.parametrize(("kind", "name"), [case for case in CASES if case[0] in ("tags", "chat", "answer")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [case for case in CASES if case[0] in ("tags", "chat", "answer") or "Mean" in case[1]]
+)
 def test_states_that_are_kept_give_the_weights_of_computed_ones(root, kind, name):
     base = root(kind, name)
     schedule = "[{name: upper, depth: 1, epochs: 3, learning_rate: 1.0e-2}]"

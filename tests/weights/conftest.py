@@ -26,6 +26,7 @@ from transformers import (
     T5Config,
 )
 
+from tasks import architectures
 from tasks.weights import alignment, place, purposes, skeleton
 from tasks.weights.alignment import Alignment, Word
 from tasks.weights.families import find
@@ -114,10 +115,14 @@ def planned(
     kind: str = "label",
     edit: Callable[[Rule], Rule] = lambda rule: rule,
     words: Alignment | None = None,
+    pooling: str = "token",
 ) -> tuple[Plan, PretrainedConfig]:
     words = words or aligned(range(37))
-    family, purpose = find(source.config["model_type"]), purposes.find(kind)
-    head = purposes.choose(kind, family)
+    family, purpose = (
+        find(architectures.body_type(source.config["model_type"])),
+        purposes.find(kind, pooling=pooling),
+    )
+    head = purposes.choose(kind, family, pooling=pooling)
     config = skeleton.describe(source.config, head, purpose, labels if purpose.named else ())
     if not words.same:
         config.update(alignment.fields(words, config, {}))

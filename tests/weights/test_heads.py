@@ -11,7 +11,7 @@ from tasks.errors import CheckpointError, PlanError
 from tasks.params import TextSource
 from tasks.weights import alignment, loading, proof, purposes, similarity, skeleton
 from tasks.weights.families import FAMILIES, find
-from tasks.weights.families.family import CAUSAL, CONDITIONAL, MASKED
+from tasks.weights.families.family import CAUSAL, CONDITIONAL, MASKED, MEANS
 from tasks.weights.purposes import PURPOSES
 
 LABELS = ("negative", "neutral", "positive")
@@ -327,7 +327,7 @@ def test_the_vocabulary_reaches_all_that_has_a_row_for_each_token(
 
 
 def test_what_each_class_is_to_the_proofs():
-    heads = {MASKED: True, CAUSAL: False, CONDITIONAL: False}
+    heads = {MASKED: True, CAUSAL: False, CONDITIONAL: False, MEANS: True}
     for family in FAMILIES.values():
         for head in heads.keys() & family.heads.keys():
             assert similarity.fits(skeleton.CLASSES[head][family.name]) == heads[head]

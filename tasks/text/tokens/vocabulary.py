@@ -10,6 +10,7 @@ import pyarrow.compute as compute
 from tokenizers import Tokenizer, decoders
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from tasks import architectures
 from tasks.errors import CheckpointError, ParamsError
 from tasks.text import kinds
 
@@ -60,7 +61,8 @@ def adopt(tokenizer: PreTrainedTokenizerBase, config: Path) -> None:
     if not config.exists():
         return
     declared = json.loads(config.read_text(encoding="utf-8"))
-    behind = (declared.get("pad_token_id") or 0) + 1 if declared.get("model_type") in BEHIND_PAD else 0
+    body = architectures.body_type(declared.get("model_type") or "")
+    behind = (declared.get("pad_token_id") or 0) + 1 if body in BEHIND_PAD else 0
     limits = [declared[name] - behind for name in LENGTHS if isinstance(declared.get(name), int)]
     tokenizer.model_max_length = min([tokenizer.model_max_length, *limits])
     if isinstance(declared.get("vocab_size"), int):

@@ -3,6 +3,8 @@
 from tasks.weights.families.family import (
     ANSWERS,
     MASKED,
+    MEAN,
+    MEANS,
     SEQUENCES,
     TOKENS,
     Encoder,
@@ -39,6 +41,7 @@ BERT = Encoder(
     pooler=POOLER,
     heads={
         SEQUENCES: Head((f"classifier.{P}",), pooled=True),
+        MEANS: MEAN,
         TOKENS: Head((f"classifier.{P}",)),
         ANSWERS: Head((f"qa_outputs.{P}",)),
         MASKED: Head(

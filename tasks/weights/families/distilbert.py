@@ -1,6 +1,17 @@
 """DistilBERT (Sanh et al., 2019): six of BERT's layers, no pooler, no token types."""
 
-from tasks.weights.families.family import ANSWERS, MASKED, SEQUENCES, TOKENS, Encoder, Head, P, same
+from tasks.weights.families.family import (
+    ANSWERS,
+    MASKED,
+    MEAN,
+    MEANS,
+    SEQUENCES,
+    TOKENS,
+    Encoder,
+    Head,
+    P,
+    same,
+)
 
 DISTILBERT = Encoder(
     name="distilbert",
@@ -16,6 +27,7 @@ DISTILBERT = Encoder(
     buffers=("embeddings.position_ids",),
     heads={
         SEQUENCES: Head((f"pre_classifier.{P}", f"classifier.{P}")),
+        MEANS: MEAN,
         TOKENS: Head((f"classifier.{P}",)),
         ANSWERS: Head((f"qa_outputs.{P}",)),
         MASKED: Head(

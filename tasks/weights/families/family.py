@@ -13,6 +13,7 @@ BUFFER = "a buffer: the model computes it"
 UNPOOLED = "the head reads tokens, not the pooler"
 
 SEQUENCES = "sequence classification"
+MEANS = "classification by the mean of all tokens"
 TOKENS = "token classification"
 ANSWERS = "question answering"
 MASKED = "masked language modelling"
@@ -58,6 +59,9 @@ class Head:
         for norm in self.norms:
             yield Rule(None, f"{norm}.weight", ONES, new, "head")
             yield Rule(None, f"{norm}.bias", ZEROS, new, "head")
+
+
+MEAN = Head((f"mean_classifier.{P}",))  # of our own classes, the same whatever the layers
 
 
 @dataclass(frozen=True)

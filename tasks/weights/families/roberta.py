@@ -1,7 +1,7 @@
 """RoBERTa (Liu et al., 2019): BERT's encoder, a head of its own in place of the pooler."""
 
 from tasks.weights.families.bert import ENCODER, POOLER
-from tasks.weights.families.family import ANSWERS, MASKED, SEQUENCES, TOKENS, Encoder, Head, P
+from tasks.weights.families.family import ANSWERS, MASKED, MEAN, MEANS, SEQUENCES, TOKENS, Encoder, Head, P
 
 ROBERTA = Encoder(
     name="roberta",
@@ -12,6 +12,7 @@ ROBERTA = Encoder(
     pooler=POOLER,
     heads={
         SEQUENCES: Head((f"classifier.dense.{P}", f"classifier.out_proj.{P}")),
+        MEANS: MEAN,
         TOKENS: Head((f"classifier.{P}",)),
         ANSWERS: Head((f"qa_outputs.{P}",)),
         MASKED: Head(
