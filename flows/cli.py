@@ -135,6 +135,8 @@ def run(override: Override = None, leaf: Leaf = "subprocess", root: Root = HERE)
     except KeyboardInterrupt:
         typer.echo("regraft: interrupted; run again to go on where this stopped", err=True)
         raise typer.Exit(130) from None
+    finally:
+        show.tracking(root)
     show.results(Path(where), root)
 
 
@@ -299,6 +301,26 @@ def rollback(
     from tasks.stages import promotion
 
     typer.echo(promotion.rollback(parameters.load(root / "params.yaml"), root, to=to, reason=reason))
+
+
+@app.command()
+def reproduce(
+    version: Annotated[
+        str, typer.Argument(metavar="VERSION", help="models:/NAME@champion, models:/NAME/3, or 3")
+    ],
+    root: Root = HERE,
+) -> None:
+    """Build a registered version again, from its commit, params and data; exit code 1 if a digest differs.
+
+    Nothing is taken from a cache; the checkout and the registry stay as they are.
+    """
+    from flows import reproduction
+
+    logging.getLogger("dvc").setLevel(logging.WARNING)
+    compared = reproduction.rebuild(version, root, typer.echo)
+    agreed = all(one.agrees for one in compared)
+    typer.echo("every digest agrees" if agreed else "not the same model")
+    raise typer.Exit(0 if agreed else 1)
 
 
 @app.command()

@@ -137,8 +137,7 @@ def _bar(stage: str, bars: dict[str, UUID], message: Message) -> None:
 
 def _link(stage: str, message: Message) -> None:
     if message["uri"].startswith("http"):
-        link = f"{message['uri']}/#/experiments/{message['experiment_id']}/runs/{message['run_id']}"
-        create_link_artifact(link, link_text="MLflow run", key=f"{stage}-run")
+        create_link_artifact(message["uri"], link_text="MLflow run", key=f"{stage}-run")
     else:
         text = f"MLflow run `{message['run_id']}` in `{message['uri']}`"
         create_markdown_artifact(text, key=f"{stage}-run", description="MLflow run")

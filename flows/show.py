@@ -20,6 +20,7 @@ NAMES = {  # contestant -> what it is, in the order of the table
     "lookup": "lookup",
     "unigram": "unigram",
     "pretrained": "pretrained",
+    "zero_shot": "zero-shot",
     "tfidf": "TF-IDF",
     "frozen": "frozen features",
     "head": "head only",
@@ -56,6 +57,14 @@ def _where_to_look(console: Console, root: Path, checkout: Path) -> None:
     elif store.exists():
         uri = f'"sqlite:///{store}"' if " " in str(store) else f"sqlite:///{store}"
         console.print(f"  mlflow ui --backend-store-uri {uri}", highlight=False, soft_wrap=True)
+
+
+def tracking(root: Path) -> None:
+    """Say it where what stages told has not reached MLflow."""
+    from tasks.tracking import spool
+
+    if degraded := spool.told(root):
+        Console().print(f"[bold red]{degraded}[/bold red]", highlight=False, soft_wrap=True)
 
 
 def _interval(value: Mapping[str, Any]) -> str:

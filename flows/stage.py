@@ -46,8 +46,11 @@ def in_order(root: Path) -> list[str]:
         return [stage.name for stage in order if getattr(stage, "name", None)]
 
 
-def reproduce(stage: str, root: Path, leaf: Leaf, hear: Callable[[Message], None]) -> Outcome:
-    """Bring `stage` up to date, passing each message of its body to `hear` as it comes.
+def reproduce(
+    stage: str, root: Path, leaf: Leaf, hear: Callable[[Message], None], *, force: bool = False
+) -> Outcome:
+    """Bring `stage` up to date, passing each message of its body to `hear` as it comes; with `force` its body
+    runs, whatever is there or in the run cache.
 
     Raises InputError when the stage's body refused its input, TrainingError when it would fail alike again,
     HeldError when MLflow did not let a promotion end, RegraftError when it failed otherwise,
@@ -57,7 +60,7 @@ def reproduce(stage: str, root: Path, leaf: Leaf, hear: Callable[[Message], None
     # DVC looks files up from the current directory, whatever repository it was given.
     with chdir(root), _messages(hear) as heard, _no_orphans(), Repo() as repo, _runner(leaf, root):
         try:
-            done = repo.reproduce(stage, single_item=True, run_env=_environment())
+            done = repo.reproduce(stage, single_item=True, force=force, run_env=_environment())
         except DvcException as error:
             _raise_cause(stage, error, heard)
     told = any(message["kind"] == "summary" for message in heard)

@@ -20,7 +20,7 @@ from tasks.artifacts import PreparedText, Sources
 from tasks.errors import WorkspaceError
 from tasks.params import Params
 
-RUNS = Path(".regraft") / "runs"
+RUNS, REBUILDS = Path(".regraft") / "runs", Path(".regraft") / "rebuilds"
 IDENTITY = ("-c", "user.name=regraft", "-c", "user.email=regraft@localhost")
 
 
@@ -48,6 +48,32 @@ def create(
         remove(checkout, target)
         raise
     return target
+
+
+def rebuild(checkout: Path, revision: str, params: Params) -> Path:
+    """A worktree `.regraft/rebuilds/<id>` of `checkout` at `revision`, with `params`, that is a checkout of
+    its own: no resume point, cached state or run of `checkout` is found from there.
+
+    Raises WorkspaceError where git no longer has `revision`.
+    """
+    target = checkout / REBUILDS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    _git(checkout, "worktree", "add", "--detach", "--quiet", str(target), revision)
+    try:
+        _configure(checkout, target)
+        _furnish(checkout, target, params, (PreparedText.stage,))
+        for path in (params.sources.text.path, params.sources.checkpoint.path):
+            _link(checkout / path, target / path)
+    except BaseException:
+        remove(checkout, target)
+        raise
+    return target
+
+
+def _link(source: Path, target: Path) -> None:
+    """A source that git does not track."""
+    if source.exists() and not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(source)
 
 
 def _lock(checkout: Path) -> Path:

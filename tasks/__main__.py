@@ -38,7 +38,7 @@ class Silence:
 def execute(stage: str, root: Path) -> Artifact:
     """Run `stage` on the params.yaml of `root`: tracked, timed, and told to whoever listens.
 
-    Raises InputError for an unknown stage, TrackingError before any work where MLflow does not answer.
+    Raises InputError for an unknown stage. What MLflow does not take waits in .regraft/spool.
     """
     if stage not in stages.STAGES:
         raise InputError(f"no stage {stage!r}; {did_you_mean(stage, stages.STAGES)}")

@@ -180,14 +180,12 @@ def test_a_missing_params_file_is_told_before_anything_runs(root, body):
         entry.execute("preparation", root)
 
 
-def test_a_dead_server_is_told_before_the_body_runs(root, body, capsys, monkeypatch):
-    begun = []
-    body(lambda root, track: begun.append(True))
+def test_a_dead_server_is_told_and_costs_no_stage(root, body, caplog, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    assert entry.main(["preparation", "--root", str(root)]) == 1
-    assert "MLflow at http://127.0.0.1:9" in capsys.readouterr().err
-    assert begun == []
+    assert entry.main(["preparation", "--root", str(root)]) == 0
+    assert "tracking degraded: MLflow at http://127.0.0.1:9" in caplog.text
+    assert PreparedText.load(root).rows == {"train": 7}
 
 
 def test_a_terminated_stage_ends_its_run_as_killed(root, body):

@@ -1,4 +1,4 @@
-"""What a registered version holds: a transformers directory, stored once per weights as an MLflow model."""
+"""What a registered version holds: a transformers directory, stored once per weights, and its answers."""
 
 import shutil
 import tempfile
@@ -10,14 +10,24 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
 from mlflow.models import Model
 
+from tasks import files
 from tasks.errors import TrackingError
 
 WEIGHTS = "regraft.weights"
 WEIGHTS_FILE = "model.safetensors"
+STOCK, OWN = ("model", "components/tokenizer"), ("data/model",)  # what flavor.py divides a directory into
 
 
 def log(
-    client: MlflowClient, name: str, directory: Path, run_id: str, weights: str, *, max_length: int, kind: str
+    client: MlflowClient,
+    name: str,
+    directory: Path,
+    run_id: str,
+    weights: str,
+    *,
+    max_length: int,
+    kind: str,
+    card: Path | None = None,
 ) -> Any:
     """The complete MLflow model of these weights, logged now or when a registration got no further."""
     experiment = client.get_run(run_id).info.experiment_id
@@ -31,9 +41,24 @@ def log(
 
         about = Model(run_id=run_id, model_id=made.model_id)
         flavor.save(directory, target, about, max_length=max_length, kind=kind)
+        if card is not None:
+            shutil.copyfile(card, target / _parts(target)[0] / "README.md")
         client.log_model_artifacts(made.model_id, str(target))
     client.log_outputs(run_id, [LoggedModelOutput(made.model_id, 0)])
     return client.finalize_logged_model(made.model_id, "READY")
+
+
+def fetch_once(client: MlflowClient, name: str, number: str, weights: str, target: Path) -> None:
+    """As `fetch`, unless `target` is there; TrackingError where the weights are not those registered."""
+    if not (target / WEIGHTS_FILE).exists():
+        with files.replace_directory(target) as draft:
+            fetch(client, name, number, draft)
+    if (found := files.digest_file(target / WEIGHTS_FILE)) != weights:
+        shutil.rmtree(target)
+        raise TrackingError(
+            f"{name} version {number}: the stored weights are {found}, registered were {weights or 'none'}; "
+            "its artifacts were altered, roll back to another version"
+        )
 
 
 def fetch(client: MlflowClient, name: str, number: str, draft: Path) -> None:
@@ -42,8 +67,27 @@ def fetch(client: MlflowClient, name: str, number: str, draft: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             found = Path(mlflow.artifacts.download_artifacts(source, None, None, folder, client.tracking_uri))
-            shutil.copytree(found / "model", draft, dirs_exist_ok=True)
-            shutil.copytree(found / "components" / "tokenizer", draft, dirs_exist_ok=True)
+            for part in _parts(found):
+                shutil.copytree(found / part, draft, dirs_exist_ok=True)
             (draft / WEIGHTS_FILE).stat()
         except FileNotFoundError as error:
             raise TrackingError(f"{name} version {number} is not whole in {source}: {error}") from error
+
+
+def kept(test: str) -> str:
+    """Tag of a version: the file with its answers to the test rows of this digest."""
+    return f"regraft.predictions.{test.removeprefix('sha256:')[:16]}"
+
+
+def judged(test: str) -> str:
+    """Tag of a model: the versions judged on the test rows of this digest."""
+    return f"regraft.judged.{test.removeprefix('sha256:')[:16]}"
+
+
+def predictions_name(number: str, test: str) -> str:
+    """Two versions may share a run, where a stage was run again with another result."""
+    return f"version-{number}-{test.removeprefix('sha256:')[:32]}.parquet"
+
+
+def _parts(found: Path) -> tuple[str, ...]:
+    return OWN if (found / OWN[0]).exists() else STOCK

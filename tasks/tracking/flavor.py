@@ -1,20 +1,36 @@
-"""A trained model in MLflow's transformers flavor, as `mlflow models serve` and pyfunc load it."""
+"""A trained model in MLflow's transformers flavor, as `mlflow models serve` and pyfunc load it.
 
+A class of ours is none that transformers loads: it becomes a pyfunc with the code that computes it. No index
+has a package of ours to name as a requirement, and a model should answer by the code that it was judged with.
+"""
+
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from logging import ERROR, getLogger
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import mlflow.pyfunc
 import mlflow.transformers
 import transformers
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import ColSpec, DataType, Object, Property, Schema
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
-WEIGHTS = "model.safetensors"
+from tasks import architectures
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+TASKS = Path(__file__).parents[1]
+CODE = (
+    "__init__.py",
+    "architectures.py",
+    "tracking/__init__.py",
+    "tracking/answering.py",
+)  # of a served model
 EXAMPLE = ["what a lovely day", "this was a waste of time"]
 PAIRS = [{"text": "the day was lovely", "text_pair": "it rained all day"}]
 ANSWER = Schema([ColSpec(DataType.string, "label"), ColSpec(DataType.double, "score")])
@@ -69,9 +85,10 @@ def save(directory: Path, target: Path, about: Model, *, max_length: int, kind: 
     Served, it answers rows of `kind` as `serving` says, cut to `max_length` tokens as in training. Nothing is
     asked of the network.
     """
+    if _architecture(directory) in architectures.CLASSES:
+        return _save_own(directory, target, about, max_length=max_length, kind=kind)
     getLogger("mlflow.transformers").setLevel(ERROR)  # it warns that a local model has no card on the Hub
-    config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    model = getattr(transformers, config.architectures[0]).from_pretrained(directory, local_files_only=True)
+    model = getattr(transformers, _architecture(directory)).from_pretrained(directory, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     tokenizer.model_max_length = _room(model, max_length)  # some pipelines are not told it otherwise
     # MLflow asks the Hub for the card of whatever name the model bears; no repository can have this one.
@@ -89,6 +106,32 @@ def save(directory: Path, target: Path, about: Model, *, max_length: int, kind: 
     )
     (target / "LICENSE.txt").unlink(missing_ok=True)  # MLflow's guess from the name above
     shutil.copyfile(directory / WEIGHTS, target / "model" / WEIGHTS)  # what was measured, by the byte
+
+
+def _save_own(directory: Path, target: Path, about: Model, *, max_length: int, kind: str) -> None:
+    """The directory as it is, and the modules that load and ask it, under their own names."""
+    labels = len(json.loads((directory / CONFIG).read_text(encoding="utf-8"))["id2label"])
+    served = serving(kind, labels, max_length, masked=False)
+    with TemporaryDirectory() as folder:
+        code = Path(folder) / "tasks"
+        for path in CODE:
+            (code / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(TASKS / path, code / path)
+        mlflow.pyfunc.save_model(
+            str(target),
+            loader_module="tasks.tracking.answering",
+            data_path=str(shutil.copytree(directory, Path(folder) / "model")),
+            code_paths=[str(code)],
+            mlflow_model=about,
+            signature=ModelSignature(inputs=served.inputs, outputs=served.outputs),
+            input_example=served.example,
+            model_config=dict(served.config),
+            pip_requirements=_requirements(),
+        )
+
+
+def _architecture(directory: Path) -> str:
+    return str(json.loads((directory / CONFIG).read_text(encoding="utf-8"))["architectures"][0])
 
 
 def _room(model: Any, max_length: int) -> int:

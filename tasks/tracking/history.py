@@ -37,6 +37,10 @@ def write(moves: Sequence[Move], *, after: int = 0) -> dict[str, str]:
     }
 
 
+def found(version: str, at: str) -> Move:
+    return Move(version, at, "unknown", "the alias was found here: it was moved by other hands", "found")
+
+
 def former(moves: Sequence[Move], now: str) -> str | None:
     """The champion before `now`: a promotion is put on a stack, a rollback takes off all above its target."""
     stack: list[str] = []

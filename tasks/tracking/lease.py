@@ -22,7 +22,7 @@ from tasks.errors import TrackingError
 from tasks.tracking.server import asking
 
 TERM = 60.0  # seconds without a beat after which a lease is free; a beat is sent four times a term
-PAUSE = 2.0  # seconds between two looks at a lease that another holds, at most
+PAUSE = 5.0  # seconds between two looks at a lease that another holds, at most
 RETURNED = "regraft.lease"
 BEAT, HOLDER, SECONDS = "regraft.beat", "regraft.holder", "regraft.seconds"
 ABOUT = "Held while a promotion decides; deleted when it is given back. An abandoned one is passed over."
@@ -125,7 +125,8 @@ def _wait(client: MlflowClient, model: str, holder: str, wait: float, term: floa
             free = now is None or time.monotonic() - since > now.term
             if free and (number := _take(client, model, holder, now, term)):
                 return Lease(client, model, number, term)
-        time.sleep(random.uniform(0.25, 1) * min(PAUSE, term / 4))
+        waited = time.monotonic() - begun  # who has waited for long asks seldom: there may be many
+        time.sleep(random.uniform(0.25, 1) * min(PAUSE, term / 4, 0.5 + waited / 4))
     told = f"by {seen.tags.get(HOLDER, 'somebody')}" if seen else "by others in turn"
     raise TrackingError(f"{model}: the lease is held {told} for {wait:g} s; try again later")
 

@@ -17,10 +17,11 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 from tasks import files
-from tasks.errors import HeldError, InputError, TrackingError, did_you_mean
-from tasks.tracking import contents, history, lease, server
+from tasks.errors import InputError, TrackingError, did_you_mean
+from tasks.tracking import contents, history, lease, origins, runs, server, spool
 from tasks.tracking.contents import WEIGHTS, WEIGHTS_FILE
 from tasks.tracking.history import Move
+from tasks.tracking.origins import Origin
 
 ALIAS = "champion"
 CHAMPION = "regraft.champion"  # tag: the version that the last finished move made champion
@@ -36,15 +37,6 @@ class Version:
     @property
     def weights(self) -> str:
         return self.tags.get(WEIGHTS, "")
-
-
-@contextmanager
-def failing_closed() -> Iterator[None]:
-    """Around a promotion: what MLflow does not let it finish is a HeldError."""
-    try:
-        yield
-    except TrackingError as error:
-        raise HeldError(f"hold: the promotion did not end: {error}") from error
 
 
 class Registry:
@@ -76,8 +68,8 @@ class Registry:
 
         Raises TrackingError where there was: MLflow deletes an alias with the version that it names.
         """
-        number = self._alias()
-        if number is None and (lost := self._finished()):
+        number, tags = self._state()
+        if number is None and (lost := tags.get(CHAMPION)):
             raise TrackingError(
                 f"{self.name}: version {lost} was champion, and other hands deleted it or took its alias "
                 "away; `regraft rollback`, or with --to VERSION, names another"
@@ -104,26 +96,47 @@ class Registry:
         return [_version(entry) for entry in found]
 
     def register(
-        self, directory: Path, *, run_id: str, max_length: int, kind: str, tags: Mapping[str, str]
+        self,
+        directory: Path,
+        *,
+        run_id: str,
+        max_length: int,
+        kind: str,
+        tags: Mapping[str, str],
+        card: Path | None = None,
     ) -> Version:
         """A new version from a transformers directory, unless its weights already have one.
 
         The model is logged below `run_id` in MLflow's transformers flavor, with exactly the weights file of
-        `directory`, and answers rows of `kind`, cut to `max_length` tokens as in training.
+        `directory`, and answers rows of `kind`, cut to `max_length` tokens as in training. Its `card` stands
+        beside its weights.
         """
         weights = files.digest_file(directory / WEIGHTS_FILE)
         if known := self.candidate(weights):
             return known
-        tags = {**tags, WEIGHTS: weights, "regraft.run": run_id}
+        tags = {**tags, WEIGHTS: weights, "regraft.run": run_id, **origins.tags(self._root)}
         with server.asking(self._uri):
             model = contents.log(
-                self._client, self.name, directory, run_id, weights, max_length=max_length, kind=kind
+                self._client,
+                self.name,
+                directory,
+                run_id,
+                weights,
+                max_length=max_length,
+                kind=kind,
+                card=card,
             )
             self._ensure()
             made = self._client.create_model_version(
                 self.name, model.artifact_location, run_id, tags, model_id=model.model_id
             )
         return _version(made)
+
+    def origin(self, version: Version) -> Origin:
+        """Raises InputError where `version` does not say what it was made from."""
+        with server.asking(self._uri):
+            name = f"{self.name} version {version.number}"
+            return origins.read(self._client, name, version.run_id, version.tags)
 
     def note(self, version: Version, tags: Mapping[str, str], *, description: str | None = None) -> None:
         """Set the tags that differ, and if given the text that the registry page shows."""
@@ -136,19 +149,19 @@ class Registry:
     def keep_predictions(self, version: Version, path: Path, *, test: str) -> None:
         """Store what `version` answered on the test rows of digest `test`, to pair a later candidate with."""
         with server.asking(self._uri), tempfile.TemporaryDirectory() as folder:
-            named = Path(folder) / _predictions_name(version, test)
+            named = Path(folder) / contents.predictions_name(version.number, test)
             shutil.copyfile(path, named)
             self._client.log_artifact(version.run_id, str(named), "predictions")
-            self._client.set_model_version_tag(self.name, version.number, _kept(test), named.name)
+            self._client.set_model_version_tag(self.name, version.number, contents.kept(test), named.name)
 
     def keeps_predictions(self, version: Version, *, test: str) -> bool:
-        return _kept(test) in version.tags
+        return contents.kept(test) in version.tags
 
     def predictions(self, version: Version, folder: Path, *, test: str) -> Path | None:
         """What `keep_predictions` stored for these test rows, as a file in `folder`; None if nothing was."""
         if not self.keeps_predictions(version, test=test):
             return None
-        name = version.tags[_kept(test)]
+        name = version.tags[contents.kept(test)]
         with server.asking(self._uri):
             found = self._client.download_artifacts(version.run_id, f"predictions/{name}", str(folder))
         return Path(found)
@@ -158,24 +171,28 @@ class Registry:
 
         Call it under `locked`.
         """
-        found = self._registered()
-        known = found.tags.get(_judged(test), "").split() if found else []
+        known = self._state()[1].get(contents.judged(test), "").split()
         if version.number not in known:
             known = [*known, version.number]
             with server.asking(self._uri):
-                self._client.set_registered_model_tag(self.name, _judged(test), " ".join(known))
+                self._client.set_registered_model_tag(self.name, contents.judged(test), " ".join(known))
         return len(known)
 
     def history(self) -> list[Move]:
-        found = self._registered()
-        return history.read(found.tags) if found else []
+        return history.read(self._state()[1])
 
     def rolled_back(self) -> set[str]:
         """The versions that a person took the alias from, and that nobody promoted again since."""
         return history.rolled_back(self.history())
 
     def promote(self, number: str, *, reason: str, by: str) -> None:
-        """Make `number` champion. Call it under `locked`."""
+        """Make `number` champion. Call it under `locked`.
+
+        Raises TrackingError where what a stage told has not reached MLflow yet.
+        """
+        runs.send_waiting(self._client, self._root)
+        if degraded := spool.told(self._root):
+            raise TrackingError(f"{degraded}; nothing is promoted before that")
         self._move(Move(number, _now(), by, reason, "promote"))
 
     def rollback(self, *, to: str | None, reason: str, by: str) -> tuple[str, str]:
@@ -183,10 +200,10 @@ class Registry:
 
         Takes the lock itself. Raises InputError where there is no such version or nothing to go back to.
         """
-        if (self._alias() or self._finished()) is None:
+        if self._last_named() is None:
             raise InputError(f"{self.name} has no champion: there is nothing to roll back")
         with self.locked():
-            now = str(self._alias() or self._finished())
+            now = str(self._last_named())
             target = to or history.former(self.history(), now)
             self._check_target(target, now)
             self._move(Move(str(target), _now(), by, reason, "rollback"))
@@ -198,19 +215,8 @@ class Registry:
         Raises TrackingError where the weights are not those that were registered.
         """
         target = self._root / ".regraft" / "champions" / version.weights.removeprefix("sha256:")[:16]
-        with server.lock(self._uri, f"download-{target.name}", wait=WAIT):
-            return self._download(version, target)
-
-    def _download(self, version: Version, target: Path) -> Path:
-        if not (target / WEIGHTS_FILE).exists():
-            with files.replace_directory(target) as draft, server.asking(self._uri):
-                contents.fetch(self._client, self.name, version.number, draft)
-        if (found := files.digest_file(target / WEIGHTS_FILE)) != version.weights:
-            shutil.rmtree(target)
-            raise TrackingError(
-                f"{self.name} version {version.number}: the stored weights are {found}, registered were "
-                f"{version.weights or 'none'}; its artifacts were altered, roll back to another version"
-            )
+        with server.lock(self._uri, f"download-{target.name}", wait=WAIT), server.asking(self._uri):
+            contents.fetch_once(self._client, self.name, version.number, version.weights, target)
         return target
 
     def _check_target(self, target: str | None, now: str) -> None:
@@ -218,7 +224,7 @@ class Registry:
             raise InputError(
                 f"{self.name} version {now} is the first champion: there is nothing to go back to"
             )
-        if target == self._alias():
+        if target == self._state()[0]:
             raise InputError(f"{self.name} version {now} is the champion already")
         known = [version.number for version in self.versions()]
         if target not in known:
@@ -228,9 +234,10 @@ class Registry:
         """The line first, so that there is no move without one; what other hands did gets its line too."""
         if self._lease is None:
             raise RuntimeError("an alias moves under `locked` alone")
-        known, now = self._rewritten(), self._alias()
-        strange = now is not None and now not in {self._finished(), *(line.version for line in known[-1:])}
-        lines = [*([_found(now, move.at)] if now and strange else []), move]
+        now, tags = self._rewritten()
+        known = history.read(tags)
+        strange = now and known and now not in (tags.get(CHAMPION), known[-1].version)
+        lines = [*([history.found(now, move.at)] if now and strange else []), move]
         self._lease.demand()
         with server.asking(self._uri):
             for name, line in history.write(lines, after=len(known)).items():
@@ -239,25 +246,29 @@ class Registry:
             self._client.set_registered_model_tag(self.name, CHAMPION, move.version)
         self._lease.demand()
 
-    def _alias(self) -> str | None:
-        found = self._registered()
-        number = found.aliases.get(ALIAS) if found else None
-        return str(number) if number is not None else None
+    def _state(self) -> tuple[str | None, Mapping[str, str]]:
+        """The version that the alias names, and the registered model's tags."""
+        if not (found := self._registered()):
+            return None, {}
+        number = found.aliases.get(ALIAS)
+        return (None if number is None else str(number)), found.tags
 
-    def _finished(self) -> str | None:
-        """The version that the last finished move made champion."""
-        found = self._registered()
-        return found.tags.get(CHAMPION) if found else None
+    def _last_named(self) -> str | None:
+        """The version that the alias names or, where it is gone, that it was moved to last."""
+        number, tags = self._state()
+        return number or tags.get(CHAMPION)
 
-    def _rewritten(self) -> list[Move]:
-        """The history, of which no line stands in the one tag of old any more."""
-        moves, model = self.history(), self._registered()
-        if model is not None and history.FORMER in model.tags:
-            with server.asking(self._uri):
-                for name, line in history.write(moves).items():
-                    self._client.set_registered_model_tag(self.name, name, line)
-                self._client.delete_registered_model_tag(self.name, history.FORMER)
-        return moves
+    def _rewritten(self) -> tuple[str | None, Mapping[str, str]]:
+        """The same as `_state`, and no line of the history stands in the one tag of old any more."""
+        now, tags = self._state()
+        if history.FORMER not in tags:
+            return now, tags
+        lines = history.write(history.read(tags))
+        with server.asking(self._uri):
+            for name, line in lines.items():
+                self._client.set_registered_model_tag(self.name, name, line)
+            self._client.delete_registered_model_tag(self.name, history.FORMER)
+        return now, {**{name: tag for name, tag in tags.items() if name != history.FORMER}, **lines}
 
     def _ensure(self) -> None:
         """The registered model, without a version if it is new."""
@@ -279,25 +290,8 @@ class Registry:
                 raise  # anything else must not look like "no champion"
 
 
-def _kept(test: str) -> str:
-    return f"regraft.predictions.{test.removeprefix('sha256:')[:16]}"
-
-
-def _judged(test: str) -> str:
-    return f"regraft.judged.{test.removeprefix('sha256:')[:16]}"
-
-
-def _predictions_name(version: Version, test: str) -> str:
-    """Two versions may share a run, where a stage was run again with another result."""
-    return f"version-{version.number}-{test.removeprefix('sha256:')[:32]}.parquet"
-
-
 def _version(entry: Any) -> Version:
     return Version(str(entry.version), str(entry.run_id), dict(entry.tags))
-
-
-def _found(now: str, at: str) -> Move:
-    return Move(now, at, "unknown", "the alias was found here: it was moved by other hands", "found")
 
 
 def _now() -> str:

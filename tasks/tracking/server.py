@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from requests import RequestException
 
 from tasks import environment
-from tasks.errors import TrackingError
+from tasks.errors import HeldError, TrackingError
 
 REFUSALS = (MlflowException, sqlalchemy.exc.SQLAlchemyError, RequestException, ModuleNotFoundError)
 LONGEST = 500  # characters of a parameter or message
@@ -54,6 +54,15 @@ def asking(where: str) -> Iterator[None]:
             f"MLflow at {_without_password(where)}: {short(str(error))}. Start the server or correct "
             "MLFLOW_TRACKING_URI; without that variable a file inside the project is used"
         ) from error
+
+
+@contextmanager
+def failing_closed() -> Iterator[None]:
+    """Around a promotion: what MLflow does not let it finish is a HeldError."""
+    try:
+        yield
+    except TrackingError as error:
+        raise HeldError(f"hold: the promotion did not end: {error}") from error
 
 
 @contextmanager

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from tasks.params import Params
-from tasks.tracking.runs import STOPPED, create, experiment_id, find, locate, send_params, this_process
+from tasks.tracking.circumstances import this_process
+from tasks.tracking.live import create, experiment_id, find, send_params
+from tasks.tracking.runs import STOPPED, locate
 from tasks.tracking.server import asking, connect, lock
 
 

@@ -26,7 +26,7 @@ def test_dvc_commands(reproduced, command):
     assert evaluation.metrics["model"]["accuracy"]["value"] > 0.9, (
         "the label follows from one word: learnable"
     )
-    assert set(evaluation.metrics) == {"majority", "tfidf", "frozen", "head", "model"}
+    assert set(evaluation.metrics) == {"majority", "tfidf", "frozen", "zero_shot", "head", "model"}
     _unchanged_the_second_time(reproduced, command)
     _diffs(reproduced, command)
     _plots(reproduced, command)

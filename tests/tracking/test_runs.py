@@ -1,4 +1,5 @@
 import json
+import platform
 import shutil
 import subprocess
 import threading
@@ -13,7 +14,7 @@ from mlflow import MlflowClient
 from tasks import files, params
 from tasks.artifacts import EncodedDataset, Sources
 from tasks.errors import TrackingError
-from tasks.tracking import runs, server
+from tasks.tracking import circumstances, live, runs, server, spool
 
 REPOSITORY = Path(__file__).parents[2]
 SHIPPED = params.load(REPOSITORY / "params.yaml")
@@ -198,7 +199,7 @@ def test_the_bodys_own_error_is_told_when_the_server_goes_away_too(root, monkeyp
         raise TrackingError("gone")
 
     with pytest.raises(ValueError, match="row 7"), runs.open_run("preparation", PARAMS, root):
-        fail(ValueError("row 7"), before=lambda: monkeypatch.setattr(runs, "_end", gone))
+        fail(ValueError("row 7"), before=lambda: monkeypatch.setattr(live.Live, "take", gone))
 
 
 @pytest.fixture
@@ -210,7 +211,9 @@ def crash(root, monkeypatch):
         process = subprocess.Popen(["sleep", "60"])
         born = psutil.Process(process.pid).create_time()
         with monkeypatch.context() as patch:
-            patch.setattr(runs, "this_process", lambda: f"{runs.platform.node()}|{process.pid}|{born:.0f}")
+            patch.setattr(
+                circumstances, "this_process", lambda: f"{platform.node()}|{process.pid}|{born:.0f}"
+            )
             opened = runs.open_run(stage, params, root)
             run = opened.__enter__()
         kept.append(opened)  # else the generator's end would close the run
@@ -279,14 +282,15 @@ def test_stages_that_begin_at_once_make_one_parent(root, client):
         ("postgresql://me:secret@127.0.0.1:9/runs", "postgresql://me:…@127.0.0.1:9/runs"),
     ],
 )
-def test_no_server_is_an_error_that_names_it_before_the_body_begins(root, monkeypatch, address, named):
+def test_without_a_server_the_stage_runs_and_the_server_is_named(root, monkeypatch, caplog, address, named):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    opened = runs.open_run("preparation", PARAMS, root)
-    with pytest.raises(TrackingError) as caught:
-        opened.__enter__()
-    assert named in str(caught.value)
-    assert "secret" not in str(caught.value)
+    with runs.open_run("preparation", PARAMS, root) as run:
+        run.metrics({"loss": 1.0})
+    assert named in caplog.text
+    assert "tracking degraded" in caplog.text
+    assert "secret" not in caplog.text
+    assert (run.id, run.uri) == ("", str(spool.waiting(root)[0].path))
 
 
 def test_a_file_that_is_no_database_is_an_error(root):
@@ -295,13 +299,14 @@ def test_a_file_that_is_no_database_is_an_error(root):
         server.connect(root)
 
 
-def test_an_experiment_that_was_deleted_is_an_error_with_its_remedy(root, client):
+def test_an_experiment_that_was_deleted_is_told_with_its_remedy(root, client, caplog):
     client.delete_experiment(client.create_experiment("reviews"))
-    with (
-        pytest.raises(TrackingError, match="mlflow experiments restore"),
-        runs.open_run("preparation", PARAMS, root),
-    ):
+    with runs.open_run("preparation", PARAMS, root):
         pass
+    assert "mlflow experiments restore" in caplog.text
+    client.restore_experiment(client.get_experiment_by_name("reviews").experiment_id)
+    runs.send_waiting(client, root)
+    assert states(client) == [("pipeline", "FINISHED", False), ("preparation", "FINISHED", False)]
 
 
 def test_long_params_are_cut_and_stand_whole_in_the_file(root, client, tmp_path):

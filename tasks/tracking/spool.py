@@ -1,0 +1,112 @@
+"""What a stage tells while MLflow does not answer: kept in .regraft/spool, in order, until it can be sent.
+
+A spool is a directory of one stage's run: `opening.json`, a line of `events.jsonl` for each thing told, and
+copies of the files. It is removed when all of it was sent.
+"""
+
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import FileLock
+
+from tasks import environment, files
+from tasks.tracking import circumstances
+
+Event = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """All that a stage's run and its pipeline's say from the start, for a server that may be asked later."""
+
+    stage: str
+    experiment: str
+    key: str
+    params: Mapping[str, Any]  # of the stage
+    tags: Mapping[str, str]
+    parent_key: str
+    parent_name: str
+    parent_params: Mapping[str, Any]
+    parent_tags: Mapping[str, str]
+    file: str  # params.yaml, whole
+    rows: Mapping[str, str] | None  # the data set that the stage reads, as MLflow describes one
+    began: int  # milliseconds since 1970
+    process: str
+    run_id: str = ""  # known once a server has answered
+    parent_id: str = ""
+    degraded: bool = field(default=False)
+
+
+@dataclass(frozen=True)
+class Spool:
+    path: Path
+
+    @classmethod
+    def begin(cls, root: Path, opening: Opening) -> Self:
+        """A spool of its own for this run, behind all that there are."""
+        name = f"{time.time_ns():020}-{opening.stage}-{secrets.token_hex(3)}"
+        found = cls(_folder(root) / name)
+        (found.path / "files").mkdir(parents=True)
+        found.name(replace(opening, degraded=True))
+        return found
+
+    def name(self, opening: Opening) -> None:
+        files.write_text(self.path / "opening.json", json.dumps(asdict(opening)))
+
+    def opening(self) -> Opening:
+        return Opening(**json.loads((self.path / "opening.json").read_text(encoding="utf-8")))
+
+    def add(self, event: Event) -> None:
+        """Keep an event; of a file its copy."""
+        if event["kind"] == "file":
+            kept = self.path / "files" / secrets.token_hex(4) / Path(event["path"]).name
+            kept.parent.mkdir()
+            shutil.copyfile(event["path"], kept)
+            event = {**event, "path": str(kept)}
+        with (self.path / "events.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(event) + "\n")
+
+    def events(self) -> Iterator[Event]:
+        """In order, without a line that a killed process has not finished."""
+        path = self.path / "events.jsonl"
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        for line in text.splitlines(keepends=True):
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing will be added: the stage has ended, or its process has."""
+        ended = any(event["kind"] == "end" for event in self.events())
+        return ended or not circumstances.alive(self.opening().process)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path)
+
+
+def waiting(root: Path) -> list[Spool]:
+    """Every run of the checkout and its workspaces that is still to be sent, the first one first."""
+    return [Spool(path) for path in sorted(_folder(root).glob("*/")) if (path / "opening.json").exists()]
+
+
+def locked(root: Path) -> FileLock:
+    """Who sends what waits does it alone."""
+    return FileLock(_folder(root).with_suffix(".lock"))
+
+
+def told(root: Path) -> str:
+    """A sentence for people where anything waits, else nothing."""
+    if not (found := waiting(root)):
+        return ""
+    runs = "the run of 1 stage waits" if len(found) == 1 else f"the runs of {len(found)} stages wait"
+    return f"tracking degraded: {runs} in {_folder(root)} and will be sent when MLflow answers"
+
+
+def _folder(root: Path) -> Path:
+    return environment.home(root) / ".regraft" / "spool"
