@@ -2,9 +2,10 @@
 
 A candidate and a champion answer 1,000 test rows; on a share of them, the discordance, one alone is right,
 as chance and the true difference of their accuracies have it. The gate that promotion asks judges each pair,
-three protected slices included, and so does one that promotes whatever has the higher accuracy. Prints the
-curve and writes benchmarks/results/evaluation.json; a quick run evaluation-quick.json, and the other only
-where no full run has.
+three protected slices included, and so does one that promotes whatever has the higher accuracy. Then texts
+are answered, by the way of `regraft predict` and by transformers' pipeline. Prints both and writes
+benchmarks/results/evaluation.json; a quick run evaluation-quick.json, and the other only where no full run
+has.
 """
 
 import argparse
@@ -15,13 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import binomtest
 
-from benchmarks import record
+from benchmarks import prediction, record
 from tasks.evaluation import verdict
 from tasks.evaluation.checks import Evidence, Resampling
 from tasks.evaluation.predictions import Array, Predictions
 from tasks.params import GateParams
 
-LIBRARIES = ("numpy", "scipy")
+LIBRARIES = ("numpy", "scipy", "torch", "transformers")
+TEXTS, REPETITIONS = {"short": 1024, "long": 256}, 3  # that are answered
+FEW = {"short": 64, "long": 16}
 SEED = 2024
 ROWS = 1000
 ACCURACY = 0.85  # of the champion
@@ -49,12 +52,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     pairs = 40 if options.quick else 2000
     points = record.alone(curve, pairs, threads=1)
-    figures, lines = _figures(points), [_line(point) for point in points]
+    sizes, times = (FEW, 1) if options.quick else (TEXTS, REPETITIONS)
+    turns = record.alone(prediction.measure, sizes, times, threads=1)
+    figures = _figures(points) | prediction.figures(turns)
+    lines = [_line(point) for point in points]
     targets = record.targets(options.into, "evaluation", quick=options.quick)
     for target in targets:
-        record.write(target, figures, lines, libraries=LIBRARIES, quick=options.quick, rows=ROWS, seed=SEED)
+        record.write(
+            target, figures, [*lines, *prediction.lines(turns)],
+            libraries=LIBRARIES, quick=options.quick, rows=ROWS, seed=SEED,
+        )  # fmt: skip
     told = [{"figure": name, "value": value} for name, value in figures.items()]
-    print(record.table(lines), record.table(told), "", *targets, sep="\n")
+    print(
+        record.table(lines), record.table(prediction.lines(turns)), record.table(told), "", *targets, sep="\n"
+    )
 
 
 def curve(pairs: int) -> list[Point]:

@@ -167,10 +167,10 @@ def forget(checkpoint: Path, target: Path, seed: int) -> None:
 def _baseline(name: str, root: Path, cost: Cost) -> Any:
     """(test rows, classes); the test rows' features are made before anything is counted."""
     converted = ConvertedCheckpoint.load(root)
-    asked = _contest(len(converted.labels), [name])
+    asked = _contest(converted.labels, [name])
     model = contest.load(converted.path / "model", asked)
     both = (_split(root, name) for name in ("train", "test"))
-    frozen = contest.Frozen(model, *both, root / "no features are kept")
+    frozen = contest.Frozen(model, *both, root / "no features are kept", root / "no sentences are read")
     if name == "frozen":
         _ = frozen.test_answers  # kept from here on
     with measured(cost):
@@ -179,12 +179,12 @@ def _baseline(name: str, root: Path, cost: Cost) -> Any:
 
 
 def _answer(trained: TrainedModel, test: upstream.Split) -> Any:
-    asked = _contest(len(trained.labels), [])
+    asked = _contest(trained.labels, [])
     return contest.ask(contest.load(trained.path / "model", asked), test.rows, asked).answer
 
 
-def _contest(classes: int, names: Sequence[str]) -> contest.Contest:
-    return contest.Contest(KIND, baselines.chosen(KIND, names), classes, "cpu")
+def _contest(labels: Sequence[str], names: Sequence[str]) -> contest.Contest:
+    return contest.Contest(KIND, baselines.chosen(KIND, names), labels, "cpu")
 
 
 def _split(root: Path, name: str) -> upstream.Split:
