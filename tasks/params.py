@@ -158,6 +158,11 @@ class ConversionParams(Section):
     deviation: Annotated[float, Field(gt=0)] = Field(
         0.02, description="standard deviation of a new head's weights (BERT's initializer_range)"
     )
+    pooling: Literal["token", "mean"] = Field(
+        "token",
+        description="what a classifier reads: the first token (decoders: the last), or the mean of all, in a "
+        "class of ours that plain transformers does not load",
+    )
     tolerance: Annotated[float, Field(ge=0)] = Field(
         0.0, description="largest allowed |difference| of hidden states, source against converted"
     )
@@ -326,6 +331,42 @@ class AbstainParams(Section):
     )
 
 
+Change = Literal["typo", "upper", "lower", "name", "punctuation", "whitespace"]
+
+
+class Direction(Section):
+    """Behind any text, this makes a label no less likely."""
+
+    append: str = Field(description="a phrase, such as: It was awful.")
+    label: str
+    tolerance: Share = Field(0.1, description="fall of its probability that is forgiven")
+
+
+class Expected(Section):
+    """A text of which anybody knows the label."""
+
+    text: str
+    pair: str | None = Field(None, description="the second text, for kind pair")
+    label: str
+
+
+class BehaviourParams(Section):
+    """What the model must not mind, must not lose and must know; for kinds label, labels and pair."""
+
+    perturbations: Annotated[tuple[Change, ...], Field(description="must not change an answer")] = (
+        "typo",
+        "upper",
+        "lower",
+        "name",
+        "punctuation",
+        "whitespace",
+    )
+    rows: Annotated[Count, Field(description="test rows that are perturbed, at most")] = 500
+    names: Annotated[tuple[str, ...], Field(description="that stand for one another; empty: twenty")] = ()
+    direction: tuple[Direction, ...] = ()
+    expected: tuple[Expected, ...] = ()
+
+
 class EvaluationParams(Section):
     metrics: Literal["auto"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         "auto", description="names; auto: the usual ones of the kind of row"
@@ -347,6 +388,7 @@ class EvaluationParams(Section):
     threshold: Literal["half", "best_f1"] = Field(
         "half", description="from which probability a label holds, for kind labels; best_f1: on validation"
     )
+    behaviour: BehaviourParams = BehaviourParams()
 
 
 class ProtectedSlices(Section):

@@ -65,3 +65,10 @@ def test_the_figures_and_baselines_of_the_readme_are_those_there_are():
             assert tuple(usual.split(", ")) == JUDGINGS[kind].usual
             assert {*usual.split(", "), *filter(None, others.split(", "))} == set(JUDGINGS[kind].metrics)
             assert baselines.split(", ") == list(BASELINES[kind])
+
+
+def test_the_conditions_of_the_readme_are_those_there_are():
+    from tasks.params import GateParams
+
+    table = README.partition("| key | holds where |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `([a-z_]+)` \|", table, flags=re.M) == list(GateParams.model_fields)

@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tasks.errors import ParamsError, did_you_mean
-from tasks.evaluation import answering
+from tasks.evaluation import answering, zero_shot
 from tasks.evaluation.judging import Auto
 from tasks.evaluation.predictions import Array, Labels, Probabilities, ragged, texts_of
 
@@ -27,13 +27,15 @@ ITERATIONS = 2000  # L-BFGS stops at its tolerance long before; the default of 1
 @dataclass(frozen=True)
 class Inputs:
     """What a baseline may look at: texts (rows,); the pretrained model's features (rows, width), made only
-    when asked for; the tokens that have an answer of their own, ragged; and the pretrained model's answers,
-    made only when asked for."""
+    when asked for; the tokens that have an answer of their own, ragged; the pretrained model's answers, made
+    only when asked for; the names of the labels, and the features of any sentences."""
 
     texts: Sequence[str]
     features: Callable[[], Array]
     tokens: Sequence[Sequence[int]] = ()
     pretrained: Callable[[], Array] | None = None
+    labels: Sequence[str] = ()
+    embed: Callable[[Sequence[str]], Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,13 @@ def frozen(train: Inputs, labels: Labels, test: Inputs, classes: int) -> Probabi
     regression = LogisticRegression(C=0.01, max_iter=ITERATIONS)
     pipeline = make_pipeline(StandardScaler(), regression)
     return _fit(pipeline, train.features(), labels, test.features(), classes)
+
+
+def named(train: Inputs, labels: Labels, test: Inputs, classes: int) -> Probabilities:
+    """The label whose name is most like the text, by the model as it came: (rows, classes)."""
+    assert train.embed is not None
+    told = train.embed(zero_shot.sentences(train.labels))
+    return zero_shot.answer(train.features(), labels, test.features(), told)
 
 
 def shares(train: Inputs, labels: Array, test: Inputs, classes: int) -> Probabilities:
@@ -226,6 +235,7 @@ ONE: Mapping[str, Baseline] = {
     "tfidf": Baseline(tfidf, "logistic regression on words and word pairs, nothing pretrained"),
     "frozen": Baseline(frozen, "logistic regression on the pretrained model's mean-pooled features"),
 }
+NAMED = Baseline(named, "the label whose name, in a sentence, is most like the text; nothing trained")
 LANGUAGE: Mapping[str, Baseline] = {
     "unigram": Baseline(unigram, "each token as likely as it is common in training"),
     "pretrained": Baseline(pretrained, "the pretrained model as it came"),
@@ -244,7 +254,7 @@ BASELINES: Mapping[str, Mapping[str, Baseline]] = {
         "silence": Baseline(silence, "no answer, to every question"),
         "closest": Baseline(closest, "the sentence that shares most words with the question"),
     },
-    "label": ONE,
+    "label": {**ONE, "zero_shot": NAMED},
     "pair": ONE,
     "labels": {
         "shares": Baseline(shares, "how often each label holds in training, for every row"),

@@ -19,10 +19,15 @@ DIGITS = 6  # of what is chosen: below them libraries differ
 
 def fit(found: Predictions) -> float:
     """The temperature at which the log loss of these rows is least; they must have logits."""
-    link, loss, scores = LINKS[found.kind], FIGURES[found.kind]["log_loss"], _scores(found)
+    return temperature(found.kind, found.actual, _scores(found))
+
+
+def temperature(kind: str, actual: Array, scores: Array) -> float:
+    """`fit`, for what is true of rows of this kind and logits (rows, classes)."""
+    link, loss = LINKS[kind], FIGURES[kind]["log_loss"]
 
     def cost(power: float) -> float:
-        return loss(found.actual, link(scores / np.exp(power)))
+        return loss(actual, link(scores / np.exp(power)))
 
     best = minimize_scalar(
         cost, bounds=(np.log(COLDEST), np.log(HOTTEST)), method="bounded", options={"xatol": 1e-6}

@@ -50,6 +50,7 @@ class Evidence:
     labels: Sequence[str] = ()
     slices: Mapping[str, Array] | None = None
     proofs: Mapping[str, str] | None = None
+    ece: float | None = None  # expected calibration error on the test rows, as the model is served
     size: int | None = None  # bytes of the model directory
     latency_ratio: float | None = None  # the candidate's time to answer, as a multiple of the champion's
     judgements: int = 1

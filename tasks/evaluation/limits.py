@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from tasks.evaluation import judging
 from tasks.evaluation.checks import Check, Evidence, counted, decimal, numbers, unknown
-from tasks.evaluation.predictions import Predictions
 from tasks.params import GateParams
 
 UNPROVEN = "not judged"  # how conversion's record of a proof begins that could not be made
@@ -13,7 +11,7 @@ UNPROVEN = "not judged"  # how conversion's record of a proof begins that could 
 def limits(evidence: Evidence, conditions: GateParams) -> Iterator[Check]:
     """What has a maximum, and is asked for."""
     if conditions.maximum_ece is not None:
-        yield _calibrated(evidence.candidate, conditions.maximum_ece)
+        yield _calibrated(evidence, conditions.maximum_ece)
     if conditions.maximum_latency_ratio is not None:
         yield _fast(evidence, conditions.maximum_latency_ratio)
     if conditions.maximum_megabytes is not None:
@@ -51,15 +49,10 @@ def judged(number: int, maximum: int, alpha: float) -> Check:
     return Check("judgements", "hold", f"{told}; {remedy}", figures)
 
 
-def _calibrated(candidate: Predictions, maximum: float) -> Check:
-    metric = judging.find(candidate.kind).metrics.get("ece")
-    if metric is None:
-        return Check(
-            "calibration", "hold", f"answers to rows of kind {candidate.kind} have no calibration error"
-        )
-    return _limit(
-        "calibration", "expected calibration error", metric(candidate.actual, candidate.answer), maximum
-    )
+def _calibrated(evidence: Evidence, maximum: float) -> Check:
+    if evidence.ece is None:
+        return unknown("ece", evidence)
+    return _limit("calibration", "expected calibration error", evidence.ece, maximum)
 
 
 def _fast(evidence: Evidence, maximum: float) -> Check:

@@ -36,6 +36,7 @@ STYLE: Mapping[str, Any] = {
 }
 NUMBERED = 12  # classes up to which a cell has room for its count
 POINTS = 1000  # test rows up to which a scatter stays light
+SETTLED = 0.05  # share of rows from which on their accuracy is no whim of a few
 SMOOTHING = 0.9  # weight of the past in the smoothed loss: a memory of about ten steps
 
 
@@ -100,7 +101,8 @@ def coverage_curve(coverage: Array, accuracy: Array, chosen: tuple[float, float]
             axes.plot(*chosen, color=COLOURS[1], marker="o", markersize=8, linestyle="", label="chosen")
             axes.legend(loc="lower left")
         axes.set(xlabel="share of rows answered", ylabel="accuracy", xlim=(0, 1.02))
-        axes.set_ylim(top=1.02)
+        settled = accuracy[coverage >= SETTLED] if len(coverage) else np.ones(1)
+        axes.set_ylim(max(0.0, float(settled.min()) - 0.1), 1.02)
     return sheet.svg
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from markupsafe import Markup
 
 from tasks import pages
-from tasks.evaluation import judging
+from tasks.evaluation import confusions, judging
+from tasks.evaluation.behaviour import Checked
 from tasks.evaluation.checks import decimal, p_text, sentence
 from tasks.evaluation.decisions import NEVER
-from tasks.evaluation.exhibits import EXHIBITS
+from tasks.evaluation.exhibits import EXHIBITS, cut
 from tasks.evaluation.metrics import Interval
 from tasks.evaluation.pairing import Comparison
 from tasks.evaluation.pictures import INK, Picture
@@ -40,11 +41,13 @@ class Facts:
     smallest: int  # rows below which a slice is no evidence
     trust: Trust | None
     wanted: float | None  # accuracy that answered rows must reach
+    behaviour: Sequence[Checked] = ()
 
 
 def render(facts: Facts) -> str:
     """The page. Every text is escaped; the pictures alone are taken as they are."""
     alpha = 1 - facts.confidence
+    one_label = facts.answers.kind in confusions.KINDS
     judged, exhibit = judging.find(facts.answers.kind), EXHIBITS[facts.answers.kind]
     return pages.render(
         Path(__file__).with_name("report.jinja"),
@@ -59,6 +62,11 @@ def render(facts: Facts) -> str:
         worst=exhibit.worst(facts.answers, facts.texts, facts.labels),
         subset=subset_sentence(facts.subset),
         decision=decision_sentence(facts),
+        confused=confusions.pairs(facts.answers) if one_label else [],
+        suspects=confusions.suspects(facts.answers) if one_label else [],
+        shown=confusions.SUSPECTS,
+        failures=[(test.name, failure) for test in facts.behaviour for failure in test.worst],
+        cut=cut,
         sliced=next((list(found.figures) for found in facts.slices if found.figures), []),
         p_text=p_text,
         decimal=decimal,

@@ -24,10 +24,9 @@ class Facts:
 
 def render(facts: Facts) -> str:
     """The page; equal facts give equal bytes."""
-    reasons = "\n".join(f"- {_plain(reason)}" for reason in facts.reasons)
     parts = [
         f"# {facts.outcome}: {facts.model} version {facts.version}",
-        reasons,
+        *_reasons(facts),
         f"Judged against the champion: {_version(facts.judged_against)}. "
         f"Champion now: {_version(facts.champion)}.",
         *_conditions(facts.checks),
@@ -36,6 +35,13 @@ def render(facts: Facts) -> str:
         "To make the champion before this one champion again: `regraft rollback`.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _reasons(facts: Facts) -> list[str]:
+    """Those that the table of conditions does not tell as well: a person's, and what stands in the way."""
+    held = {check.sentence for check in facts.checks if check.outcome == "promote"}
+    told = [f"- {_plain(reason)}" for reason in facts.reasons if reason not in held]
+    return ["\n".join(told)] if told else []
 
 
 def _conditions(checks: Sequence[Check]) -> list[str]:

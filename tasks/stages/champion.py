@@ -72,11 +72,13 @@ class Champion:
         # Heavy, and needed by neither a rollback nor a plain promotion.
         from transformers import AutoTokenizer
 
-        from tasks.model import floors
+        from tasks.model import floors, unpadded
         from tasks.training.device import choose
 
-        tokenizer = AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
-        return floors.load(self.directory, device=choose(self.device)), tokenizer
+        model = floors.load(self.directory, device=choose(self.device))
+        about = model.config  # transformers would warn that it knows no class of ours
+        tokenizer = AutoTokenizer.from_pretrained(self.directory, config=about, local_files_only=True)
+        return unpadded.quickest(model), tokenizer
 
     @cached_property
     def steps(self) -> tuple[str, ...]:

@@ -1,14 +1,14 @@
 """evaluation's contestants: who answers the test rows, with what; the model answers validation rows too."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from tasks.errors import DataError
 from tasks.evaluation import baselines, calibration, continuing, predict, rows, sequences
@@ -29,9 +29,14 @@ class Contest:
 
     kind: str
     baselines: Mapping[str, Baseline]
-    classes: int  # outputs of the head
+    labels: Sequence[str]
     device: str
     writer: Writer | None = None  # of answers that are written
+
+    @property
+    def classes(self) -> int:
+        """Outputs of the head."""
+        return len(self.labels) or 1
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class Frozen:
     train: Split
     test: Split
     known: Path  # the training rows' features, if finetuning has left them
+    tokenizer: Path  # a directory of transformers
 
     @cached_property
     def train_features(self) -> predict.Matrix:
@@ -75,6 +81,12 @@ class Frozen:
         """Logits (rows, classes) and features (rows, width)."""
         test = self.test.rows
         return predict.logits_and_features(self.model, test.tokens, ids=test.ids, batches=batches(self.model))
+
+    def embed(self, sentences: Sequence[str]) -> predict.Matrix:
+        """Features (sentences, width), made as those of the rows are."""
+        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer, local_files_only=True)
+        given = {"input_ids": tokenizer(list(sentences))["input_ids"]}
+        return predict.features(self.model, given, ids=sentences, batches=batches(self.model))
 
     def answers(self, contest: Contest) -> Said:
         """To the test rows."""
@@ -100,7 +112,9 @@ def hold(contest: Contest, entered: Entered, splits: Mapping[str, Split]) -> Ans
     """Every contestant's answers: baselines, the head alone (if a phase trained it alone), the model."""
     watch, trained = Stopwatch(), entered.trained
     before = load(entered.converted.path / "model", contest)
-    frozen = Frozen(before, splits["train"], splits["test"], trained.path / "frozen.npy")
+    frozen = Frozen(
+        before, splits["train"], splits["test"], trained.path / "frozen.npy", trained.path / "model"
+    )
     head = trained.path / "head.safetensors"
     alone = head.exists() and contest.kind not in sequences.STARTS
     if alone:
@@ -116,7 +130,13 @@ def hold(contest: Contest, entered: Entered, splits: Mapping[str, Split]) -> Ans
 
 def answer_baselines(contest: Contest, frozen: Frozen, watch: Stopwatch) -> dict[str, Said]:
     seen, asked = frozen.train, frozen.test
-    train = baselines.Inputs(seen.texts, lambda: frozen.train_features, seen.rows.answered)
+    train = baselines.Inputs(
+        seen.texts,
+        lambda: frozen.train_features,
+        seen.rows.answered,
+        labels=contest.labels,
+        embed=frozen.embed,
+    )
     test = baselines.Inputs(
         asked.texts,
         lambda: frozen.test_answers[1],

@@ -11,7 +11,18 @@ import numpy as np
 from tasks import files
 from tasks.artifacts import SPLITS, Evaluation
 from tasks.errors import ArtifactError, ParamsError
-from tasks.evaluation import baselines, judging, pictures, predictions, report, slices, trust
+from tasks.evaluation import (
+    baselines,
+    card,
+    confusions,
+    judging,
+    pictures,
+    predictions,
+    report,
+    slices,
+    trust,
+)
+from tasks.evaluation.behaviour import Checked
 from tasks.evaluation.exhibits import EXHIBITS
 from tasks.evaluation.metrics import Interval
 from tasks.evaluation.pictures import Picture
@@ -19,7 +30,7 @@ from tasks.evaluation.predictions import HEAD, MODEL, Array, Predictions
 from tasks.evaluation.slices import Measured, Slice
 from tasks.evaluation.trust import Trust
 from tasks.params import EvaluationParams, Params
-from tasks.stages import Track, contest, judgement, upstream
+from tasks.stages import Track, behaviour, contest, judgement, origins, upstream
 from tasks.stages.contest import Answers, Contest
 from tasks.stages.judgement import Judged
 from tasks.stages.upstream import Entered
@@ -40,19 +51,21 @@ def run(params: Params, root: Path, track: Track) -> Evaluation:
     _demand_fitting(settings, kind)
     entered = Entered.load(root)
     entered.demand_one_kind(kind)
+    behaviour.demand_fitting(settings.behaviour, kind, entered.encoded.labels)
     where = device.choose(params.finetuning.device)
     splits = {split: entered.read(split) for split in SPLITS}
     rows, labels = upstream.table(entered.prepared, splits["test"]), entered.encoded.labels
     parts = slices.cut(rows, labels, settings.slices)  # before any work: an expression may be wrong
-    answers = contest.hold(
-        Contest(kind, contestants, len(labels) or 1, where, upstream.writer(entered)), entered, splits
-    )
+    asked = Contest(kind, contestants, labels, where, upstream.writer(entered))
+    answers = contest.hold(asked, entered, splits)
     judged = judgement.judge(answers, measured, labels, parts, rows, settings)
-    _write(root, entered, answers, judged, parts)
+    checked = behaviour.check(settings, entered, answers.test[MODEL], rows, where)
     texts = dict(zip(splits["test"].rows.ids, splits["test"].texts, strict=True))
-    page = _page(params, entered, answers, judged, texts)
+    page = _page(params, entered, answers, judged, texts, checked)
+    described = card.render(page, origins.find(params, entered, page.test))
+    _write(root, entered, answers, judged, parts, checked, described)
     files.write_text(root / "reports" / "evaluation.html", report.render(page))
-    _tell(track, judged, answers, root)
+    _tell(track, judged, answers, root, checked)
     return Evaluation.load(root)
 
 
@@ -67,13 +80,23 @@ def _demand_fitting(settings: EvaluationParams, kind: str) -> None:
         raise ParamsError("\n".join(faults))
 
 
-def _write(root: Path, entered: Entered, answers: Answers, judged: Judged, parts: Sequence[Slice]) -> None:
+def _write(
+    root: Path,
+    entered: Entered,
+    answers: Answers,
+    judged: Judged,
+    parts: Sequence[Slice],
+    checked: Sequence[Checked],
+    described: str,
+) -> None:
     model = answers.test[MODEL]
     with files.replace_directory(Evaluation.folder(root)) as draft:
         predictions.write(draft / "predictions.parquet", list(answers.test.values()))
         if answers.validation:
             predictions.write(draft / "validation.parquet", [answers.validation])
         slices.write(draft / "slices.parquet", model.ids, {one.name: one.mask for one in parts})
+        behaviour.write(draft, checked)
+        files.write_text(draft / "README.md", described)
         _write_plots(draft, model, judged.trust, entered.encoded.labels)
         Evaluation.save(
             draft,
@@ -86,7 +109,7 @@ def _write(root: Path, entered: Entered, answers: Answers, judged: Judged, parts
             slices={one.name: _slice(one) for one in judged.slices},
             **_trusted(judged.trust),
         )
-    files.write_text(root / "reports" / "metrics.json", files.canonical_json(_values(judged)))
+    files.write_text(root / "reports" / "metrics.json", files.canonical_json(_values(judged, checked)))
     took = _timings(answers)
     files.write_text(root / "reports" / TIMINGS, files.canonical_json(took))
 
@@ -110,13 +133,14 @@ def _trusted(found: Trust | None) -> dict[str, Any]:
     }
 
 
-def _values(judged: Judged) -> dict[str, dict[str, Any]]:
+def _values(judged: Judged, checked: Sequence[Checked]) -> dict[str, dict[str, Any]]:
     """For `dvc metrics diff`: contestants, and what else is told of the model."""
     values: dict[str, dict[str, Any]] = {name: _bare(found) for name, found in judged.figures.items()}
     values["slices"] = {one.name: _bare(one.figures) for one in judged.slices if one.figures}
     if found := judged.trust:
         values["calibration"] = {"temperature": found.decision.temperature, **_bare(found.after)}
         values["decision"] = _bare(found.decided)
+    values["behaviour"] = behaviour.values(checked)
     return values
 
 
@@ -137,6 +161,7 @@ def _write_plots(draft: Path, model: Predictions, found: Trust | None, labels: S
     """For DVC's plots; without a row where rows of this kind have nothing to draw."""
     pairs = EXHIBITS[model.kind].pairs
     _write_table(draft / "confusion.csv", ("actual", "predicted"), pairs(model, labels) if pairs else ())
+    _write_table(draft / "suspects.csv", confusions.COLUMNS, confusions.lines(model, labels))
     bins = trust.reliability(model, found) if found else {}
     lines = [
         (when, *line)
@@ -156,7 +181,12 @@ def _write_table(target: Path, header: Sequence[str], lines: Iterable[Iterable[A
 
 
 def _page(
-    params: Params, entered: Entered, answers: Answers, judged: Judged, texts: Mapping[str, str]
+    params: Params,
+    entered: Entered,
+    answers: Answers,
+    judged: Judged,
+    texts: Mapping[str, str],
+    checked: Sequence[Checked],
 ) -> report.Facts:
     settings, labels = params.evaluation, entered.encoded.labels
     contestants = baselines.chosen(answers.test[MODEL].kind, settings.baselines)
@@ -169,7 +199,7 @@ def _page(
         answers=answers.test[MODEL],
         texts=texts,
         pictures=_pictures(answers.test, judged, labels, entered.trained.path / "steps.csv"),
-        sources=_sources(params),
+        sources=origins.terms(params, entered),
         rows={split: entered.encoded.rows[split] for split in SPLITS},
         subset=params.preparation.subset.model_dump(),
         test=predictions.digest_rows(answers.test[MODEL].ids, answers.test[MODEL].actual),
@@ -178,6 +208,7 @@ def _page(
         smallest=settings.smallest_slice,
         trust=judged.trust,
         wanted=settings.abstain.accuracy if settings.abstain else None,
+        behaviour=checked,
     )
 
 
@@ -210,17 +241,7 @@ def _losses(steps: Path) -> tuple[Array, list[str]]:
     return np.array([float(row["loss"]) for row in rows]), [row["phase"] for row in rows]
 
 
-def _sources(params: Params) -> dict[str, str]:
-    text, checkpoint = params.sources.text, params.sources.checkpoint
-    return {
-        "Data": text.path,
-        "Licence of the data": text.licence,
-        "Checkpoint": checkpoint.path,
-        "Licence of the checkpoint": checkpoint.licence,
-    }
-
-
-def _tell(track: Track, judged: Judged, answers: Answers, root: Path) -> None:
+def _tell(track: Track, judged: Judged, answers: Answers, root: Path, checked: Sequence[Checked]) -> None:
     values = {name: _bare(found) for name, found in judged.figures.items()}
     named = {f"test.{c}.{m}": v for c, found in values.items() if c != MODEL for m, v in found.items()}
     named |= {f"test.{m}": v for m, v in values[MODEL].items()}
@@ -229,6 +250,7 @@ def _tell(track: Track, judged: Judged, answers: Answers, root: Path) -> None:
     if found := judged.trust:
         named |= {f"calibrated.{m}": v for m, v in _bare(found.after).items()}
         named |= {f"decided.{m}": v for m, v in _bare(found.decided).items()}
+    named |= {f"behaviour.{name}": share for name, share in behaviour.values(checked).items()}
     for name, took in _timings(answers).items():
         named |= {f"evaluation.{name}.{figure}": value for figure, value in took.items()}
     track.metrics(named)
@@ -236,4 +258,9 @@ def _tell(track: Track, judged: Judged, answers: Answers, root: Path) -> None:
         track.file(root / path)
 
 
-TOLD = ("reports/evaluation.html", "reports/metrics.json", "data/evaluation/confusion.csv")
+TOLD = (
+    "reports/evaluation.html",
+    "reports/metrics.json",
+    "data/evaluation/confusion.csv",
+    "data/evaluation/README.md",
+)

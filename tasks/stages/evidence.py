@@ -82,6 +82,8 @@ def _looks(case: Case, candidate: Version, champion: Version | None) -> dict[str
     looks: dict[str, Callable[[], Any]] = {}
     if gate.proofs:
         looks["proofs"] = partial(_proofs, case)
+    if gate.maximum_ece is not None:
+        looks["ece"] = partial(_ece, case.evaluation)
     if champion is None:
         return looks
     looks[CHAMPION] = partial(_champions_answers, case, champion)
@@ -101,6 +103,15 @@ def _proofs(case: Case) -> Mapping[str, str]:
             f"{converted.path} is not the checkpoint that the model was trained from: run `dvc repro`"
         )
     return converted.proofs
+
+
+def _ece(evaluation: Evaluation) -> float:
+    """At the temperature that the model is served with."""
+    if "after" not in evaluation.calibration:
+        raise ArtifactError(
+            f"{evaluation.path} tells no calibration error: rows whose answers are no probabilities have none"
+        )
+    return float(evaluation.calibration["after"]["ece"]["value"])
 
 
 def _champions_answers(case: Case, version: Version) -> Predictions:

@@ -19,8 +19,9 @@ from tasks.evaluation.predictions import MODEL
 from tasks.params import Params
 from tasks.stages import Track
 from tasks.stages.evidence import Case, gather, open_case
-from tasks.tracking import runs
-from tasks.tracking.registry import Registry, Version, failing_closed
+from tasks.tracking import circumstances, runs
+from tasks.tracking.registry import Registry, Version
+from tasks.tracking.server import failing_closed
 
 VERDICT = "regraft.verdict"
 LONGEST = 4500  # characters of a description; databases hold 5,000
@@ -93,7 +94,7 @@ def rollback(params: Params, root: Path, *, to: int | None, reason: str) -> str:
     name = params.promotion.model
     told = reason or "rolled back by hand"
     target = None if to is None else str(to)
-    before, after = Registry(root, name).rollback(to=target, reason=told, by=runs.user())
+    before, after = Registry(root, name).rollback(to=target, reason=told, by=circumstances.user())
     return f"{name}: version {after} is champion again, version {before} is not"
 
 
@@ -102,6 +103,8 @@ def _register(case: Case) -> Version:
     registry, test = case.registry, case.evaluation.test
     about = {"regraft.test": test, "regraft.params": runs.parent_key(case.params, case.root)}
     version = registry.candidate(case.trained.weights) or _new_version(case, about)
+    if not _experimental(case.root):  # what is tried out does not change how a version answers
+        about |= _decision(case)
     registry.note(version, about)
     if not registry.keeps_predictions(version, test=test):
         registry.keep_predictions(version, case.evaluation.path / "predictions.parquet", test=test)
@@ -129,8 +132,14 @@ def _new_version(case: Case, about: Mapping[str, str]) -> Version:
         run_id=run_id,
         max_length=encoded.max_length,
         kind=encoded.kind,
-        tags={**about, **known},
+        tags={**about, **known, **_decision(case)},
+        card=case.evaluation.path / "README.md",
     )
+
+
+def _decision(case: Case) -> dict[str, str]:
+    """How the version turns probabilities into answers."""
+    return {"regraft.decision": json.dumps(case.evaluation.decision)}
 
 
 def _standing(case: Case, candidate: Version, champion: Version | None) -> Decision | None:
@@ -198,7 +207,7 @@ def _basis(case: Case, champion: Version | None) -> str:
 
 
 def _move(case: Case, decision: Decision, candidate: Version) -> Decision:
-    case.registry.promote(candidate.number, reason="; ".join(decision.reasons)[:400], by=runs.user())
+    case.registry.promote(candidate.number, reason="; ".join(decision.reasons), by=circumstances.user())
     return replace(decision, moved=True)
 
 

@@ -106,6 +106,7 @@ def _models(root, make, *, outputs=3):
         _train(model, _table("train"))
     with files.replace_directory(TrainedModel.folder(root)) as draft:
         model.eval().save_pretrained(draft / "model")
+        _write_tokenizer(draft / "model")
         save_file(head, draft / "head.safetensors")
         (draft / "steps.csv").write_text(
             "step,phase,number,loss,learning_rate,gradient_norm,rows\n"
@@ -120,6 +121,18 @@ def _models(root, make, *, outputs=3):
             weights="sha256:3",
             phases=[],
         )
+
+
+def _write_tokenizer(target):
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "awful": 10, "lovely": 11, "plain": 12}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    frame = [("[CLS]", 2), ("[SEP]", 3)]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]").save_pretrained(target)
 
 
 def _train(model, rows):
@@ -155,7 +168,7 @@ def test_the_stage_judges_a_model_that_learned_against_all_contestants(ready, tm
     _models(tmp_path, tiny_bert)
     record, track = _run(tmp_path)
 
-    contestants = ["majority", "tfidf", "frozen", "head", "model"]
+    contestants = ["majority", "tfidf", "frozen", "zero_shot", "head", "model"]
     found = predictions.read(record.path / "predictions.parquet")
     assert list(found) == contestants
     assert all(answers.ids == found["model"].ids for answers in found.values())
@@ -171,7 +184,7 @@ def test_the_stage_judges_a_model_that_learned_against_all_contestants(ready, tm
     assert values["head"]["log_loss"] == record.metrics["head"]["log_loss"]["value"]
     assert track.values["test.accuracy"] == values["model"]["accuracy"]
     assert track.values["test.tfidf.macro_f1"] == values["tfidf"]["macro_f1"]
-    assert track.files == ["evaluation.html", "metrics.json", "confusion.csv"]
+    assert track.files == ["evaluation.html", "metrics.json", "confusion.csv", "README.md"]
 
     lines = (record.path / "confusion.csv").read_text().splitlines()
     assert lines[0] == "actual,predicted"
@@ -315,3 +328,47 @@ def test_unknown_names_are_refused_before_any_work(tmp_path):
 def test_a_stage_that_has_not_run_is_named(tmp_path):
     with pytest.raises(ArtifactError, match="run `dvc repro preparation` first"):
         _run(tmp_path)
+
+
+EXPECTED = "{text: lovely, label: good}, {text: awful, label: bad}, {text: 'LOVELY', label: good}"
+
+
+@pytest.mark.e2e
+def test_the_stage_tells_what_the_model_minds_and_what_it_does_not_know(ready, tmp_path, tiny_bert):
+    ready()
+    _models(tmp_path, tiny_bert)
+    record, track = _run(
+        tmp_path,
+        "evaluation.baselines=[majority]",
+        "evaluation.behaviour.rows=30",
+        "evaluation.behaviour.direction=[{append: number, label: good, tolerance: 0.9}]",
+        f"evaluation.behaviour.expected=[{EXPECTED}]",
+    )
+    told = {one["name"]: one for one in json.loads((record.path / "behaviour.json").read_text())}
+    passed = {name: one["passed"] and one["passed"]["value"] for name, one in told.items()}
+    assert {"name": None, "lower": None, "whitespace": 1.0, "number → good": 1.0}.items() <= passed.items()
+    assert (told["upper"]["rows"], told["typo"]["rows"]) == (30, 30)
+    assert passed["upper"] < 1, "its words are all lower case"
+    assert told["upper"]["robustness"]["other"] > told["upper"]["robustness"]["score"]
+    assert passed["expected"] >= 2 / 3
+
+    page = (tmp_path / "reports" / "evaluation.html").read_text()
+    assert "no row to change" in page
+    assert told["upper"]["worst"][0]["text"] in page
+    assert track.values["behaviour.upper"] == passed["upper"]
+    assert track.values["behaviour.number - good"] == 1
+    assert "name" not in json.loads((tmp_path / "reports" / "metrics.json").read_text())["behaviour"]
+
+
+def test_tests_of_behaviour_that_the_rows_cannot_have_are_listed(ready, tmp_path, tiny_bert):
+    ready()
+    _models(tmp_path, tiny_bert)
+    with pytest.raises(ParamsError) as caught:
+        _run(
+            tmp_path,
+            "evaluation.behaviour.direction=[{append: It was awful., label: god}]",
+            "evaluation.behaviour.expected=[{text: a, pair: b, label: good}]",
+        )
+    first, second = str(caught.value).splitlines()
+    assert first == "evaluation.behaviour.direction.0: no row has the label 'god'; did you mean 'good'?"
+    assert second == "evaluation.behaviour.expected.0 has a pair, but rows are of kind label"

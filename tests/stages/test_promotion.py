@@ -1,5 +1,8 @@
 import json
+import multiprocessing
+import os
 import shutil
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +14,7 @@ from mlflow import MlflowClient
 
 from tasks import files, params
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, Evaluation, Sources, TrainedModel
-from tasks.errors import ArtifactError, InputError, ParamsError, TrackingError
+from tasks.errors import ArtifactError, HeldError, InputError, ParamsError, TrackingError
 from tasks.evaluation import predictions, slices
 from tasks.evaluation.predictions import Predictions
 from tasks.stages import champion, promotion
@@ -77,7 +80,18 @@ def light(tracked, monkeypatch):
 def arrange(prepared, tiny_classifier, light):
     """Writes what finetuning and evaluation leave behind for a model that has `right` rows right."""
 
-    def write(root, right, *, seed, salt="a", labels=LABELS, base="sha256:b", classes=2, spoil=None):
+    def write(
+        root,
+        right,
+        *,
+        seed,
+        salt="a",
+        labels=LABELS,
+        base="sha256:b",
+        classes=2,
+        spoil=None,
+        calibration=None,
+    ):
         ids = tuple(f"{salt}{number:03}" for number in range(ROWS))
         truth = np.arange(ROWS, dtype=np.int64) % classes
         texts = ["good film" if number % 3 else "bad" for number in range(ROWS)]
@@ -93,6 +107,7 @@ def arrange(prepared, tiny_classifier, light):
             contestants[0] = spoil(contestants[0])
         accuracy = {"accuracy": {"value": right / ROWS, "low": 0.0, "high": 1.0}}
         with files.replace_directory(Evaluation.folder(root)) as draft:
+            (draft / "README.md").write_text("# a card")
             predictions.write(draft / "predictions.parquet", contestants)
             slices.write(draft / "slices.parquet", ids, {"first": np.arange(ROWS) < 50})
             Evaluation.save(
@@ -103,7 +118,8 @@ def arrange(prepared, tiny_classifier, light):
                 rows=ROWS,
                 metrics={"model": accuracy},
                 comparisons={},
-                **{name: {} for name in ("slices", "calibration", "decision", "decided")},
+                calibration=calibration or {},
+                **{name: {} for name in ("slices", "decision", "decided")},
             )
 
     return write
@@ -162,6 +178,7 @@ def test_the_first_model_that_beats_the_baselines_becomes_champion(root, propose
     assert champion.tags["regraft.outcome"] == "promote"
     assert champion.tags["regraft.test"] == Evaluation.load(root).test
     assert champion.tags["regraft.conversion"] == "sha256:b"
+    assert (reviews.download(champion) / "README.md").read_text() == "# a card"
     assert champion.tags["regraft.params"] == runs.parent_key(PARAMS, root)
     assert verdict(root)["champion_before"] is None
 
@@ -514,6 +531,22 @@ def test_required_proofs_without_a_conversion_hold(propose):
     assert "run `dvc repro conversion` first" in record.reasons[0]
 
 
+@pytest.mark.parametrize(
+    ("calibration", "outcome", "told"),
+    [
+        ({"after": {"ece": {"value": 0.04}}}, "promote", "expected calibration error 0.040 <= 0.05"),
+        ({"after": {"ece": {"value": 0.06}}}, "hold", "expected calibration error 0.060 > 0.05"),
+        ({}, "hold", "tells no calibration error: rows whose answers are no probabilities have none"),
+    ],
+)
+def test_calibration_is_what_evaluation_measured_at_the_temperature_of_serving(
+    root, propose, calibration, outcome, told
+):
+    strict = changed("promotion.gate.maximum_ece=0.05")
+    assert propose(BEST, seed=1, params=strict, calibration=calibration).outcome == outcome
+    assert told in page(root)
+
+
 def test_a_model_that_is_too_large_is_held_with_its_size(root, propose):
     record = propose(BEST, seed=1, params=changed("promotion.gate.maximum_megabytes=0.001"))
     assert record.outcome == "hold"
@@ -609,3 +642,108 @@ def test_two_promotions_at_once_are_decided_one_after_the_other(
     assert [move.version for move in reviews.history()] == [winner.version] == [reviews.champion().number]
     befores = {verdict(place)["champion_before"] for place in places}
     assert befores == {None, winner.version}
+
+
+def _on_a_machine_of_its_own(place):
+    """Its file locks are nobody else's."""
+    (place / "tmp").mkdir()
+    os.environ["TMPDIR"], tempfile.tempdir = str(place / "tmp"), None
+    promotion.run(PARAMS, place, Ledger())
+
+
+@pytest.mark.e2e
+def test_of_many_promotions_on_many_machines_each_meets_the_champion_of_its_time(served, arrange, tmp_path):
+    count = int(os.environ.get("REGRAFT_MACHINES", "12"))  # 50 take minutes on two cores
+    places = [tmp_path / str(number) for number in range(count)]
+    for number, place in enumerate(places):
+        arrange(place, 50 + number * 49 // count, seed=number + 1)
+    MlflowClient().create_experiment("reviews", artifact_location=str(tmp_path / "artifacts"))
+    context = multiprocessing.get_context("fork")
+    machines = [context.Process(target=_on_a_machine_of_its_own, args=(place,)) for place in places]
+    for machine in machines:
+        machine.start()
+    for machine in machines:
+        machine.join()
+    assert [machine.exitcode for machine in machines] == [0] * count
+
+    reviews = Registry(tmp_path, "reviews")
+    history = [move.version for move in reviews.history()]
+    verdicts = {found["version"]: found for found in map(verdict, places)}
+    assert sorted(verdicts) == sorted(str(number + 1) for number in range(count))
+    assert {number for number, found in verdicts.items() if found["alias_moved"]} == set(history)
+    befores = [verdicts[number]["champion_before"] for number in history]
+    assert befores == [None, *history[:-1]], "each was judged against the champion that it followed"
+    assert all(found["champion_before"] in {None, *history} for found in verdicts.values())
+    assert reviews.champion().number == history[-1]
+    assert {version.tags["regraft.outcome"] for version in reviews.versions()} <= {
+        "promote",
+        "hold",
+        "reject",
+    }
+    assert [model.name for model in MlflowClient().search_registered_models()] == ["reviews"]
+
+
+@pytest.mark.e2e
+def test_a_server_that_goes_away_in_the_middle_of_the_gate_holds(served, arrange, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    arrange(tmp_path, FAIR, seed=1)
+    judge = promotion._judge
+
+    def and_then_none(*args):
+        served.stop()
+        return judge(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, "_judge", and_then_none)
+        with pytest.raises(
+            HeldError, match=f"the promotion did not end: MLflow at {served.address}"
+        ) as caught:
+            promotion.run(PARAMS, tmp_path, Ledger())
+    assert (caught.value.exit_code, caught.value.lasting()) == (3, False)
+    served.start()
+    reviews = Registry(tmp_path, "reviews")
+    assert (reviews.champion(), reviews.history()) == (None, [])
+
+
+@pytest.mark.e2e
+def test_artifacts_that_cannot_be_stored_hold_and_are_stored_next_time(
+    served, arrange, tmp_path, monkeypatch
+):
+    """As of a full disk: the server has no place to write to."""
+    arrange(tmp_path, FAIR, seed=1)
+    MlflowClient().create_experiment("reviews")  # the server's own place
+    served.artifacts.write_text("no directory")
+    with pytest.raises(HeldError, match="the promotion did not end: MLflow at"):
+        promotion.run(PARAMS, tmp_path, Ledger())
+    reviews = Registry(tmp_path, "reviews")
+    assert (reviews.champion(), reviews.versions()) == (None, [])
+    served.artifacts.unlink()
+    record = promotion.run(PARAMS, tmp_path, Ledger())
+    assert (record.version, record.alias_moved) == ("1", True)
+
+
+@pytest.mark.e2e
+def test_a_champion_that_lost_its_files_its_alias_or_itself_is_never_passed_over(served, arrange, tmp_path):
+    MlflowClient().create_experiment("reviews")
+    arrange(tmp_path, FAIR, seed=1)
+    promotion.run(PARAMS, tmp_path, Ledger())
+    shutil.rmtree(served.artifacts)
+    arrange(tmp_path, BEST, seed=2)
+    with pytest.raises(HeldError, match="the promotion did not end: MLflow at"):
+        promotion.run(PARAMS, tmp_path, Ledger())
+    arrange(tmp_path, BEST, seed=2, salt="b")  # other test rows, which the champion has to answer
+    record = promotion.run(PARAMS, tmp_path, Ledger())
+    assert (record.outcome, record.alias_moved) == ("hold", False)
+    assert "version 1 was judged on other test rows and cannot answer these" in record.reasons[0]
+    MlflowClient().set_registered_model_alias("reviews", "champion", "2")
+    assert (
+        "is the champion of reviews already, by other hands"
+        in promotion.run(PARAMS, tmp_path, Ledger()).reasons[0]
+    )
+    MlflowClient().delete_model_version("reviews", "2")
+    arrange(tmp_path, BEST, seed=3)
+    with pytest.raises(
+        HeldError, match="version 1 was champion, and other hands deleted it or took its alias away"
+    ):
+        promotion.run(PARAMS, tmp_path, Ledger())
+    assert [move.version for move in Registry(tmp_path, "reviews").history()] == ["1"]

@@ -1,0 +1,177 @@
+"""Behavioural tests: what an answer must not mind, where it must not fall, what it must know.
+
+After Ribeiro et al. 2020 (Beyond Accuracy: Behavioral Testing of NLP Models with CheckList): invariance,
+directional expectation, minimum functionality. Robustness is what the score loses under an invariance.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from scipy.stats import binomtest
+
+from tasks.evaluation import decisions, verdict
+from tasks.evaluation.metrics import Interval
+from tasks.evaluation.pairing import Comparison
+from tasks.evaluation.perturbations import PERTURBATIONS, changed
+from tasks.evaluation.predictions import Array, Predictions
+
+KINDS = ("label", "pair", "labels")  # of row: those with a probability for each label
+SHOWN = 3  # failures of a test
+
+Texts = tuple[str, ...]  # of one row: one, or two
+Ask = Callable[[Sequence[Texts]], Array]  # -> probabilities (rows, classes)
+
+
+@dataclass(frozen=True)
+class Failure:
+    text: str  # as it was asked
+    wanted: str
+    said: str
+    figure: float  # how far it fell: in probability
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One test. passed: share of its rows, with a Wilson interval. robustness: the score of its rows as they
+    are asked, against them as they are; of an invariance alone. worst: the failures that fell furthest."""
+
+    name: str
+    type: Literal["invariance", "direction", "minimum functionality"]
+    told: str
+    rows: int
+    passed: Interval | None  # none without rows
+    robustness: Comparison | None
+    worst: tuple[Failure, ...]
+
+    @property
+    def key(self) -> str:
+        """A name that MLflow takes."""
+        return re.sub(r"[^\w .:/-]+", "-", self.name, flags=re.ASCII)
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """The test rows that are asked again, with what the model says of them as they are."""
+
+    texts: Sequence[Texts]
+    plain: Predictions
+    labels: Sequence[str]
+
+    def only(self, places: Array) -> "Asked":
+        found = self.plain
+        kept = tuple(found.ids[place] for place in places)
+        rows = replace(found, ids=kept, actual=found.actual[places], answer=found.answer[places], logits=None)
+        return Asked([self.texts[place] for place in places], rows, self.labels)
+
+
+@dataclass(frozen=True)
+class Sureness:
+    """Of what intervals of differences are made."""
+
+    confidence: float
+    resamples: int
+    seed: int
+
+
+def sample(
+    texts: Sequence[Texts], plain: Predictions, labels: Sequence[str], *, rows: int, seed: int
+) -> Asked:
+    """At most `rows` of the test rows, drawn by `seed`, in their order."""
+    drawn = np.random.default_rng(seed).permutation(len(texts))[:rows]
+    return Asked(texts, plain, labels).only(np.sort(drawn))
+
+
+def invariance(
+    asked: Asked, perturbation: str, ask: Ask, *, names: Sequence[str], sureness: Sureness
+) -> Checked:
+    """The rows that the perturbation changes must be answered as before."""
+    given = [changed(texts, perturbation, seed=sureness.seed, names=names) for texts in asked.texts]
+    places = np.flatnonzero([texts != new for texts, new in zip(asked.texts, given, strict=True)])
+    told = PERTURBATIONS[perturbation].told
+    if not len(places):
+        return Checked(perturbation, "invariance", told, 0, None, None, ())
+    rows, new = asked.only(places), [given[place] for place in places]
+    after = replace(rows.plain, contestant=perturbation, answer=ask(new))
+    robustness = verdict.compare(
+        after,
+        rows.plain,
+        confidence=sureness.confidence,
+        resamples=sureness.resamples,
+        seed=sureness.seed,
+    )
+    before_says, after_says = _said(rows.plain), _said(after)
+    good = (before_says == after_says).all(axis=1)
+    fell = np.where(before_says, rows.plain.answer - after.answer, 0).max(axis=1)
+    wanted, said = (_named(says, asked.labels) for says in (before_says, after_says))
+    return _checked(
+        perturbation, "invariance", told, good, new, wanted, said, fell, sureness, robustness=robustness
+    )
+
+
+def direction(
+    asked: Asked, phrase: str, label: str, ask: Ask, *, tolerance: float, sureness: Sureness
+) -> Checked:
+    """With `phrase` behind the text, the probability of `label` must not fall by more than `tolerance`."""
+    new = [(*texts[:-1], f"{texts[-1]} {phrase}") for texts in asked.texts]
+    place = list(asked.labels).index(label)
+    before, after = asked.plain.answer[:, place], ask(new)[:, place]
+    fell = (before - after).astype(np.float64)
+    wanted, said = ([f"{label} {share:.3f}" for share in shares] for shares in (before, after))
+    name = f"{phrase} → {label}"
+    told = f"behind a text, {label} does not become less likely by more than {tolerance:g}"
+    return _checked(name, "direction", told, fell <= tolerance, new, wanted, said, fell, sureness)
+
+
+def functionality(
+    expected: Sequence[tuple[Texts, str]], labels: Sequence[str], kind: str, ask: Ask, *, sureness: Sureness
+) -> Checked:
+    """Plain texts that the model must know: texts -> label."""
+    new = [texts for texts, _ in expected]
+    answers = ask(new)
+    places = [list(labels).index(label) for _, label in expected]
+    says = _said(Predictions("", (), np.empty(0), answers, kind))
+    good = says[np.arange(len(new)), places]
+    missing = answers.max(axis=1) - answers[np.arange(len(new)), places]
+    told = "plain texts of which the label is known"
+    name, wanted = "expected", [label for _, label in expected]
+    return _checked(
+        name, "minimum functionality", told, good, new, wanted, _named(says, labels), missing, sureness
+    )
+
+
+def _checked(
+    name: str,
+    type: Literal["invariance", "direction", "minimum functionality"],
+    told: str,
+    good: Array,
+    texts: Sequence[Texts],
+    wanted: Sequence[str],
+    said: Sequence[str],
+    fell: Array,
+    sureness: Sureness,
+    *,
+    robustness: Comparison | None = None,
+) -> Checked:
+    failed = sorted(np.flatnonzero(~good).tolist(), key=lambda row: (-fell[row], row))[:SHOWN]
+    worst = [Failure(" / ".join(texts[row]), wanted[row], said[row], float(fell[row])) for row in failed]
+    passed = _share(int(good.sum()), len(good), sureness.confidence)
+    return Checked(name, type, told, len(good), passed, robustness, tuple(worst))
+
+
+def _said(found: Predictions) -> Array:
+    """Whether each label is said: (rows, classes) bool."""
+    if found.kind == "labels":
+        return np.asarray(found.answer >= decisions.HALF)
+    return np.asarray(np.arange(found.answer.shape[1]) == found.chosen[:, None])
+
+
+def _named(says: Array, labels: Sequence[str]) -> list[str]:
+    return [", ".join(name for name, holds in zip(labels, row, strict=True) if holds) or "—" for row in says]
+
+
+def _share(good: int, rows: int, confidence: float) -> Interval:
+    found = binomtest(good, rows).proportion_ci(confidence, method="wilson")
+    return Interval(good / rows, float(found.low), float(found.high))
