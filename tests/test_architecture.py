@@ -42,6 +42,8 @@ BOTTOM = (
     "references",
     "pages",
     "architectures",
+    "spans",
+    "spans",
 )
 FORBIDDEN_FILES = ("utils", "common", "helpers", "misc")
 SHADOWING = ("evaluate", "datasets", "tokenize", "types", "select", "profile", "copy", "statistics")

@@ -1,30 +1,20 @@
 """Figures for answers that are a part of a text, as SQuAD counts them (Rajpurkar et al. 2016; of questions
-without an answer, 2018), and the choice of that part.
+without an answer, 2018).
 """
 
 import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from tasks.evaluation.metrics import Metric
 from tasks.evaluation.predictions import Array
 
-LONGEST = 30  # tokens of an answer, as in SQuAD's own baseline
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 UNPUNCTUATED = str.maketrans("", "", string.punctuation)
 EXACT, OVERLAP = 0, 1  # columns of what `counted` gives
-
-
-class Span(NamedTuple):
-    """Characters of a text from `start` up to `stop`, and by how much they are likelier than no answer."""
-
-    start: int
-    stop: int
-    margin: float
 
 
 def counted(actual: Array, predicted: Array, names: Sequence[str] = ()) -> tuple[Array, Array]:
@@ -66,28 +56,6 @@ def answerable_f1(given: Array, said: Array) -> float:
     """Of the questions that have an answer; 1 where there are none."""
     asked = given > 0
     return float(said[asked, OVERLAP].mean()) if asked.any() else 1.0
-
-
-def span(starts: Array, ends: Array, offsets: Array) -> Span:
-    """The likeliest answer in one window: logits (tokens,) of where it starts and ends, and the characters of
-    each token (tokens, 2), -1 outside of the text. Its margin is over the first token, which stands for none
-    (Devlin et al. 2019, section 4.3).
-    """
-    inside = offsets[:, 0] >= 0
-    if not inside.any():
-        return Span(0, 0, -np.inf)
-    places = np.arange(len(starts))
-    apart = places[None, :] - places[:, None]
-    able = inside[:, None] & inside[None, :] & (apart >= 0) & (apart < LONGEST)
-    both = np.where(able, starts[:, None] + ends[None, :], -np.inf)
-    first, last = np.unravel_index(int(both.argmax()), both.shape)
-    return Span(int(offsets[first, 0]), int(offsets[last, 1]), float(both[first, last] - starts[0] - ends[0]))
-
-
-def chosen(spans: Sequence[Span], text: str) -> str:
-    """The answer of all windows of a text; empty where in every one of them none is likelier."""
-    best = max(spans, key=lambda one: one.margin)
-    return text[best.start : best.stop] if best.margin > 0 else ""
 
 
 def _f1(true: Sequence[str], said: Sequence[str]) -> float:

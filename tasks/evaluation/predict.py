@@ -16,11 +16,10 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.errors import TrainingError
-from tasks.evaluation import answering
-from tasks.evaluation.answering import Span
 from tasks.evaluation.predictions import Array, Probabilities, Text, ragged, texts_of
 from tasks.evaluation.sequences import Wording
 from tasks.progress import track
+from tasks.spans import Span, chosen, likeliest
 
 Tokens = Mapping[str, Sequence[Sequence[int]]]
 Given = Mapping[str, Tensor]
@@ -112,9 +111,9 @@ def spans(
         (owner,), offsets = rows["owners"][number], np.array(rows["offsets"][number]).reshape(-1, 2)
         length = len(offsets)  # of the row; behind it is padding
         sums[owner] += first[:length].sum() + last[:length].sum()
-        found[owner].append(answering.span(first[:length], last[:length], offsets))
+        found[owner].append(likeliest(first[:length], last[:length], offsets))
     _finite(sums, ids, "logits")
-    return texts_of(answering.chosen(windows, text) for windows, text in zip(found, texts, strict=True))
+    return texts_of(chosen(windows, text) for windows, text in zip(found, texts, strict=True))
 
 
 def answers(

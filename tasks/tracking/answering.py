@@ -1,11 +1,12 @@
-"""How a served model of ours answers: what MLflow loads where a class is none of transformers.
+"""How a served model answers where transformers has no pipeline for it: one that reads the mean of all
+tokens, finds the answer to a question, or writes.
 
-It travels with the model, beside the class itself (flavor.py), and so imports nothing else of this project,
-nor mlflow. It answers as transformers' pipeline does for a stock class.
+It travels with the model (flavor.py), and imports nothing of this project but what travels too, nor mlflow.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from tasks import architectures
+from tasks import architectures, spans
 
 BATCH = 64  # rows at once
 
@@ -56,13 +57,88 @@ class Answering:
         ]
 
 
-def _load_pyfunc(path: str, config: Mapping[str, Any]) -> Answering:
-    """What MLflow asks a loader module for. config: what `Answering` is told."""
+@dataclass(frozen=True)
+class Finding:
+    """The part of a context that answers a question. max_length: tokens of a window over the context."""
+
+    model: Any
+    tokenizer: Any
+    max_length: int
+
+    def predict(self, asked: pandas.DataFrame, params: Any = None) -> list[str]:
+        """asked: the columns context and question. Returns an answer a row, empty where there is none."""
+        rows = zip(asked["context"].astype(str), asked["question"].astype(str), strict=True)
+        return [self._found(context, question) for context, question in rows]
+
+    def _found(self, context: str, question: str) -> str:
+        windows = self.tokenizer(
+            self._cut(question),
+            context,
+            truncation="only_second",
+            max_length=self.max_length,
+            stride=self.max_length // 4,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            padding=True,
+            return_tensors="pt",
+        )
+        names = [name for name in self.tokenizer.model_input_names if name in windows]
+        with torch.inference_mode():
+            said = self.model(**{name: windows[name] for name in names})
+        return spans.chosen([self._span(windows, said, place) for place in range(len(said[0]))], context)
+
+    def _cut(self, question: str) -> str:
+        """Half of a window at most."""
+        half = self.tokenizer(
+            question,
+            add_special_tokens=False,
+            truncation=True,
+            max_length=max(1, self.max_length // 2 - 2),
+            return_offsets_mapping=True,
+        )
+        return question[: half["offset_mapping"][-1][1]] if half["offset_mapping"] else question
+
+    def _span(self, windows: Any, said: Any, place: int) -> spans.Span:
+        sides = windows.sequence_ids(place)
+        inside = torch.tensor([side == 1 for side in sides])[:, None]
+        offsets = windows["offset_mapping"][place].where(inside, -1).numpy()
+        return spans.likeliest(said.start_logits[place].numpy(), said.end_logits[place].numpy(), offsets)
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What an encoder-decoder makes of a text, its likeliest next token at a time, at most `max_length`."""
+
+    model: Any
+    tokenizer: Any
+    max_length: int
+
+    def predict(self, asked: pandas.DataFrame, params: Any = None) -> list[str]:
+        """asked: a column of texts. Returns a text a row."""
+        texts = asked[asked.columns[0]].astype(str).tolist()
+        parts = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
+        return [said for part in parts for said in self._written(part)]
+
+    def _written(self, texts: list[str]) -> list[str]:
+        cut = {"truncation": True, "max_length": self.max_length}
+        given = self.tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False, **cut)
+        with torch.inference_mode():
+            said = self.model.generate(**given, max_new_tokens=self.max_length, do_sample=False)
+        return list(self.tokenizer.batch_decode(said, skip_special_tokens=True))
+
+
+def _load_pyfunc(path: str, config: Mapping[str, Any]) -> Answering | Finding | Writing:
+    """What MLflow asks a loader module for. config: what the class is told that `answers` names."""
     names = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))["architectures"]
-    model = architectures.CLASSES[names[0]].from_pretrained(path, local_files_only=True, dtype=torch.float32)
+    kind = architectures.find(names[0])
+    model = kind.from_pretrained(path, local_files_only=True, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(path, config=model.config, local_files_only=True)
-    top_k = config.get("top_k")
-    return Answering(model.eval(), tokenizer, max_length=int(config["max_length"]), top_k=top_k)
+    length = int(config["max_length"])
+    if config.get("answers") == "found":
+        return Finding(model, tokenizer, length)
+    if config.get("answers") == "written":
+        return Writing(model, tokenizer, length)
+    return Answering(model, tokenizer, max_length=length, top_k=config.get("top_k"))
 
 
 SCORES: Mapping[

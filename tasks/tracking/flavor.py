@@ -1,7 +1,8 @@
 """A trained model in MLflow's transformers flavor, as `mlflow models serve` and pyfunc load it.
 
-A class of ours is none that transformers loads: it becomes a pyfunc with the code that computes it. No index
-has a package of ours to name as a requirement, and a model should answer by the code that it was judged with.
+A class of ours is none that transformers loads, and for answers and translations it has no pipeline: these
+become a pyfunc with the code that computes them. No index has a package of ours to name as a requirement, and
+a model should answer by the code that it was judged with.
 """
 
 import json
@@ -28,6 +29,7 @@ TASKS = Path(__file__).parents[1]
 CODE = (
     "__init__.py",
     "architectures.py",
+    "spans.py",
     "tracking/__init__.py",
     "tracking/answering.py",
 )  # of a served model
@@ -36,6 +38,9 @@ PAIRS = [{"text": "the day was lovely", "text_pair": "it rained all day"}]
 ANSWER = Schema([ColSpec(DataType.string, "label"), ColSpec(DataType.double, "score")])
 TEXT = Schema([ColSpec(DataType.string)])
 LONGEST = 64  # tokens that a language model says, at most
+WRITTEN = ("translation", "prefix-remainder")
+QUESTIONS = [{"context": "It rained all day in Ghent.", "question": "Where did it rain?"}]
+ASKED = Schema([ColSpec(DataType.string, name) for name in ("context", "question")])
 BOTH = Schema([ColSpec(DataType.string, name) for name in ("text", "text_pair")])
 
 
@@ -43,7 +48,7 @@ BOTH = Schema([ColSpec(DataType.string, name) for name in ("text", "text_pair")]
 class Serving:
     """How a model of rows of one kind is asked and answers; `config` is what its pipeline is told."""
 
-    task: str
+    task: str  # of transformers; "" where it has none
     inputs: Schema
     outputs: Schema
     example: Any
@@ -56,6 +61,10 @@ def serving(kind: str, labels: int, max_length: int, *, masked: bool) -> Serving
     MLflow's pyfunc gives those of a text's tokens with commas between; `mlflow.transformers.load_model` gives
     the pipeline, which also tells where in the text each stands."""
     task, config = "text-classification", {"truncation": True, "max_length": max_length}
+    if kind == "answer":
+        return Serving("", ASKED, TEXT, QUESTIONS, {"answers": "found", "max_length": max_length})
+    if kind in WRITTEN:
+        return Serving("", TEXT, TEXT, EXAMPLE, {"answers": "written", "max_length": max_length})
     if kind == "pair":
         return Serving(task, BOTH, ANSWER, PAIRS, config)
     if kind == "labels":
@@ -85,7 +94,7 @@ def save(directory: Path, target: Path, about: Model, *, max_length: int, kind: 
     Served, it answers rows of `kind` as `serving` says, cut to `max_length` tokens as in training. Nothing is
     asked of the network.
     """
-    if _architecture(directory) in architectures.CLASSES:
+    if kind in ("answer", *WRITTEN) or _architecture(directory) in architectures.CLASSES:
         return _save_own(directory, target, about, max_length=max_length, kind=kind)
     getLogger("mlflow.transformers").setLevel(ERROR)  # it warns that a local model has no card on the Hub
     model = getattr(transformers, _architecture(directory)).from_pretrained(directory, local_files_only=True)
@@ -110,8 +119,8 @@ def save(directory: Path, target: Path, about: Model, *, max_length: int, kind: 
 
 def _save_own(directory: Path, target: Path, about: Model, *, max_length: int, kind: str) -> None:
     """The directory as it is, and the modules that load and ask it, under their own names."""
-    labels = len(json.loads((directory / CONFIG).read_text(encoding="utf-8"))["id2label"])
-    served = serving(kind, labels, max_length, masked=False)
+    names = json.loads((directory / CONFIG).read_text(encoding="utf-8")).get("id2label", ())
+    served = serving(kind, len(names), max_length, masked=False)
     with TemporaryDirectory() as folder:
         code = Path(folder) / "tasks"
         for path in CODE:

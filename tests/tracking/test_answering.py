@@ -12,6 +12,7 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import mlflow.pyfunc
+import pandas
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -150,3 +151,33 @@ def _asked(address, body, process):
         except (URLError, ConnectionError):
             time.sleep(0.5)
     raise AssertionError("the server did not start")
+
+
+def test_an_answer_is_found_by_the_code_that_came_with_the_model(tiny, tiny_tokenizer, tmp_path):
+    directory = tmp_path / "stock"
+    model = tiny("BertForQuestionAnswering")
+    model.save_pretrained(directory)
+    tiny_tokenizer(directory)
+    served = _saved(directory, tmp_path / "served", "answer")
+    context = "good film " * 30  # several windows
+    asked = [{"context": context, "question": "good " * 40}, {"context": "bad film", "question": "which"}]
+    said = served.predict(pandas.DataFrame(asked))
+    assert all(answer in row["context"] for answer, row in zip(said, asked, strict=True))
+    with torch.no_grad():
+        model.qa_outputs.bias.zero_()
+        model.qa_outputs.weight.zero_()  # nothing is likelier than no answer
+    model.save_pretrained(directory)
+    assert _saved(directory, tmp_path / "silent", "answer").predict(pandas.DataFrame(asked)) == ["", ""]
+
+
+def test_a_translation_is_written_by_the_code_that_came_with_the_model(tiny, tiny_tokenizer, tmp_path):
+    directory = tmp_path / "stock"
+    model = tiny("T5ForConditionalGeneration")
+    model.save_pretrained(directory)
+    tiny_tokenizer(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    said = _saved(directory, tmp_path / "served", "translation").predict(["good film", "bad"])
+    for text, found in zip(["good film", "bad"], said, strict=True):
+        given = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+        alone = model.generate(**given, max_new_tokens=16, do_sample=False)
+        assert found == tokenizer.decode(alone[0], skip_special_tokens=True)
