@@ -74,7 +74,8 @@ def outlook(root: Path, now: Params, wanted: Params, *, probe: bool = False) -> 
     free = shutil.disk_usage(next(path for path in (place, *place.parents) if path.exists())).free
     seconds, time = _seconds(root, now, wanted) if probe else ((), "")
     notes = tuple(filter(None, (about, rows, time)))
-    return Outlook(outline, forecast(schedule), cautions(schedule, free=free), notes, seconds)
+    told = cautions(schedule, free=free, mean=wanted.conversion.pooling == "mean")
+    return Outlook(outline, forecast(schedule), told, notes, seconds)
 
 
 def _seconds(root: Path, now: Params, wanted: Params) -> "tuple[Sequence[Seconds], str]":

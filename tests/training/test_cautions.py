@@ -10,10 +10,9 @@ ROWS = Lengths([10] * 100, [10] * 10)  # 1,100 tokens: 17,600 bytes of float16 s
 HEAD = {"name": "head", "depth": 0, "learning_rate": 1e-3}
 
 
-def _cautions(*phases, free=2**40, lengths=ROWS, **settings):
-    return cautions(
-        Schedule(OUTLINE, lengths, FinetuningParams.model_validate({"phases": phases, **settings})), free=free
-    )
+def _cautions(*phases, free=2**40, lengths=ROWS, mean=False, **settings):
+    chosen = FinetuningParams.model_validate({"phases": phases, **settings})
+    return cautions(Schedule(OUTLINE, lengths, chosen), free=free, mean=mean)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +28,13 @@ def test_a_phase_after_the_head(phase, message):
     found = _cautions(HEAD, {"name": "body", **phase})
     assert len(found) == (message is not None)
     assert message is None or message in found[0]
+
+
+@pytest.mark.parametrize(("rate", "mean", "count"), [(1e-3, True, 1), (1e-2, True, 0), (1e-3, False, 0)])
+def test_a_head_that_reads_the_mean_wants_a_higher_rate(rate, mean, count):
+    found = _cautions({**HEAD, "learning_rate": rate}, mean=mean)
+    assert len(found) == count
+    assert all("is one linear layer, and learns little at 0.001; take about 1e-2" in one for one in found)
 
 
 def test_body_layers_must_not_learn_like_a_head():
