@@ -14,20 +14,23 @@ from tasks.evaluation.predict import Matrix, sigmoid, softmax
 from tasks.evaluation.predictions import Array, Predictions, Probabilities
 
 COLDEST, HOTTEST = 0.05, 20.0  # where rows that are all right, or all guessed, would have no bound
+SPREAD = 0.5  # of the temperature's logarithm about 0, before any row is seen: few rows move it little
 DIGITS = 6  # of what is chosen: below them libraries differ
 
 
 def fit(found: Predictions) -> float:
-    """The temperature at which the log loss of these rows is least; they must have logits."""
-    return temperature(found.kind, found.actual, _scores(found))
+    """The likeliest temperature, given these rows and that models are seldom far from being as sure as they
+    are right; they must have logits."""
+    return temperature(found.kind, found.actual, _scores(found), prior=1 / (2 * SPREAD**2))
 
 
-def temperature(kind: str, actual: Array, scores: Array) -> float:
-    """`fit`, for what is true of rows of this kind and logits (rows, classes)."""
+def temperature(kind: str, actual: Array, scores: Array, *, prior: float = 0.0) -> float:
+    """Where the summed log loss of rows of this kind is least, given what is true of them and their logits
+    (rows, classes), with `prior` times the square of the temperature's logarithm added."""
     link, loss = LINKS[kind], FIGURES[kind]["log_loss"]
 
     def cost(power: float) -> float:
-        return loss(actual, link(scores / np.exp(power)))
+        return loss(actual, link(scores / np.exp(power))) + prior * power**2 / len(actual)
 
     best = minimize_scalar(
         cost, bounds=(np.log(COLDEST), np.log(HOTTEST)), method="bounded", options={"xatol": 1e-6}
