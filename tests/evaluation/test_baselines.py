@@ -7,6 +7,7 @@ from tasks.evaluation.baselines import Inputs
 from tasks.evaluation.predictions import ragged
 
 BASELINES = baselines.BASELINES["label"]
+LEARNERS = [name for name in BASELINES if name != "zero_shot"]  # which reads labels off their names
 GOOD, BAD = (
     ["a very good day", "good food indeed", "such good luck"],
     ["a bad day", "bad food", "such bad luck"],
@@ -21,7 +22,7 @@ def _inputs(texts):
     return Inputs(texts, features)
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", LEARNERS)
 def test_a_baseline_gives_probabilities_in_label_order_and_none_to_an_unseen_class(name):
     found = BASELINES[name].answer(_inputs(GOOD + BAD), LABELS, _inputs(["good", "bad"]), 4)
     assert (found.shape, found.dtype) == ((2, 4), np.float32)
@@ -42,14 +43,14 @@ def test_majority_answers_with_the_shares_of_training():
     assert found.tolist() == [[0.25, 0.75]] * 2
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", LEARNERS)
 def test_a_baseline_is_deterministic(name):
     train, test = _inputs(GOOD + BAD), _inputs(["good luck", "bad day"])
     first = BASELINES[name].answer(train, LABELS, test, 3)
     assert np.array_equal(first, BASELINES[name].answer(train, LABELS, test, 3))
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", LEARNERS)
 def test_training_rows_of_one_class_give_that_class(name):
     found = BASELINES[name].answer(_inputs(GOOD), np.array([1, 1, 1]), _inputs(["bad"]), 2)
     assert found.tolist() == [[0, 1]]
