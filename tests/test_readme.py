@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -6,7 +7,8 @@ import pyarrow.parquet as parquet
 from tasks.params import PreparationParams, TextSource
 from tasks.stages.preparation import prepare
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_five_lines_become_what_the_readme_says(tmp_path):
@@ -72,3 +74,11 @@ def test_the_conditions_of_the_readme_are_those_there_are():
 
     table = README.partition("| key | holds where |")[2].partition("\n\n")[0]
     assert re.findall(r"^\| `([a-z_]+)` \|", table, flags=re.M) == list(GateParams.model_fields)
+
+
+def test_the_tables_of_quality_are_those_that_were_measured():
+    from benchmarks import quality_tables
+
+    found = json.loads((REPOSITORY / "benchmarks" / "results" / "quality.json").read_text(encoding="utf-8"))
+    for table in (quality_tables.sizes, quality_tables.cost):
+        assert table(found["contestants"]) in README
