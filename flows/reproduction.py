@@ -52,7 +52,7 @@ def rebuild(reference: str, root: Path, tell: Callable[[str], None]) -> list[Com
     registry, version = resolve(reference, root)
     origin = registry.origin(version)
     tell(f"{registry.name} version {version.number}: commit {origin.commit[:12]}")
-    place = workspace.rebuild(root, origin.commit, parameters.parse(origin.params, name="params.yaml"))
+    place = workspace.rebuild(root, origin.commit, origin.params)
     compared = []
     with _no_server():
         for stage in [name for name in in_order(place) if name in origin.digests]:

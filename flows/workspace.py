@@ -12,6 +12,7 @@ from contextlib import chdir
 from datetime import UTC, datetime
 from pathlib import Path
 
+import yaml
 from dvc.repo import Repo
 from filelock import FileLock
 
@@ -43,16 +44,17 @@ def create(
     _git(checkout, "worktree", "add", "--detach", "--quiet", str(target), revision)
     try:
         _configure(checkout, target)
-        _furnish(like or checkout, target, params, bring)
+        _furnish(like or checkout, target, parameters.dump(params), bring)
     except BaseException:
         remove(checkout, target)
         raise
     return target
 
 
-def rebuild(checkout: Path, revision: str, params: Params) -> Path:
-    """A worktree `.regraft/rebuilds/<id>` of `checkout` at `revision`, with `params`, that is a checkout of
-    its own: no resume point, cached state or run of `checkout` is found from there.
+def rebuild(checkout: Path, revision: str, params: str) -> Path:
+    """A worktree `.regraft/rebuilds/<id>` of `checkout` at `revision`, with the params.yaml `params` as that
+    revision understood it, that is a checkout of its own: no resume point, cached state or run of `checkout`
+    is found from there.
 
     Raises WorkspaceError where git no longer has `revision`.
     """
@@ -61,8 +63,8 @@ def rebuild(checkout: Path, revision: str, params: Params) -> Path:
     try:
         _configure(checkout, target)
         _furnish(checkout, target, params, (PreparedText.stage,))
-        for path in (params.sources.text.path, params.sources.checkpoint.path):
-            _link(checkout / path, target / path)
+        for source in yaml.safe_load(params)["sources"].values():
+            _link(checkout / source["path"], target / source["path"])
     except BaseException:
         remove(checkout, target)
         raise
@@ -95,8 +97,8 @@ def _configure(checkout: Path, target: Path) -> None:
         config.write(stream)
 
 
-def _furnish(source: Path, target: Path, params: Params, bring: Sequence[str]) -> None:
-    (target / "params.yaml").write_text(parameters.dump(params), encoding="utf-8")
+def _furnish(source: Path, target: Path, params: str, bring: Sequence[str]) -> None:
+    (target / "params.yaml").write_text(params, encoding="utf-8")
     if (Sources.folder(source)).exists():  # so that `sources` compares instead of starting from nothing
         shutil.copytree(Sources.folder(source), Sources.folder(target))
     if (source / "dvc.lock").exists():

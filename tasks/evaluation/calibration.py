@@ -30,7 +30,7 @@ def temperature(kind: str, actual: Array, scores: Array, *, prior: float = 0.0) 
     link, loss = LINKS[kind], FIGURES[kind]["log_loss"]
 
     def cost(power: float) -> float:
-        return loss(actual, link(scores / np.exp(power))) + prior * power**2 / len(actual)
+        return loss(actual, link(scores / np.exp(power))) + prior * power**2 / actual.size
 
     best = minimize_scalar(
         cost, bounds=(np.log(COLDEST), np.log(HOTTEST)), method="bounded", options={"xatol": 1e-6}

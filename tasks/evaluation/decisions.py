@@ -15,7 +15,7 @@ from tasks.evaluation.predictions import Array
 
 HALF = 0.5
 DIGITS = 6  # of a threshold, rounded down, so that the row it was read off is still answered
-NEVER = 1.0  # where no confidence is enough: nothing short of certainty is answered
+NEVER = 1.000001  # where no confidence is enough: above 1 in float32 too, which many rows have exactly
 
 
 @dataclass(frozen=True)
@@ -104,4 +104,6 @@ def _from_surest(good: NDArray[np.bool_], sureness: Array) -> tuple[Array, Array
 
 
 def _down(value: float) -> float:
-    return float(np.floor(float(value) * 10**DIGITS) / 10**DIGITS)
+    """A threshold of 0 would hold for every row."""
+    below = float(np.floor(float(value) * 10**DIGITS) / 10**DIGITS)
+    return below or float(np.nextafter(np.float32(value), np.float32(0)))

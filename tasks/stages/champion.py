@@ -132,7 +132,8 @@ class Champion:
             for number, (text, question) in enumerate(texts)
         ]
         table = pa.Table.from_pylist(rows)
-        encoded = pa.table(windows.encode(table, tokenizer, self.registered("max_length")))
+        stride = json.loads(self.version.tags.get("regraft.stride", "null"))
+        encoded = pa.table(windows.encode(table, tokenizer, self.registered("max_length"), stride))
         asked, _ = written.answered(encoded, {str(row["id"]): row for row in rows})
         return predict.spans(model, asked.tokens, asked.sources, ids=asked.ids, batches=cut)
 

@@ -24,6 +24,8 @@ from tasks.tracking.registry import Registry, Version
 from tasks.tracking.server import failing_closed
 
 VERDICT = "regraft.verdict"
+LARGEST = 50_000  # characters of a verdict kept whole; MLflow takes 100,000
+KEPT_PARTS = 50
 LONGEST = 4500  # characters of a description; databases hold 5,000
 
 
@@ -58,6 +60,7 @@ def run(params: Params, root: Path, track: Track) -> Promotion:
         decision = standing or _judge(case, candidate, champion)
         allowed = params.promotion.move_alias and not _experimental(root)
         if allowed and decision.outcome == "promote" and not decision.moved:
+            _note(case, candidate, decision)  # first: an alias never moves without its reasons
             decision, champion = _move(case, decision, candidate), candidate
         if decision is not standing:
             _note(case, candidate, decision)
@@ -80,6 +83,7 @@ def promote_by_hand(params: Params, root: Path, *, force: bool, reason: str) -> 
         already = _already(case, candidate, champion)
         decision = already or _ask(case, candidate, champion, force=force, reason=reason)
         if decision.outcome == "promote" and not already:
+            _note(case, candidate, decision)
             decision, champion = _move(case, decision, candidate), candidate
         if not already:
             _note(case, candidate, decision)
@@ -104,7 +108,7 @@ def _register(case: Case) -> Version:
     about = {"regraft.test": test, "regraft.params": runs.parent_key(case.params, case.root)}
     version = registry.candidate(case.trained.weights) or _new_version(case, about)
     if not _experimental(case.root):  # what is tried out does not change how a version answers
-        about |= _decision(case)
+        about |= _decision(case) | registry.committed_since(version)
     registry.note(version, about)
     if not registry.keeps_predictions(version, test=test):
         registry.keep_predictions(version, case.evaluation.path / "predictions.parquet", test=test)
@@ -125,6 +129,7 @@ def _new_version(case: Case, about: Mapping[str, str]) -> Version:
         "regraft.max_length": str(encoded.max_length),
         "regraft.kind": json.dumps(encoded.kind),
         "regraft.clean": json.dumps(case.params.preparation.clean),
+        "regraft.stride": json.dumps(case.params.encoding.stride),
     }
     run_id = runs.locate(TrainedModel.stage, case.params, case.root)
     return case.registry.register(
@@ -147,9 +152,10 @@ def _standing(case: Case, candidate: Version, champion: Version | None) -> Decis
     if already := _already(case, candidate, champion):
         return already
     stored = _stored(candidate)
-    if stored and candidate.number in case.registry.rolled_back():
+    if candidate.number in case.registry.rolled_back():
         back = f"version {candidate.number} was champion and was rolled back: ask with `regraft promote`"
-        return replace(stored, outcome="hold", reasons=(back, *stored.reasons))
+        found = stored or Decision("hold", (), (), candidate.number, None)
+        return replace(found, outcome="hold", reasons=(back, *found.reasons))
     return stored if stored and stored.basis == _basis(case, champion) else None
 
 
@@ -160,9 +166,17 @@ def _already(case: Case, candidate: Version, champion: Version | None) -> Decisi
     stored = _stored(candidate)
     if stored and stored.moved:
         return stored
+    if stored and stored.outcome == "promote" and _was_moved(case, candidate):
+        return replace(stored, moved=True)  # the alias went, and nobody could write so any more
     told = f"version {candidate.number} is the champion of {case.registry.name} already, by other hands"
     reasons = (told, *(stored.reasons if stored else ()))
     return Decision("promote", reasons, (), candidate.number, None, moved=True)
+
+
+def _was_moved(case: Case, candidate: Version) -> bool:
+    """Whether the last line of the history is a promotion of this version."""
+    last = case.registry.history()[-1:]
+    return [(move.version, move.action) for move in last] == [(candidate.number, "promote")]
 
 
 def _ask(case: Case, candidate: Version, champion: Version | None, *, force: bool, reason: str) -> Decision:
@@ -214,7 +228,7 @@ def _move(case: Case, decision: Decision, candidate: Version) -> Decision:
 def _note(case: Case, candidate: Version, decision: Decision) -> None:
     """Keep the verdict, whatever it is, on the version itself, its outcome on the champion that it met."""
     tags = {
-        VERDICT: json.dumps(asdict(decision), ensure_ascii=False),
+        VERDICT: _written(decision),
         "regraft.outcome": decision.outcome,
     }
     name, found = next(iter(case.evaluation.metrics[MODEL].items()))
@@ -224,6 +238,18 @@ def _note(case: Case, candidate: Version, decision: Decision) -> None:
     if decision.champion:
         met = case.registry.version(decision.champion)
         case.registry.note(met, {f"regraft.challenger.{candidate.number}": decision.outcome})
+
+
+def _written(decision: Decision) -> str:
+    """As JSON; of many slices only some that reject, where all would be more than a tag holds."""
+    whole = json.dumps(asdict(decision), ensure_ascii=False)
+    if len(whole) <= LARGEST:
+        return whole
+    checks = tuple(
+        replace(check, parts=tuple(part for part in check.parts if part.outcome == "reject")[:KEPT_PARTS])
+        for check in decision.checks
+    )
+    return json.dumps(asdict(replace(decision, checks=checks)), ensure_ascii=False)
 
 
 def _stored(version: Version) -> Decision | None:

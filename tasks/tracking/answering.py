@@ -72,7 +72,7 @@ class Finding:
 
     def _found(self, context: str, question: str) -> str:
         windows = self.tokenizer(
-            self._cut(question),
+            self._cut(question, context),
             context,
             truncation="only_second",
             max_length=self.max_length,
@@ -87,16 +87,13 @@ class Finding:
             said = self.model(**{name: windows[name] for name in names})
         return spans.chosen([self._span(windows, said, place) for place in range(len(said[0]))], context)
 
-    def _cut(self, question: str) -> str:
-        """Half of a window at most."""
-        half = self.tokenizer(
-            question,
-            add_special_tokens=False,
-            truncation=True,
-            max_length=max(1, self.max_length // 2 - 2),
-            return_offsets_mapping=True,
-        )
-        return question[: half["offset_mapping"][-1][1]] if half["offset_mapping"] else question
+    def _cut(self, question: str, context: str) -> str:
+        """What a window has room for, half of it where the context fills it, as in training."""
+        room = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=True)
+        beside = len(self.tokenizer(context, add_special_tokens=False)["input_ids"])
+        places = self.tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
+        kept = places["offset_mapping"][: max(room // 2, room - beside)]
+        return question[: kept[-1][1]] if kept else question
 
     def _span(self, windows: Any, said: Any, place: int) -> spans.Span:
         sides = windows.sequence_ids(place)

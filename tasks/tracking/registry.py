@@ -138,6 +138,13 @@ class Registry:
             name = f"{self.name} version {version.number}"
             return origins.read(self._client, name, version.run_id, version.tags)
 
+    def committed_since(self, version: Version) -> dict[str, str]:
+        """What to note of a version that was made with uncommitted changes, where a commit now holds them."""
+        now = origins.tags(self._root)
+        kept = version.tags.get(origins.COMMIT) and not version.tags.get(origins.CHANGED)
+        same = version.tags.get(origins.DIGESTS) == now[origins.DIGESTS]
+        return now if same and not kept and now[origins.COMMIT] and not now[origins.CHANGED] else {}
+
     def note(self, version: Version, tags: Mapping[str, str], *, description: str | None = None) -> None:
         """Set the tags that differ, and if given the text that the registry page shows."""
         with server.asking(self._uri):

@@ -53,3 +53,17 @@ def test_each_label_of_a_row_counts_in_its_reliability():
     table = calibration.reliability("labels", actual, said)
     assert table["rows"].sum() == 4
     assert table["accuracy"] @ table["rows"] == pytest.approx(3)  # 0.9 for the second row's first is wrong
+
+
+def test_what_is_thought_before_weighs_once_whatever_the_number_of_labels():
+    few, many = (_drawn("labels", rows=rows, sharper=2) for rows in (300, 300))
+    wide = Predictions(
+        "model",
+        many.ids,
+        np.tile(many.actual, (1, 20)),
+        np.tile(many.answer, (1, 20)),
+        "labels",
+        np.tile(many.logits, (1, 20)),
+    )
+    free = calibration.temperature("labels", few.actual, few.logits)
+    assert abs(calibration.fit(wide) - free) < abs(calibration.fit(few) - free)

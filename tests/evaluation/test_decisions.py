@@ -64,3 +64,14 @@ def test_the_threshold_of_each_label_is_the_best_there_is():
 
 def test_a_label_that_no_row_has_is_asked_for_one_half():
     assert decisions.best_f1(np.zeros((4, 1), dtype=np.int8), np.full((4, 1), 0.3)) == (0.5,)
+
+
+def test_where_no_confidence_is_enough_not_even_certainty_answers():
+    certain = np.ones((4, 1), dtype=np.float32)
+    assert decisions.coverage(certain, NEVER) == 0
+
+
+def test_a_threshold_is_never_so_low_that_it_holds_for_every_row():
+    said = np.array([[5e-7], [1e-9], [0.0]], dtype=np.float32)
+    thresholds = decisions.best_f1(np.array([[1], [0], [0]], dtype=np.int8), said)
+    assert decisions.held(said, thresholds).tolist() == [[1], [0], [0]]

@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,10 +17,11 @@ from tasks import files, params
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, Evaluation, Sources, TrainedModel
 from tasks.errors import ArtifactError, HeldError, InputError, ParamsError, TrackingError
 from tasks.evaluation import predictions, slices
+from tasks.evaluation.checks import Check
 from tasks.evaluation.predictions import Predictions
 from tasks.stages import champion, promotion
 from tasks.tracking import flavor, runs, server
-from tasks.tracking.registry import Registry
+from tasks.tracking.registry import Registry, Version
 
 SHIPPED = params.load(Path(__file__).parents[2] / "params.yaml")
 ROWS = 100
@@ -747,3 +749,54 @@ def test_a_champion_that_lost_its_files_its_alias_or_itself_is_never_passed_over
     ):
         promotion.run(PARAMS, tmp_path, Ledger())
     assert [move.version for move in Registry(tmp_path, "reviews").history()] == ["1"]
+
+
+@pytest.mark.parametrize("written", [0, 1])
+def test_an_alias_never_moves_without_the_verdict_that_moved_it(root, propose, reviews, monkeypatch, written):
+    """MLflow goes away when the verdict is written for the first time, or for the second."""
+    note, times = promotion._note, iter(range(9))
+
+    def fail(*told):
+        if next(times) == written:
+            raise TrackingError("gone")
+        note(*told)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, "_note", fail)
+        with pytest.raises(HeldError):
+            propose(BETTER, seed=1)
+    assert (reviews.champion() is not None) == bool(written)
+    again = promotion.run(PARAMS, root, Ledger())
+    assert (again.outcome, again.alias_moved) == ("promote", True)
+    assert "accuracy 0.850 > majority 0.400" in again.reasons[0]
+    assert verdict(root)["checks"]
+
+
+def test_a_verdict_on_many_slices_fits_a_tag():
+    parts = tuple(
+        Check(f"label = {number}", "reject" if number < 90 else "promote", "told " * 20)
+        for number in range(2000)
+    )
+    decision = promotion.Decision("reject", ("worse",), (Check("slices", "reject", "", {}, parts),), "1", "2")
+    text = promotion._written(decision)
+    assert len(text) < 100_000
+    kept = promotion._stored(Version("1", "run", {promotion.VERDICT: text}))
+    assert kept.reasons == ("worse",)
+    assert {part.outcome for part in kept.checks[0].parts} == {"reject"}
+
+
+def test_a_version_whose_changes_were_committed_since_can_be_built_again(root, propose, reviews, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=root, check=True)
+
+    monkeypatch.chdir(root)
+    (root / "notes.txt").write_text("1")
+    git("init", "--quiet")
+    git("add", "notes.txt")
+    git("commit", "--quiet", "-m", "1")
+    (root / "notes.txt").write_text("2")
+    propose(BETTER, seed=1)
+    assert reviews.champion().tags["regraft.changed"] == "notes.txt"
+    git("commit", "--quiet", "-am", "2")
+    promotion.run(PARAMS, root, Ledger())
+    assert not reviews.champion().tags["regraft.changed"]
