@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tasks.evaluation import judging, margins, pairing
 from tasks.evaluation.margins import Change
@@ -40,8 +41,9 @@ class Check:
 class Evidence:
     """All that the gate looks at. What could not be had is None, and `faults` says why.
 
-    baselines: contestant -> answers; slices: name -> which of the test rows, (rows,) bool; proofs: level of
-    the conversion -> what it found; judgements: candidates judged on these test rows, this one included.
+    baselines: contestant -> answers; slices: name -> which of the test rows, (rows,) bool; groups: (rows,)
+    int64, equal where rows are not independent, or None where all are; proofs: level of the conversion ->
+    what it found; judgements: candidates judged on these test rows, this one included.
     """
 
     candidate: Predictions
@@ -49,6 +51,7 @@ class Evidence:
     baselines: Mapping[str, Predictions] = field(default_factory=dict)
     labels: Sequence[str] = ()
     slices: Mapping[str, Array] | None = None
+    groups: NDArray[np.int64] | None = None
     proofs: Mapping[str, str] | None = None
     ece: float | None = None  # expected calibration error on the test rows, as the model is served
     size: int | None = None  # bytes of the model directory
@@ -66,18 +69,23 @@ class Resampling:
     seed: int
 
 
-def enough_rows(rows: int, comparisons: Mapping[str, Comparison], alpha: float) -> Check:
+def enough_rows(evidence: Evidence, comparisons: Mapping[str, Comparison], alpha: float) -> Check:
     """Whether so many test rows can decide anything, and from which difference on they usually do."""
-    needed = pairing.fewest(alpha)
-    if rows < needed:
-        told = f"{rows:,} test rows decide nothing at {alpha:g}, even if all fell one way: {needed} can"
-        return Check("test rows", "hold", told, {"rows": rows, "needed": needed})
-    figures = {"rows": float(rows)}
+    rows, numbers, needed = (
+        len(evidence.candidate.ids),
+        pairing.numbered(evidence.groups),
+        pairing.fewest(alpha),
+    )
+    groups = None if numbers is None else int(numbers.max()) + 1
+    known, figures = f"{rows:,} test rows{_in_groups(groups)}", {"rows": float(rows)}
+    if (rows if groups is None else groups) < needed:
+        told = f"{known} decide nothing at {alpha:g}, even if all fell one way: {needed} can"
+        return Check("test rows", "hold", told, {**figures, "needed": needed})
     if not comparisons:
-        return Check("test rows", "promote", f"{rows:,} test rows, and nothing to compare with", figures)
+        return Check("test rows", "promote", f"{known}, and nothing to compare with", figures)
     rival, found = max(comparisons.items(), key=lambda item: (item[0] == CHAMPION, item[1].detectable))
     told = (
-        f"{rows:,} test rows show differences of {found.measure} from about {decimal(found.detectable)} on, "
+        f"{known} show differences of {found.measure} from about {decimal(found.detectable)} on, "
         f"4 times out of 5 ({rival})"
     )
     return Check("test rows", "promote", told, {**figures, "detectable": found.detectable})
@@ -117,6 +125,7 @@ def not_worse(evidence: Evidence, allowed: Mapping[str, float], resampling: Resa
             alpha=resampling.alpha,
             resamples=resampling.resamples,
             seed=resampling.seed,
+            groups=evidence.groups,
         )
         yield _within(name, found, allowed[name], resampling.alpha)
 
@@ -137,8 +146,10 @@ def protected(evidence: Evidence, conditions: GateParams, resampling: Resampling
         alpha=resampling.alpha,
         resamples=resampling.resamples,
         seed=resampling.seed,
+        groups=evidence.groups,
     )
     measure = judging.find(evidence.candidate.kind).measure
+    named = "rows" if pairing.numbered(evidence.groups) is None else "groups of rows"
     parts = [
         _part(name, change, measure, settings.margin, resampling.alpha) for name, change in found.items()
     ]
@@ -146,7 +157,8 @@ def protected(evidence: Evidence, conditions: GateParams, resampling: Resampling
         Check(
             name,
             "promote",
-            f"insufficient evidence: {int(mask.sum()):,} of at least {settings.minimum:,} rows",
+            f"insufficient evidence: {margins.independent(mask, evidence.groups):,} of at least "
+            f"{settings.minimum:,} {named}",
         )
         for name, mask in evidence.slices.items()
         if name not in found
@@ -159,7 +171,7 @@ def sentence(name: str, found: Comparison) -> str:
     sign = ">" if found.difference > 0 else "<" if found.difference < 0 else "="
     return (
         f"{found.measure} {decimal(found.score)} {sign} {name} {decimal(found.other)} on the same "
-        f"{found.rows:,} rows, paired {100 * found.confidence:g} % interval "
+        f"{found.rows:,} rows{_in_groups(found.groups)}, paired {100 * found.confidence:g} % interval "
         f"[{decimal(found.low, '+')}, {decimal(found.high, '+')}], {p_text(found.p_value)}"
     )
 
@@ -187,6 +199,10 @@ def numbers(values: Mapping[str, object]) -> dict[str, float]:
 
 def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def _in_groups(groups: int | None) -> str:
+    return "" if groups is None else f" in {counted(groups, 'group')}"
 
 
 def _within(name: str, found: Change, margin: float, alpha: float) -> Check:

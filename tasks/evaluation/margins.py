@@ -1,15 +1,17 @@
 """How much worse than the champion a candidate may be: in a metric, and in parts of the test rows.
 
-All bounds are one-sided ends of a paired bootstrap over rows (Efron & Tibshirani 1993, chapter 13).
+All bounds are one-sided ends of a paired bootstrap over rows (Efron & Tibshirani 1993, chapter 13), or over
+groups of rows that are not independent.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tasks.evaluation import judging, pairing
-from tasks.evaluation.metrics import Metric
+from tasks.evaluation.metrics import Metric, drawing
 from tasks.evaluation.predictions import Array, Predictions
 
 
@@ -34,8 +36,9 @@ def metric_change(
     alpha: float,
     resamples: int,
     seed: int,
+    groups: NDArray[np.int64] | None = None,
 ) -> Change:
-    """Of one metric; both must have answered the same rows, at least one.
+    """Of one metric; both must have answered the same rows, at least one. groups: (rows,), or each by itself.
 
     Figures are not numbers where some draw of the rows has no such metric.
     """
@@ -47,8 +50,8 @@ def metric_change(
     def apart(drawn: Array) -> float:
         return sign * (metric(actual[drawn], ours[drawn]) - metric(actual[drawn], theirs[drawn]))
 
-    generator = np.random.default_rng(seed)
-    found = [apart(generator.integers(0, rows, size=rows)) for _ in range(resamples)]
+    draw, generator = drawing(rows, pairing.numbered(groups)), np.random.default_rng(seed)
+    found = [apart(draw(generator)) for _ in range(resamples)]
     low, high = np.quantile(found, [alpha, 1 - alpha])
     each = metric(actual, ours), metric(actual, theirs)
     return Change(rows, *each, sign * (each[0] - each[1]), float(low), float(high))
@@ -63,8 +66,9 @@ def slice_changes(
     alpha: float,
     resamples: int,
     seed: int,
+    groups: NDArray[np.int64] | None = None,
 ) -> dict[str, Change]:
-    """Of the score of each slice with at least `minimum` rows; a slice is a mask (rows,)."""
+    """Of the score of each slice, a mask (rows,), with at least `minimum` rows, or groups of rows."""
     right_or_wrong = judging.find(candidate.kind).right_or_wrong
     ours, theirs = judging.scores(candidate), judging.scores(champion)
     return {
@@ -75,17 +79,35 @@ def slice_changes(
             confidence=1 - 2 * alpha,
             resamples=resamples,
             seed=seed,
+            groups=None if groups is None else groups[mask],
         )
         for name, mask in slices.items()
-        if mask.sum() >= minimum
+        if independent(mask, groups) >= minimum
     }
 
 
+def independent(mask: Array, groups: NDArray[np.int64] | None) -> int:
+    """Rows of `mask`, those of one group counted once."""
+    return int(mask.sum()) if groups is None else len(np.unique(groups[mask]))
+
+
 def _change(
-    ours: Array, theirs: Array, *, right_or_wrong: bool, confidence: float, resamples: int, seed: int
+    ours: Array,
+    theirs: Array,
+    *,
+    right_or_wrong: bool,
+    confidence: float,
+    resamples: int,
+    seed: int,
+    groups: NDArray[np.int64] | None,
 ) -> Change:
     low, high = pairing.interval(
-        ours - theirs, right_or_wrong=right_or_wrong, confidence=confidence, resamples=resamples, seed=seed
+        ours - theirs,
+        right_or_wrong=right_or_wrong,
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+        groups=groups,
     )
     each = float(ours.mean()), float(theirs.mean())
     return Change(len(ours), *each, float((ours - theirs).mean()), low, high)

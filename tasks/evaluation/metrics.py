@@ -84,7 +84,7 @@ def bootstrap(
     Welsh 2007, section 3); None where each row stands for itself. The same seed draws the same rows for every
     contestant. Returns metric -> (low, high).
     """
-    draw, generator = _drawing(len(actual), groups), np.random.default_rng(seed)
+    draw, generator = drawing(len(actual), groups), np.random.default_rng(seed)
     values = np.empty((resamples, len(metrics)))
     for number in range(resamples):
         drawn = draw(generator)
@@ -169,7 +169,7 @@ def ece(labels: Labels, probabilities: Array) -> float:
     return float(table["rows"] @ np.abs(table["accuracy"] - table["confidence"]) / len(labels))
 
 
-def _drawing(
+def drawing(
     rows: int, groups: NDArray[np.int64] | None
 ) -> Callable[[np.random.Generator], NDArray[np.int64]]:
     """Row numbers of one resample: of so many rows, or of so many groups."""

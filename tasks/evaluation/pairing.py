@@ -1,12 +1,15 @@
 """Two contestants on the same rows: what a paired test says of the difference.
 
-Nothing here knows what a score is, but that each row has one and that higher is better.
+Nothing here knows what a score is, but that each row has one and that higher is better. Rows of one group
+are not independent (near-duplicates, several questions about one text): where a group has more than one row,
+groups take the place of rows, in tests as in intervals (Field & Welsh 2007, section 3).
 """
 
 from dataclasses import dataclass
 from math import ceil, log2, sqrt
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binomtest, norm
 
 from tasks.evaluation.predictions import Array
@@ -29,8 +32,9 @@ class Comparison:
     low: float  # paired bootstrap interval of the difference
     high: float
     confidence: float
-    p_value: float  # two-sided: exact McNemar where a row is right or wrong, else by permutation
+    p_value: float  # two-sided: exact McNemar where single rows are right or wrong, else by permutation
     detectable: float  # smallest true difference that would be found 4 times out of 5
+    groups: int | None = None  # that the rows form; None where each stands for itself
 
     def better(self, alpha: float) -> bool:
         return self.difference > 0 and self.p_value <= alpha
@@ -48,17 +52,20 @@ def compare_scores(
     confidence: float,
     resamples: int,
     seed: int,
+    groups: NDArray[np.int64] | None = None,
 ) -> Comparison:
     """The candidate's scores against the other's, (rows,) float64 each, at least one; 1 or 0 where a row is
-    `right_or_wrong`."""
+    `right_or_wrong`. groups: (rows,), equal where rows are not independent."""
     rows, wins, losses = len(ours), int((ours > theirs).sum()), int((ours < theirs).sum())
-    apart, alpha = ours - theirs, 1 - confidence
-    if right_or_wrong:
-        p_value, found = mcnemar(wins, losses), detectable(rows, wins + losses, alpha=alpha)
-    else:
-        p_value, found = permutation(apart, seed=seed), detectable_mean(apart, alpha=alpha)
+    apart, numbers = ours - theirs, numbered(groups)
+    p_value, found = _tested(apart, numbers, right_or_wrong=right_or_wrong, alpha=1 - confidence, seed=seed)
     low, high = interval(
-        apart, right_or_wrong=right_or_wrong, confidence=confidence, resamples=resamples, seed=seed
+        apart,
+        right_or_wrong=right_or_wrong,
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+        groups=numbers,
     )
     return Comparison(
         measure=measure,
@@ -73,14 +80,32 @@ def compare_scores(
         confidence=confidence,
         p_value=p_value,
         detectable=found,
+        groups=None if numbers is None else int(numbers.max()) + 1,
     )
 
 
+def numbered(groups: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+    """The groups of rows (rows,) as 0, 1, 2, …; None where each row is a group by itself."""
+    if groups is None:
+        return None
+    found, numbers = np.unique(groups, return_inverse=True)
+    return numbers if len(found) < len(numbers) else None
+
+
 def interval(
-    apart: Array, *, right_or_wrong: bool, confidence: float, resamples: int, seed: int
+    apart: Array,
+    *,
+    right_or_wrong: bool,
+    confidence: float,
+    resamples: int,
+    seed: int,
+    groups: NDArray[np.int64] | None = None,
 ) -> tuple[float, float]:
     """Paired bootstrap interval of the mean of differences (rows,), at least one."""
-    if right_or_wrong:
+    numbers = numbered(groups)
+    if numbers is not None:
+        means = group_resamples(apart, numbers, resamples=resamples, seed=seed)
+    elif right_or_wrong:
         wins, losses = int((apart > 0).sum()), int((apart < 0).sum())
         means = difference_resamples(len(apart), wins, losses, resamples=resamples, seed=seed)
     else:
@@ -153,7 +178,30 @@ def mean_resamples(differences: Array, *, resamples: int, seed: int) -> Array:
     return np.array(means)
 
 
+def group_resamples(differences: Array, numbers: NDArray[np.int64], *, resamples: int, seed: int) -> Array:
+    """The mean difference of the rows of groups (`numbered`) drawn whole with replacement: (resamples,)."""
+    sums, sizes = np.bincount(numbers, differences), np.bincount(numbers)
+    generator, groups = np.random.default_rng(seed), len(sizes)
+    drawn = (generator.integers(0, groups, size=groups) for _ in range(resamples))
+    return np.array([sums[some].sum() / sizes[some].sum() for some in drawn])
+
+
 def detectable_mean(differences: Array, *, alpha: float, power: float = 0.8) -> float:
     """Smallest mean difference that a paired test at `alpha` finds with probability `power`, by the normal
     approximation from the spread of the observed differences."""
     return float((norm.isf(alpha / 2) + norm.isf(1 - power)) * differences.std() / sqrt(len(differences)))
+
+
+def _tested(
+    apart: Array, numbers: NDArray[np.int64] | None, *, right_or_wrong: bool, alpha: float, seed: int
+) -> tuple[float, float]:
+    """p, and the difference that is detectable: of right and wrong never less than by single rows."""
+    rows, wins, losses = len(apart), int((apart > 0).sum()), int((apart < 0).sum())
+    least = detectable(rows, wins + losses, alpha=alpha) if right_or_wrong else 0.0
+    if numbers is not None:
+        sums = np.bincount(numbers, apart)
+        found = detectable_mean(sums * len(sums) / rows, alpha=alpha)
+        return permutation(sums, seed=seed), max(least, found)
+    if right_or_wrong:
+        return mcnemar(wins, losses), least
+    return permutation(apart, seed=seed), detectable_mean(apart, alpha=alpha)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tasks.evaluation import checks, judging, limits
 from tasks.evaluation.checks import CHAMPION, Check, Evidence, Outcome, Resampling
@@ -52,8 +53,7 @@ def gate(
     if faults := list(_faults(evidence, must_beat)):
         return Verdict(tuple(Check("comparable", "hold", fault) for fault in faults))
     comparisons = {
-        name: _compare(evidence.candidate, rival, resampling)
-        for name, rival in _rivals(evidence, must_beat).items()
+        name: _compare(evidence, rival, resampling) for name, rival in _rivals(evidence, must_beat).items()
     }
     found = [
         *(
@@ -69,16 +69,23 @@ def gate(
         *checks.protected(evidence, conditions, resampling),
         *limits.limits(evidence, conditions),
         *limits.proven(evidence, conditions.proofs),
-        checks.enough_rows(len(evidence.candidate.ids), comparisons, resampling.alpha),
+        checks.enough_rows(evidence, comparisons, resampling.alpha),
         limits.judged(evidence.judgements, conditions.judgements, resampling.alpha),
     ]
     return Verdict(tuple(found))
 
 
 def compare(
-    candidate: Predictions, other: Predictions, *, confidence: float, resamples: int, seed: int
+    candidate: Predictions,
+    other: Predictions,
+    *,
+    confidence: float,
+    resamples: int,
+    seed: int,
+    groups: NDArray[np.int64] | None = None,
 ) -> Comparison:
-    """Paired comparison of the two's scores, row by row.
+    """Paired comparison of the two's scores, row by row; by groups where `groups` (rows,) is equal for rows
+    that are not independent.
 
     Raises ValueError where the two did not answer the same rows, or none.
     """
@@ -93,6 +100,7 @@ def compare(
         confidence=confidence,
         resamples=resamples,
         seed=seed,
+        groups=groups,
     )
 
 
@@ -101,24 +109,26 @@ def _rivals(evidence: Evidence, must_beat: Sequence[str]) -> dict[str, Predictio
     return rivals | ({CHAMPION: evidence.champion} if evidence.champion is not None else {})
 
 
-def _compare(candidate: Predictions, rival: Predictions, resampling: Resampling) -> Comparison:
+def _compare(evidence: Evidence, rival: Predictions, resampling: Resampling) -> Comparison:
     return compare(
-        candidate,
+        evidence.candidate,
         rival,
         confidence=1 - resampling.alpha,
         resamples=resampling.resamples,
         seed=resampling.seed,
+        groups=evidence.groups,
     )
 
 
 def _faults(evidence: Evidence, must_beat: Sequence[str]) -> Iterator[str]:
     """Why there is nothing to judge."""
-    if CHAMPION in evidence.faults:
-        yield evidence.faults[CHAMPION]
+    yield from (evidence.faults[name] for name in (CHAMPION, "groups") if name in evidence.faults)
     for name in must_beat:
         if name not in evidence.baselines:
             yield f"baseline {name!r} was not evaluated"
     yield from _unfit("the candidate", evidence.candidate)
+    if evidence.groups is not None and len(evidence.groups) != len(evidence.candidate.ids):
+        yield f"{len(evidence.groups):,} test rows have a group, of {len(evidence.candidate.ids):,}"
     yield from _uniform(evidence.candidate, evidence.labels)
     for name, rival in _rivals(evidence, must_beat).items():
         yield from _incomparable(name, evidence.candidate, rival)

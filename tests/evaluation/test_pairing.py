@@ -64,3 +64,29 @@ def test_scores_are_compared_row_by_row_and_always_the_same():
     assert found.low < found.difference < found.high
     assert found.better(0.05)
     assert compare_scores(theirs, ours, **how).worse(0.05)
+
+
+HOW = {"measure": "x", "confidence": 0.95, "resamples": 500, "seed": 1}
+
+
+@pytest.mark.parametrize("right_or_wrong", [False, True])
+def test_rows_that_are_groups_by_themselves_change_nothing(right_or_wrong):
+    generator = np.random.default_rng(4)
+    ours, theirs = generator.integers(0, 2, (2, 300)).astype(np.float64)
+    plain = compare_scores(ours, theirs, right_or_wrong=right_or_wrong, **HOW)
+    alone = generator.permutation(300)
+    assert compare_scores(ours, theirs, right_or_wrong=right_or_wrong, groups=alone, **HOW) == plain
+    assert plain.groups is None
+
+
+@pytest.mark.parametrize("right_or_wrong", [False, True])
+def test_copies_of_rows_tell_no_more_than_the_rows(right_or_wrong):
+    generator = np.random.default_rng(4)
+    single = generator.integers(0, 2, (2, 300)).astype(np.float64)
+    plain = compare_scores(*single, right_or_wrong=right_or_wrong, **HOW)
+    copies, groups = np.repeat(single, 5, axis=1), np.repeat(np.arange(300), 5)
+    found = compare_scores(*copies, right_or_wrong=right_or_wrong, groups=groups, **HOW)
+    assert (found.rows, found.groups, found.difference) == (1500, 300, pytest.approx(plain.difference))
+    assert found.p_value == pytest.approx(plain.p_value, abs=0.02)
+    assert (found.low, found.high) == pytest.approx((plain.low, plain.high), abs=0.02)
+    assert found.detectable == pytest.approx(plain.detectable, rel=0.05)

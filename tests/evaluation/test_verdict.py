@@ -401,3 +401,65 @@ def test_the_verdict_is_light():
     root = Path(__file__).parents[2]
     done = run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "[]"
+
+
+def test_groups_that_fall_alike_open_the_gate_no_more_often_than_single_rows():
+    """Of equal models 2.5 % would be promoted at most; where every row counted for itself, a fifth would."""
+    generator, size, pairs = np.random.default_rng(0), 5, 300
+    groups = np.repeat(np.arange(100), size)
+    cases = generator.choice(4, size=(pairs, 100), p=[0.05, 0.05, 0.8, 0.1])[:, groups]
+    found = [
+        _gate(
+            _answers((case == 0) | (case == 2)),
+            _answers((case == 1) | (case == 2)),
+            must_beat=(),
+            groups=groups,
+        )
+        for case in cases
+    ]
+    promoted = sum(one.outcome == "promote" for one in found)
+    assert 0 < promoted <= binom.ppf(0.999, pairs, 0.025)
+    assert "rows in 100 groups, paired" in _check(found[0], "champion").sentence
+
+
+def test_copies_of_few_rows_decide_nothing():
+    ours, theirs, groups = _answers([1] * 20), _answers([0] * 20), np.repeat(np.arange(5), 4)
+    assert _gate(ours, theirs, must_beat=()).outcome == "promote"
+    found = _gate(ours, theirs, must_beat=(), groups=groups)
+    assert found.outcome == "hold"
+    assert "20 test rows in 5 groups decide nothing at 0.05" in found.reasons[-1]
+
+
+def test_what_must_not_be_worse_is_bounded_over_groups():
+    generator = np.random.default_rng(1)
+    groups = np.repeat(np.arange(60), 10)
+    ours, theirs = generator.integers(0, 2, (2, 60))[:, groups]
+    conditions = {"not_worse": {"macro_f1": 0.01}, "slices": {"minimum": 30, "margin": 0.01}}
+    slices = {"most": groups < 40, "few": groups < 20}
+
+    def bounds(**more):
+        found = _gate(
+            _answers(ours), _answers(theirs), must_beat=(), conditions=conditions, slices=slices, **more
+        )
+        parts = {part.name: part for part in _check(found, "slices").parts}
+        figures = _check(found, "not worse in macro_f1").figures, parts["most"].figures
+        return [one["high"] - one["low"] for one in figures], parts["few"]
+
+    (metric, part), few = bounds(groups=groups)
+    (metric_of_rows, part_of_rows), _ = bounds()
+    assert metric > 2 * metric_of_rows
+    assert part > 2 * part_of_rows
+    assert few.sentence == "insufficient evidence: 20 of at least 30 groups of rows"
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"groups": np.zeros(3, dtype=np.int64)}, "3 test rows have a group, of 115"),
+        ({"faults": {"groups": "preparation is gone"}}, "preparation is gone"),
+    ],
+)
+def test_groups_that_are_not_known_hold(more, reason):
+    candidate, champion = _pair(wins=30, losses=5)
+    found = _gate(candidate, champion, must_beat=(), **more)
+    assert (found.outcome, found.reasons) == ("hold", (reason,))
