@@ -9,12 +9,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tasks.artifacts import ConvertedCheckpoint, Evaluation, TrainedModel
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.artifacts import ConvertedCheckpoint, Evaluation, PreparedText, TrainedModel
 from tasks.errors import ArtifactError, InputError, RegraftError
 from tasks.evaluation import predictions, sequences, slices
 from tasks.evaluation.checks import CHAMPION, Evidence
 from tasks.evaluation.predictions import HEAD, MODEL, Predictions, Text
 from tasks.params import Params
+from tasks.stages import upstream
 from tasks.stages.champion import Champion, prepared_texts
 from tasks.tracking.registry import Registry, Version
 
@@ -79,7 +83,7 @@ def gather(case: Case, candidate: Version, champion: Version | None) -> Evidence
 def _looks(case: Case, candidate: Version, champion: Version | None) -> dict[str, Callable[[], Any]]:
     """Field of the evidence -> how it is had: only of what the gate asks for."""
     gate = case.params.promotion.gate
-    looks: dict[str, Callable[[], Any]] = {}
+    looks: dict[str, Callable[[], Any]] = {"groups": partial(_groups, case)}
     if gate.proofs:
         looks["proofs"] = partial(_proofs, case)
     if gate.maximum_ece is not None:
@@ -93,6 +97,10 @@ def _looks(case: Case, candidate: Version, champion: Version | None) -> dict[str
     if gate.maximum_latency_ratio is not None:
         looks["latency_ratio"] = partial(_latency_ratio, case, candidate, champion)
     return looks
+
+
+def _groups(case: Case) -> NDArray[np.int64] | None:
+    return upstream.groups_of(PreparedText.load(case.root), case.answers[MODEL].ids)
 
 
 def _proofs(case: Case) -> Mapping[str, str]:

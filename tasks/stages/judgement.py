@@ -14,6 +14,7 @@ from tasks.evaluation.predictions import MODEL, Predictions
 from tasks.evaluation.slices import Measured, Slice
 from tasks.evaluation.trust import Trust
 from tasks.params import EvaluationParams
+from tasks.stages import upstream
 from tasks.stages.contest import Answers
 
 
@@ -37,11 +38,11 @@ def judge(
     settings: EvaluationParams,
 ) -> Judged:
     """rows: the test rows as preparation wrote them."""
-    sampling = _sampling(rows, settings)
+    sampling = Sampling(settings.resamples, settings.confidence, settings.seed, upstream.groups(rows))
     model, groups = answers.test[MODEL], sampling.groups
     return Judged(
         figures={n: _figures(one, measured, labels, sampling) for n, one in answers.test.items()},
-        comparisons=_compare(answers.test, settings),
+        comparisons=_compare(answers.test, sampling),
         slices=_sliced(model, measured, labels, parts, sampling, settings.smallest_slice),
         trust=_trust(answers, sampling, settings),
         groups=len(model.ids) if groups is None else len(np.unique(groups)),
@@ -84,22 +85,14 @@ def _trust(answers: Answers, sampling: Sampling, settings: EvaluationParams) -> 
     )
 
 
-def _compare(answers: Mapping[str, Predictions], settings: EvaluationParams) -> dict[str, Comparison]:
+def _compare(answers: Mapping[str, Predictions], sampling: Sampling) -> dict[str, Comparison]:
     """The model against every other contestant."""
     against: Callable[[Predictions], Comparison] = partial(
         verdict.compare,
         answers[MODEL],
-        confidence=settings.confidence,
-        resamples=settings.resamples,
-        seed=settings.seed,
+        confidence=sampling.confidence,
+        resamples=sampling.resamples,
+        seed=sampling.seed,
+        groups=sampling.groups,
     )
     return {name: against(other) for name, other in answers.items() if name != MODEL}
-
-
-def _sampling(rows: pl.DataFrame, settings: EvaluationParams) -> Sampling:
-    """By groups where preparation has found test rows that are chained by near-duplicates."""
-    known = pl.coalesce(rows["cluster"], rows["id"]) if "cluster" in rows.columns else rows["id"]
-    groups = rows.select(known.alias("group"))["group"]
-    together = groups.n_unique() < len(groups)
-    numbers = groups.rank("dense").to_numpy().astype(np.int64) if together else None
-    return Sampling(settings.resamples, settings.confidence, settings.seed, numbers)

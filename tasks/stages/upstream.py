@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow.parquet as parquet
+from numpy.typing import NDArray
 from transformers import AutoConfig, AutoTokenizer
 
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, PreparedText, TrainedModel
@@ -109,6 +111,29 @@ def table(prepared: PreparedText, split: Split) -> pl.DataFrame:
     known = rows.filter(pl.col("id").is_in(list(split.rows.ids))).collect()
     found = pl.DataFrame(asked).join(known, on="id", how="left", maintain_order="left")
     return found.with_columns(pl.coalesce("text", "told").alias("text")).drop("told")
+
+
+def groups(rows: pl.DataFrame) -> NDArray[np.int64] | None:
+    """Numbers (rows,), equal where preparation found rows to be chained by near-duplicates or a first text;
+    None where each row is by itself."""
+    known = pl.coalesce(rows["cluster"], rows["id"]) if "cluster" in rows.columns else rows["id"]
+    found = rows.select(known.alias("group"))["group"]
+    together = found.n_unique() < len(found)
+    return found.rank("dense").to_numpy().astype(np.int64) if together else None
+
+
+def groups_of(prepared: PreparedText, ids: Sequence[str]) -> NDArray[np.int64] | None:
+    """`groups` of the rows with these ids; a language model's packed rows are none of preparation's:
+    each is by itself. Raises ArtifactError where other rows are missing."""
+    rows = pl.scan_parquet(prepared.path / "rows.parquet")
+    columns = [name for name in ("id", "cluster") if name in rows.collect_schema().names()]
+    known = rows.select(columns).filter(pl.col("id").is_in(list(ids))).collect()
+    if prepared.kind not in sequences.STARTS and len(known) < len(ids):
+        raise ArtifactError(
+            f"{prepared.path / 'rows.parquet'} has {len(known):,} of the {len(ids):,} test rows: "
+            "run `dvc repro`"
+        )
+    return groups(pl.DataFrame({"id": list(ids)}).join(known, on="id", how="left", maintain_order="left"))
 
 
 def _agree(records: Mapping[str, PreparedText | EncodedDataset | ConvertedCheckpoint | TrainedModel]) -> None:

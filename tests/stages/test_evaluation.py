@@ -252,6 +252,7 @@ def test_rows_of_one_cluster_widen_the_intervals(ready, tmp_path, tiny_bert):
     pq.write_table(rows.set_column(place, "cluster", pa.array(clusters)), path)
     together, _ = _run(tmp_path, *changes)
     assert "over the 2 groups of near-duplicates" in (tmp_path / "reports" / "evaluation.html").read_text()
+    assert [record.comparisons["majority"]["groups"] for record in (alone, together)] == [None, 2]
     before, after = (record.metrics["majority"]["accuracy"] for record in (alone, together))
     assert after["value"] == before["value"]
     assert (after["low"], after["high"]) == (0, 0.5) or after["high"] - after["low"] > 0.3

@@ -10,11 +10,19 @@ from pathlib import Path
 from threading import Barrier
 
 import numpy as np
+import polars as pl
 import pytest
 from mlflow import MlflowClient
 
 from tasks import files, params
-from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, Evaluation, Sources, TrainedModel
+from tasks.artifacts import (
+    ConvertedCheckpoint,
+    EncodedDataset,
+    Evaluation,
+    PreparedText,
+    Sources,
+    TrainedModel,
+)
 from tasks.errors import ArtifactError, HeldError, InputError, ParamsError, TrackingError
 from tasks.evaluation import predictions, slices
 from tasks.evaluation.checks import Check
@@ -91,13 +99,17 @@ def arrange(prepared, tiny_classifier, light):
         labels=LABELS,
         base="sha256:b",
         classes=2,
+        together=1,
         spoil=None,
         calibration=None,
     ):
         ids = tuple(f"{salt}{number:03}" for number in range(ROWS))
         truth = np.arange(ROWS, dtype=np.int64) % classes
         texts = ["good film" if number % 3 else "bad" for number in range(ROWS)]
-        rows = [{"id": id, "text": text, "split": "test"} for id, text in zip(ids, texts, strict=True)]
+        rows = [
+            {"id": id, "text": text, "cluster": f"{place // together:016x}", "split": "test"}
+            for place, (id, text) in enumerate(zip(ids, texts, strict=True))
+        ]
         prepared(root, rows, labels=labels)
         _write_upstream(root, labels)
         with files.replace_directory(TrainedModel.folder(root)) as draft:
@@ -198,6 +210,24 @@ def test_a_baseline_that_was_not_evaluated_holds(propose, reviews):
     assert record.outcome == "hold"
     assert record.reasons == ("baseline 'frozen' was not evaluated",)
     assert reviews.champion() is None
+
+
+def test_rows_of_one_cluster_count_once(propose, reviews):
+    record = propose(BEST, seed=1, together=20)
+    assert record.outcome == "hold"
+    assert any("100 test rows in 5 groups decide nothing" in line for line in record.reasons)
+    record = propose(BEST, seed=2, together=2)
+    assert (record.outcome, reviews.champion().number) == ("promote", "2")
+    assert "on the same 100 rows in 50 groups, paired" in record.reasons[0]
+
+
+def test_test_rows_that_preparation_has_lost_hold(root, arrange):
+    arrange(root, BEST, seed=1)
+    path = PreparedText.folder(root) / "rows.parquet"
+    pl.read_parquet(path).head(99).write_parquet(path)
+    record = promotion.run(PARAMS, root, Ledger())
+    assert record.outcome == "hold"
+    assert "has 99 of the 100 test rows: run `dvc repro`" in record.reasons[0]
 
 
 @pytest.mark.parametrize(
