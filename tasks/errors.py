@@ -11,6 +11,7 @@ RegraftError                 exit code 1
 ├── ArtifactError            exit code 4: a stage's output is missing or is not what its manifest says
 ├── TrainingError            exit code 4: a loss that is not a number, a schedule the model cannot follow
 ├── TrackingError            the MLflow server cannot be reached or refuses
+│   ├── RefusedError         it answers, and would refuse the same again
 │   └── HeldError            exit code 3: and a promotion did not end
 └── WorkspaceError           git or DVC cannot give the run a place of its own
 
@@ -73,6 +74,10 @@ class TrainingError(RegraftError):
 
 
 class TrackingError(RegraftError):
+    pass
+
+
+class RefusedError(TrackingError):
     pass
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+from mlflow.exceptions import MlflowException
 
-from tasks.errors import TrackingError
+from tasks.errors import RefusedError
 from tasks.tracking import circumstances
 from tasks.tracking.metrics import Metrics, valid_name
 from tasks.tracking.server import asking, lock, short, sqlite_file
@@ -90,10 +91,21 @@ def begin(client: MlflowClient, opening: Opening) -> Live:
     return Live(client, run_id, parent, reopened=reopened, experiment=experiment)
 
 
+def exists(client: MlflowClient, run_id: str) -> bool:
+    """Whether the run can be told more: another server does not know its id, and a person may delete it."""
+    with asking(client.tracking_uri):
+        try:
+            return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+
+
 def experiment_id(client: MlflowClient, name: str) -> str:
     if found := client.get_experiment_by_name(name):
         if found.lifecycle_stage == "deleted":
-            raise TrackingError(
+            raise RefusedError(
                 f"the MLflow experiment {name!r} was deleted: `mlflow experiments restore --experiment-id "
                 f"{found.experiment_id}`, or choose another promotion.model"
             )

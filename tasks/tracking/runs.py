@@ -20,11 +20,11 @@ from mlflow import MlflowClient
 
 from tasks import files, params
 from tasks.artifacts import EncodedDataset, Sources
-from tasks.errors import TrackingError
+from tasks.errors import RefusedError, TrackingError
 from tasks.params import Params
 from tasks.tracking import circumstances, spool, timings
 from tasks.tracking.circumstances import manifest_digest
-from tasks.tracking.live import READS_ROWS, Live, begin, experiment_id, find
+from tasks.tracking.live import READS_ROWS, Live, begin, exists, experiment_id, find
 from tasks.tracking.server import asking, connect, short
 from tasks.tracking.spool import Event, Opening, Spool
 
@@ -129,26 +129,38 @@ def open_run(stage: str, params: Params, root: Path) -> Iterator[Run]:
 
 
 def send_waiting(client: MlflowClient, root: Path) -> None:
-    """Send what earlier runs have left in the spool, in order and once; what is not taken goes on waiting."""
+    """Send what earlier runs have left in the spool, in order and once.
+
+    A run that a server refuses is set aside, and the others go on; without a server all go on waiting.
+    """
     if not spool.waiting(root):
         return
     with spool.locked(root):
         for found in spool.waiting(root):
-            if found.complete:
-                try:
+            try:
+                if found.complete:
                     _send(client, found)
-                except TrackingError as error:
-                    log.warning("%s still waits: %s", found.path, error)
-                    return
+            except RefusedError as error:
+                log.warning("%s is set aside: %s", found.path, error)
+                found.set_aside(short(str(error.__cause__ or error)))
+            except TrackingError as error:
+                log.warning("%s still waits: %s", found.path, error)
+                return
+
+
+def _begun(client: MlflowClient, found: Spool) -> Opening:
+    """Its run's id is kept before anything is sent, so that a second attempt goes on in the same run."""
+    opening = found.opening()
+    if opening.run_id and exists(client, opening.run_id):
+        return opening
+    begun = begin(client, opening)
+    opening = replace(opening, run_id=begun.id, parent_id=begun.parent_id)
+    found.name(opening)
+    return opening
 
 
 def _send(client: MlflowClient, found: Spool) -> None:
-    """The run's id is kept before anything is sent, so that a second attempt goes on in the same run."""
-    opening = found.opening()
-    if not opening.run_id:
-        begun = begin(client, opening)
-        opening = replace(opening, run_id=begun.id, parent_id=begun.parent_id)
-        found.name(opening)
+    opening = _begun(client, found)
     live, last = Live(client, opening.run_id, opening.parent_id, reopened=True), LOST
     for event in found.events():
         last = event if event["kind"] == "end" else last

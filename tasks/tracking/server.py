@@ -17,10 +17,11 @@ from mlflow.exceptions import MlflowException
 from requests import RequestException
 
 from tasks import environment
-from tasks.errors import HeldError, TrackingError
+from tasks.errors import HeldError, RefusedError, TrackingError
 
 REFUSALS = (MlflowException, sqlalchemy.exc.SQLAlchemyError, RequestException, ModuleNotFoundError)
 LONGEST = 500  # characters of a parameter or message
+PASSING = (401, 408, 429)  # statuses that say nothing about what was asked
 WAIT = 120.0  # seconds for another process to finish its few requests
 
 
@@ -46,14 +47,26 @@ def connect(root: Path) -> MlflowClient:
 
 @contextmanager
 def asking(where: str) -> Iterator[None]:
-    """Requests to MLflow are made inside: what it refuses becomes a TrackingError that names the server."""
+    """Requests to MLflow are made inside: what fails becomes a TrackingError that names the server.
+
+    It is a RefusedError where a server has answered and would answer the same again.
+    """
     try:
         yield
     except REFUSALS as error:
-        raise TrackingError(
+        kind = RefusedError if _refused(error) else TrackingError
+        raise kind(
             f"MLflow at {_without_password(where)}: {short(str(error))}. Start the server or correct "
             "MLFLOW_TRACKING_URI; without that variable a file inside the project is used"
         ) from error
+
+
+def _refused(error: Exception) -> bool:
+    """Whether HTTP, or MLflow in its words, puts the fault on the request."""
+    status = getattr(getattr(error, "response", None), "status_code", 500)
+    if isinstance(error, MlflowException):
+        status = error.get_http_status_code()
+    return 400 <= status < 500 and status not in PASSING
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """What a stage tells while MLflow does not answer: kept in .regraft/spool, in order, until it can be sent.
 
 A spool is a directory of one stage's run: `opening.json`, a line of `events.jsonl` for each thing told, and
-copies of the files. It is removed when all of it was sent.
+copies of the files. It is removed when all of it was sent; one that a server refused gets `.refused` behind its
+name and `reason.txt`, and a person decides.
 """
 
 import json
@@ -19,6 +20,8 @@ from tasks import environment, files
 from tasks.tracking import circumstances
 
 Event = Mapping[str, Any]
+REFUSED = ".refused"  # behind the name of a spool that a server would not take
+REASON = "reason.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +92,24 @@ class Spool:
     def remove(self) -> None:
         shutil.rmtree(self.path)
 
+    def set_aside(self, reason: str) -> None:
+        """Out of the way of the others, until a person deletes it or takes the suffix away."""
+        files.write_text(self.path / REASON, reason)
+        self.path.rename(self.path.with_suffix(REFUSED))
+
+    @property
+    def reason(self) -> str:
+        return (self.path / REASON).read_text(encoding="utf-8")
+
 
 def waiting(root: Path) -> list[Spool]:
     """Every run of the checkout and its workspaces that is still to be sent, the first one first."""
-    return [Spool(path) for path in sorted(_folder(root).glob("*/")) if (path / "opening.json").exists()]
+    return [found for found in _every(root) if found.path.suffix != REFUSED]
+
+
+def refused(root: Path) -> list[Spool]:
+    """Every run that a server would not take, the first one first."""
+    return [found for found in _every(root) if found.path.suffix == REFUSED]
 
 
 def locked(root: Path) -> FileLock:
@@ -102,10 +119,22 @@ def locked(root: Path) -> FileLock:
 
 def told(root: Path) -> str:
     """A sentence for people where anything waits, else nothing."""
-    if not (found := waiting(root)):
-        return ""
-    runs = "the run of 1 stage waits" if len(found) == 1 else f"the runs of {len(found)} stages wait"
-    return f"tracking degraded: {runs} in {_folder(root)} and will be sent when MLflow answers"
+    parts = [_told_refused(found) for found in refused(root)]
+    if found := waiting(root):
+        runs = "the run of 1 stage waits" if len(found) == 1 else f"the runs of {len(found)} stages wait"
+        parts.append(f"{runs} in {_folder(root)} and will be sent when MLflow answers")
+    return f"tracking degraded: {'; '.join(parts)}" if parts else ""
+
+
+def _told_refused(found: Spool) -> str:
+    return (
+        f"MLflow refuses a stage's run ({found.reason}): delete {found.path} to give it up, or take "
+        f"{REFUSED} off its name to have it sent again"
+    )
+
+
+def _every(root: Path) -> list[Spool]:
+    return [Spool(path) for path in sorted(_folder(root).glob("*/")) if (path / "opening.json").exists()]
 
 
 def _folder(root: Path) -> Path:

@@ -1,6 +1,7 @@
 """A server that does not answer costs no training: what was told waits, and is sent once."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,6 +168,85 @@ def test_nothing_is_promoted_while_a_run_waits(root, client, degraded, monkeypat
 
 def _refused(*args):
     raise TrackingError("refused")
+
+
+@pytest.fixture
+def elsewhere(root, tmp_path, monkeypatch):
+    """A stage's run that began on another server, which went away before its end."""
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+        run = runs.Run(root, runs._opening("preparation", PARAMS, root))
+        patch.setattr(live.Live, "take", _refused)
+        run.metrics({"loss": 2.0}, step=1)
+        run.end("FINISHED")
+    return run
+
+
+def test_a_run_of_another_server_is_sent_as_a_new_one(root, client, elsewhere):
+    runs.send_waiting(client, root)
+    assert spool.told(root) == ""
+    run = every(client)["preparation"]
+    assert run.info.run_id != elsewhere.id
+    assert (run.info.status, run.data.metrics["loss"]) == ("FINISHED", 2.0)
+
+
+@pytest.fixture
+def refused(root, client, degraded):
+    """A run that waits for an experiment which was deleted."""
+    degraded()
+    client.delete_experiment(client.create_experiment("reviews"))
+    other = params.override(PARAMS, ["promotion.model=films"])
+
+    def work(stage):
+        with runs.open_run(stage, other, root):
+            pass
+
+    return work
+
+
+def test_a_refused_run_is_set_aside_and_the_others_are_sent(root, client, refused, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
+        refused("preparation")
+    refused("vocabulary")
+    assert spool.waiting(root) == []
+    (aside,) = spool.refused(root)
+    assert "was deleted" in (aside.path / "reason.txt").read_text(encoding="utf-8")
+    experiment = client.get_experiment_by_name("films").experiment_id
+    stages = {run.data.tags["regraft.stage"] for run in client.search_runs([experiment])}
+    assert stages == {"pipeline", "preparation", "vocabulary"}
+
+
+def test_a_hold_names_the_reason_of_a_refusal_and_the_way_out(root, client, refused):
+    client.create_registered_model("films")
+    number = str(client.create_model_version("films", str(root)).version)
+    films = Registry(root, "films")
+    with pytest.raises(TrackingError) as held, films.locked():
+        films.promote(number, reason="", by="ann")
+    (aside,) = spool.refused(root)
+    assert "will be sent when MLflow answers" not in str(held.value)
+    for part in ("preparation", "'reviews' was deleted", f"delete {aside.path} to give it up"):
+        assert part in str(held.value)
+    shutil.rmtree(aside.path)
+    with films.locked():
+        films.promote(number, reason="", by="ann")
+    assert films.champion().number == number
+
+
+def test_a_refused_run_that_is_given_its_name_again_is_sent(root, client, refused):
+    runs.send_waiting(client, root)
+    (aside,) = spool.refused(root)
+    client.restore_experiment(client.get_experiment_by_name("reviews").experiment_id)
+    aside.path.rename(aside.path.with_suffix(""))
+    runs.send_waiting(client, root)
+    assert spool.told(root) == ""
+    assert every(client)["preparation"].info.status == "FINISHED"
+
+
+def test_a_server_that_answers_no_more_is_no_refusal(root, degraded):
+    degraded()
+    runs.send_waiting(MlflowClient(NOWHERE), root)
+    assert (len(spool.waiting(root)), spool.refused(root)) == (1, [])
 
 
 @pytest.mark.e2e
