@@ -131,7 +131,8 @@ def open_run(stage: str, params: Params, root: Path) -> Iterator[Run]:
 def send_waiting(client: MlflowClient, root: Path) -> None:
     """Send what earlier runs have left in the spool, in order and once.
 
-    A run that a server refuses is set aside, and the others go on; without a server all go on waiting.
+    A run that a server refuses or that is damaged is set aside, and the others go on; without a server all go
+    on waiting.
     """
     if not spool.waiting(root):
         return
@@ -140,7 +141,7 @@ def send_waiting(client: MlflowClient, root: Path) -> None:
             try:
                 if found.complete:
                     _send(client, found)
-            except RefusedError as error:
+            except (RefusedError, OSError, ValueError) as error:
                 log.warning("%s is set aside: %s", found.path, error)
                 found.set_aside(short(str(error.__cause__ or error)))
             except TrackingError as error:

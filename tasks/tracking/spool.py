@@ -1,7 +1,7 @@
 """What a stage tells while MLflow does not answer: kept in .regraft/spool, in order, until it can be sent.
 
 A spool is a directory of one stage's run: `opening.json`, a line of `events.jsonl` for each thing told, and
-copies of the files. It is removed when all of it was sent; one that a server refused gets `.refused` behind its
+copies of the files. It is removed when all of it was sent; one that cannot be sent gets `.refused` behind its
 name and `reason.txt`, and a person decides.
 """
 
@@ -20,7 +20,7 @@ from tasks import environment, files
 from tasks.tracking import circumstances
 
 Event = Mapping[str, Any]
-REFUSED = ".refused"  # behind the name of a spool that a server would not take
+REFUSED = ".refused"  # behind the name of a spool that cannot be sent
 REASON = "reason.txt"
 
 
@@ -71,17 +71,21 @@ class Spool:
             kept = self.path / "files" / secrets.token_hex(4) / Path(event["path"]).name
             kept.parent.mkdir()
             shutil.copyfile(event["path"], kept)
-            event = {**event, "path": str(kept)}
+            event = {**event, "path": str(kept.relative_to(self.path))}
         with (self.path / "events.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(event) + "\n")
 
     def events(self) -> Iterator[Event]:
-        """In order, without a line that a killed process has not finished."""
+        """In order, without a line that a killed process has not finished.
+
+        A file's path stands in the spool as seen from there: a checkout may be moved.
+        """
         path = self.path / "events.jsonl"
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         for line in text.splitlines(keepends=True):
             if line.endswith("\n"):
-                yield json.loads(line)
+                event = json.loads(line)
+                yield {**event, "path": str(self.path / event["path"])} if "path" in event else event
 
     @property
     def complete(self) -> bool:
@@ -108,7 +112,7 @@ def waiting(root: Path) -> list[Spool]:
 
 
 def refused(root: Path) -> list[Spool]:
-    """Every run that a server would not take, the first one first."""
+    """Every run that was set aside, the first one first."""
     return [found for found in _every(root) if found.path.suffix == REFUSED]
 
 
@@ -128,7 +132,7 @@ def told(root: Path) -> str:
 
 def _told_refused(found: Spool) -> str:
     return (
-        f"MLflow refuses a stage's run ({found.reason}): delete {found.path} to give it up, or take "
+        f"a stage's run cannot be sent ({found.reason}): delete {found.path} to give it up, or take "
         f"{REFUSED} off its name to have it sent again"
     )
 

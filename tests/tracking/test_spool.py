@@ -249,6 +249,35 @@ def test_a_server_that_answers_no_more_is_no_refusal(root, degraded):
     assert (len(spool.waiting(root)), spool.refused(root)) == (1, [])
 
 
+def test_a_checkout_that_was_moved_still_sends_its_files(root, degraded, tmp_path):
+    degraded()
+    moved = root.rename(tmp_path / "moved")
+    with runs.open_run("vocabulary", PARAMS, moved):
+        pass
+    assert spool.told(moved) == ""
+    client = MlflowClient(server.uri(moved))
+    run = every(client)["preparation"]
+    assert [entry.path for entry in client.list_artifacts(run.info.run_id, "curves")] == ["curves/curve.csv"]
+
+
+def _without_files(found):
+    shutil.rmtree(found.path / "files")
+
+
+def _cut_short(found):
+    (found.path / "opening.json").write_text('{"stage"', encoding="utf-8")
+
+
+@pytest.mark.parametrize("harm", [_without_files, _cut_short])
+def test_a_damaged_spool_is_set_aside_and_stops_no_stage(root, client, degraded, harm):
+    degraded()
+    harm(spool.waiting(root)[0])
+    with runs.open_run("vocabulary", PARAMS, root):
+        pass
+    assert (spool.waiting(root), len(spool.refused(root))) == ([], 1)
+    assert every(client)["vocabulary"].info.status == "FINISHED"
+
+
 @pytest.mark.e2e
 def test_a_server_that_goes_away_during_the_training_costs_nothing(served, root, monkeypatch):
     with runs.open_run("preparation", PARAMS, root) as run:
