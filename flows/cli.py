@@ -337,7 +337,7 @@ def predict(
     """Ask the champion about a text, a pair of texts, or every row of a table.
 
     A table is copied with its answers, in order and whatever its size; rows without a text are set aside in
-    NAME.quarantine.csv, each with its line and why.
+    COPY.quarantine.csv beside the copy, each with its line and why.
     """
     from flows import consume
     from tasks import params as parameters

@@ -43,6 +43,7 @@ def predict(
 def _table(params: Params, root: Path, path: Path, output: Path | None) -> Iterator[str]:
     source, form, champion = params.sources.text, copies.of(path), current(params, root)
     target = _target(path, output, form)
+    aside, tally = _aside(target, path), _Tally()
     layout, columns, telling = _layout(source), _columns(source), TELLINGS[champion.kind]
     champion.demand(pairs=len(columns) == 2)
     added = telling.columns(champion.labels, champion.decision)
@@ -55,7 +56,6 @@ def _table(params: Params, root: Path, path: Path, output: Path | None) -> Itera
         unit=" lines",
     )
     between = telling.between or source.separator or BETWEEN
-    aside, tally = target.with_name(f"{_name(output or path)}.quarantine.csv"), _Tally()
     with (
         files.replace_file(target) as draft,
         files.replace_file(aside) as other,
@@ -112,6 +112,16 @@ def _target(path: Path, output: Path | None, form: Format) -> Path:
     if target.resolve() == path.resolve():
         raise InputError(f"-o {target} is the table itself: name another file")
     return target
+
+
+def _aside(target: Path, path: Path) -> Path:
+    """Where stands what the copy lacks. Raises InputError where another's file has that name."""
+    aside = target.with_name(f"{target.name}.quarantine.csv")
+    if aside.resolve() == path.resolve():
+        raise InputError(f"-o {target}: its quarantine would replace {path.name} itself: name another file")
+    if aside.exists() and not copies.is_aside(aside):
+        raise InputError(f"{aside} is no quarantine of regraft: rename it, or name another output with -o")
+    return aside
 
 
 def _name(path: Path) -> str:

@@ -78,6 +78,15 @@ def aside(draft: Path) -> Iterator[Callable[[Sequence[Aside]], None]]:
         yield writer.writerows
 
 
+def is_aside(path: Path) -> bool:
+    """Whether `path` is a file that begins as what `aside` writes."""
+    header = ",".join(Aside._fields).encode() + b"\r\n"
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(header)) == header
+
+
 def _lines_of_text(path: Path, layout: Layout) -> int:
     with streams.unpacked(path, layout.maximum_bytes) as stream:
         return sum(block.count(b"\n") for block in iter(partial(stream.read, streams.BUFFER), b""))

@@ -120,11 +120,11 @@ def test_rows_that_are_none_are_set_aside_with_line_and_reason_and_the_gap_is_to
     told = ask(table)
     assert told == [
         f"wrote 3 rows to {tmp_path / 'a.predicted.csv'}",
-        f"without 6 that stand in {tmp_path / 'a.quarantine.csv'}: 3 no_text, 1 extra_columns, "
+        f"without 6 that stand in {tmp_path / 'a.predicted.csv.quarantine.csv'}: 3 no_text, 1 extra_columns, "
         "1 missing_columns, 1 undecodable (lines 3, 4, 5, 6, 7, …)",
     ]
     assert [row["note"] for row in rows_of(tmp_path / "a.predicted.csv")] == ["0", "6", "8"]
-    aside = rows_of(tmp_path / "a.quarantine.csv")
+    aside = rows_of(tmp_path / "a.predicted.csv.quarantine.csv")
     assert [(row["line"], row["reason"]) for row in aside] == [
         ("3", "extra_columns"), ("4", "missing_columns"), ("5", "no_text"), ("6", "no_text"), ("7", "no_text"),
         ("10", "undecodable"),
@@ -139,8 +139,9 @@ def test_texts_that_are_missing_leave_a_gap_in_columns_too(ask, tmp_path):
     ask(tmp_path / "a.parquet")
     ask(tmp_path / "b.jsonl")
     assert [row["note"] for row in rows_of(tmp_path / "a.predicted.parquet")] == [1]
-    assert [row["line"] for row in rows_of(tmp_path / "a.quarantine.csv")] == ["1", "3"]
-    reasons = [row["reason"] for row in rows_of(tmp_path / "b.quarantine.csv")]
+    aside = rows_of(tmp_path / "a.predicted.parquet.quarantine.csv")
+    assert [row["line"] for row in aside] == ["1", "3"]
+    reasons = [row["reason"] for row in rows_of(tmp_path / "b.predicted.jsonl.quarantine.csv")]
     assert reasons == ["wrong_type", "no_text", "malformed"]
 
 
@@ -148,10 +149,45 @@ def test_a_table_that_is_whole_leaves_no_quarantine_of_a_former_one(ask, tmp_pat
     table = tmp_path / "a.csv"
     table.write_text('text\ngood\n""\n')
     ask(table)
-    assert (tmp_path / "a.quarantine.csv").exists()
+    assert (tmp_path / "a.predicted.csv.quarantine.csv").exists()
     table.write_text("text\ngood\n")
     ask(table)
-    assert not (tmp_path / "a.quarantine.csv").exists()
+    assert not (tmp_path / "a.predicted.csv.quarantine.csv").exists()
+
+
+def test_tables_of_one_name_and_two_formats_keep_each_its_quarantine(ask, tmp_path):
+    (tmp_path / "a.csv").write_text('text\ngood\n""\n')
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}\n')
+    ask(tmp_path / "a.csv")
+    ask(tmp_path / "a.jsonl")
+    assert [row["line"] for row in rows_of(tmp_path / "a.predicted.csv.quarantine.csv")] == ["3"]
+
+
+@pytest.mark.parametrize("rows", ["good", '""'])
+@pytest.mark.parametrize(
+    ("name", "output", "other", "told"),
+    [
+        ("b.csv.quarantine.csv", "b.csv", None, "its quarantine would replace b.csv.quarantine.csv itself"),
+        ("b.csv", None, "b.predicted.csv.quarantine.csv", "is no quarantine of regraft: rename it"),
+        ("b.csv", "c.csv", "c.csv.quarantine.csv", "is no quarantine of regraft: rename it"),
+    ],
+)
+def test_a_file_of_somebody_else_is_never_replaced(ask, tmp_path, rows, name, output, other, told):
+    contents = {name: f"text\n{rows}\n", **({other: "patient,room\n1,2\n"} if other else {})}
+    for each, content in contents.items():
+        (tmp_path / each).write_text(content)
+    with pytest.raises(InputError, match=told):
+        ask(tmp_path / name, None if output is None else tmp_path / output)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == contents
+
+
+@pytest.mark.parametrize("name", ["b.quarantine.csv", "cells.quarantine.csv"])
+def test_a_table_may_be_called_quarantine(ask, tmp_path, name):
+    (tmp_path / name).write_text("text\ngood\n")
+    (tmp_path / "cells.csv").write_text("text\ngood\n")
+    ask(tmp_path / name, tmp_path / "b.csv")
+    ask(tmp_path / "cells.csv")
+    assert (tmp_path / name).read_text() == "text\ngood\n"
 
 
 def test_many_chunks_are_one_copy(ask, tmp_path, monkeypatch):
@@ -161,7 +197,7 @@ def test_many_chunks_are_one_copy(ask, tmp_path, monkeypatch):
     assert ask(tmp_path / "a.csv", tmp_path / "out.csv")[0] == f"wrote 36 rows to {tmp_path / 'out.csv'}"
     found = rows_of(tmp_path / "out.csv")
     assert [int(row["note"]) for row in found] == [n for n in range(40) if n % 13]
-    assert len(rows_of(tmp_path / "out.quarantine.csv")) == 4
+    assert len(rows_of(tmp_path / "out.csv.quarantine.csv")) == 4
     assert f"{found[4]['prediction']} ({float(found[4]['probability']):.3f})" == ask(texts[5])[0]
 
 
