@@ -194,7 +194,12 @@ def _copy_objects(path: Path, draft: Path, added: Added, layout: Layout, joint: 
 
         def write(rows: Any, answers: Sequence[Sequence[Any]]) -> None:
             for row, values in zip(rows, answers, strict=True):
-                told = json.loads(streams.mend(row)) | dict(zip(added, values, strict=True))
+                told = json.loads(streams.mend(row))
+                if there := sorted(added.keys() & told.keys()):
+                    raise InputError(
+                        f"{path}: an object has {', '.join(map(repr, there))} already: rename it"
+                    )
+                told |= zip(added, values, strict=True)
                 stream.write(json.dumps(told, ensure_ascii=False).encode("utf-8", "replace").decode() + "\n")
 
         yield write

@@ -261,6 +261,14 @@ def test_a_table_that_cannot_be_asked_about_is_refused_whole(ask, tmp_path, name
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_what_a_late_object_says_of_itself_is_not_replaced(ask, tmp_path):
+    table = tmp_path / "a.jsonl"
+    table.write_text('{"text": "good"}\n' * 1000 + '{"text": "bad", "prediction": "mine"}\n')
+    with pytest.raises(InputError, match="an object has 'prediction' already: rename it"):
+        ask(table)
+    assert list(tmp_path.iterdir()) == [table]
+
+
 def test_a_decision_that_fits_other_labels_is_refused(ask):
     with pytest.raises(
         InputError, match=r"the tag regraft.decision of version 1 .* 1 thresholds for 2 labels"
