@@ -133,7 +133,8 @@ def _chunks(
 def _columnar(path: Path, columns: Sequence[str], layout: Layout, clean: Clean) -> Iterator[Chunk]:
     names, line = columnar.read_schema(path).names, 0
     check_columns(columns, names, path.name)
-    for batch in columnar.read_batches(path, names):
+    for given_batch in columnar.read_batches(path, names):
+        batch = given_batch.cast(columnar.without_views(given_batch.schema))
         values, torn = zip(*(columnar.read_values(batch.column(column)) for column in columns), strict=True)
         bad = set().union(*torn) if layout.undecodable == "quarantine" else set()
         chunk, kept = Chunk(None, [], [], batch.num_rows), list[int]()
@@ -207,7 +208,7 @@ def _copy_objects(path: Path, draft: Path, added: Added, layout: Layout, joint: 
 
 @contextmanager
 def _copy_columnar(path: Path, draft: Path, added: Added, layout: Layout, joint: str) -> Iterator[Write]:
-    schema = columnar.read_schema(path)
+    schema = columnar.without_views(columnar.read_schema(path))
     for name, kind in added.items():
         schema = schema.append(pa.field(name, kind))
     with parquet.ParquetWriter(draft, schema) as writer:

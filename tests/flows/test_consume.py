@@ -112,6 +112,30 @@ def test_what_else_stands_in_the_table_keeps_its_type(ask, tmp_path):
     assert (schema.field("note").type, schema.field("probability").type) == (pa.int8(), pa.float64())
 
 
+VIEWS = {"text": pa.string_view(), "raw": pa.binary_view()}
+NESTED = {
+    "list": pa.large_list(VIEWS["text"]),
+    "pair": pa.list_(VIEWS["text"], 2),
+    "few": pa.list_(VIEWS["raw"]),
+}
+
+
+@pytest.mark.parametrize("name", ["a.arrow", "a.parquet"])
+def test_strings_as_polars_writes_them_are_copied(ask, tmp_path, name):
+    schema = pa.schema({**VIEWS, **NESTED, "inner": pa.struct(VIEWS), "number": pa.int8()})
+    inner = {"text": "x", "raw": b"y"}
+    row = {"text": "good", "raw": b"a", "list": ["b"], "pair": ["c", "d"], "few": [b"e"], "inner": inner}
+    rows = [{**row, "number": 1}, {**row, "text": "", "number": 2}, {**row, "list": None, "number": 3}]
+    with (
+        pa.OSFile(str(tmp_path / name), "wb") as sink,
+        (pa.ipc.new_file if name == "a.arrow" else parquet.ParquetWriter)(sink, schema) as writer,
+    ):
+        writer.write_table(pa.Table.from_pylist(rows, schema))
+    ask(tmp_path / name)
+    found = rows_of(tmp_path / "a.predicted.parquet")
+    assert [{column: each[column] for column in schema.names} for each in found] == [rows[0], rows[2]]
+
+
 def test_rows_that_are_none_are_set_aside_with_line_and_reason_and_the_gap_is_told(ask, tmp_path):
     table = tmp_path / "a.csv"
     table.write_bytes(

@@ -54,6 +54,33 @@ def read_schema(path: Path) -> pa.Schema:
         raise _torn_file(path, error) from None
 
 
+def without_views(schema: pa.Schema) -> pa.Schema:
+    """With large strings and bytes for the views that polars writes: few functions of Arrow take views."""
+    for place, field in enumerate(schema):
+        schema = schema.set(place, _without_views(field))
+    return schema
+
+
+def _without_views(field: pa.Field) -> pa.Field:
+    kind = field.type
+    if pa.types.is_string_view(kind):
+        return field.with_type(pa.large_string())
+    if pa.types.is_binary_view(kind):
+        return field.with_type(pa.large_binary())
+    if pa.types.is_list(kind):
+        return field.with_type(pa.list_(_without_views(kind.value_field)))
+    if pa.types.is_large_list(kind):
+        return field.with_type(pa.large_list(_without_views(kind.value_field)))
+    if pa.types.is_fixed_size_list(kind):
+        return field.with_type(pa.list_(_without_views(kind.value_field), kind.list_size))
+    if pa.types.is_struct(kind):
+        return field.with_type(pa.struct([_without_views(inner) for inner in kind]))
+    if pa.types.is_dictionary(kind):
+        values = _without_views(pa.field("values", kind.value_type)).type
+        return field.with_type(pa.dictionary(kind.index_type, values, kind.ordered))
+    return field
+
+
 def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Of at most BATCH rows each. Raises SourceError for a torn file."""
     try:
