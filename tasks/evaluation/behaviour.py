@@ -22,7 +22,19 @@ KINDS = ("label", "pair", "labels")  # of row: those with a probability for each
 SHOWN = 3  # failures of a test
 
 Texts = tuple[str, ...]  # of one row: one, or two
-Ask = Callable[[Sequence[Texts]], Array]  # -> probabilities (rows, classes)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model. answers: probabilities (rows, classes). tokens: what it takes of each row, cut as it cuts."""
+
+    answers: Callable[[Sequence[Texts]], Array]
+    tokens: Callable[[Sequence[Texts]], Sequence[Sequence[int]]]
+
+    def told_apart(self, texts: Sequence[Texts], others: Sequence[Texts]) -> Array:
+        """Numbers of the rows whose tokens differ: another text may read the same, or be cut off."""
+        pairs = zip(self.tokens(texts), self.tokens(others), strict=True)
+        return np.flatnonzero([list(one) != list(other) for one, other in pairs])
 
 
 @dataclass(frozen=True)
@@ -85,16 +97,16 @@ def sample(
 
 
 def invariance(
-    asked: Asked, perturbation: str, ask: Ask, *, names: Sequence[str], sureness: Sureness
+    asked: Asked, perturbation: str, reader: Reader, *, names: Sequence[str], sureness: Sureness
 ) -> Checked:
-    """The rows that the perturbation changes must be answered as before."""
+    """The rows whose tokens the perturbation changes must be answered as before."""
     given = [changed(texts, perturbation, seed=sureness.seed, names=names) for texts in asked.texts]
-    places = np.flatnonzero([texts != new for texts, new in zip(asked.texts, given, strict=True)])
+    places = reader.told_apart(asked.texts, given)
     told = PERTURBATIONS[perturbation].told
     if not len(places):
         return Checked(perturbation, "invariance", told, 0, None, None, ())
     rows, new = asked.only(places), [given[place] for place in places]
-    after = replace(rows.plain, contestant=perturbation, answer=ask(new))
+    after = replace(rows.plain, contestant=perturbation, answer=reader.answers(new))
     robustness = verdict.compare(
         after,
         rows.plain,
@@ -112,25 +124,35 @@ def invariance(
 
 
 def direction(
-    asked: Asked, phrase: str, label: str, ask: Ask, *, tolerance: float, sureness: Sureness
+    asked: Asked, phrase: str, label: str, reader: Reader, *, tolerance: float, sureness: Sureness
 ) -> Checked:
-    """With `phrase` behind the text, the probability of `label` must not fall by more than `tolerance`."""
-    new = [(*texts[:-1], f"{texts[-1]} {phrase}") for texts in asked.texts]
-    place = list(asked.labels).index(label)
-    before, after = asked.plain.answer[:, place], ask(new)[:, place]
-    fell = (before - after).astype(np.float64)
-    wanted, said = ([f"{label} {share:.3f}" for share in shares] for shares in (before, after))
+    """With `phrase` behind the text, the probability of `label` must not fall by more than `tolerance`.
+    Only rows count that have room for the phrase."""
     name = f"{phrase} → {label}"
     told = f"behind a text, {label} does not become less likely by more than {tolerance:g}"
+    given = [(*texts[:-1], f"{texts[-1]} {phrase}") for texts in asked.texts]
+    places = reader.told_apart(asked.texts, given)
+    if not len(places):
+        return Checked(name, "direction", told, 0, None, None, ())
+    rows, new = asked.only(places), [given[place] for place in places]
+    column = list(asked.labels).index(label)
+    before, after = rows.plain.answer[:, column], reader.answers(new)[:, column]
+    fell = (before - after).astype(np.float64)
+    wanted, said = ([f"{label} {share:.3f}" for share in shares] for shares in (before, after))
     return _checked(name, "direction", told, fell <= tolerance, new, wanted, said, fell, sureness)
 
 
 def functionality(
-    expected: Sequence[tuple[Texts, str]], labels: Sequence[str], kind: str, ask: Ask, *, sureness: Sureness
+    expected: Sequence[tuple[Texts, str]],
+    labels: Sequence[str],
+    kind: str,
+    reader: Reader,
+    *,
+    sureness: Sureness,
 ) -> Checked:
     """Plain texts that the model must know: texts -> label."""
     new = [texts for texts, _ in expected]
-    answers = ask(new)
+    answers = reader.answers(new)
     places = [list(labels).index(label) for _, label in expected]
     says = _said(Predictions("", (), np.empty(0), answers, kind))
     good = says[np.arange(len(new)), places]

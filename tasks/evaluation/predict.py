@@ -161,12 +161,17 @@ def predict_texts(
     if kind == "tags":
         words = [text.split() if isinstance(text, str) else list(text) for text in texts]
         return _tag_words(model, tokenizer, words, ids=names, batches=batches, max_length=max_length)
+    given = encode(tokenizer, texts, max_length=max_length)
+    return answers(model, given, kind=kind, ids=names, batches=batches)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], *, max_length: int) -> Tokens:
+    """What a model takes of `texts`, or of pairs of them, cut to `max_length` tokens."""
     sides = [[text] if isinstance(text, str) else list(text) for text in texts]
     columns = [list(side) for side in zip(*sides, strict=True)]
     found = tokenizer(*columns, truncation=True, max_length=max_length)
-    wanted = ["input_ids", *(["token_type_ids"] if len(columns) > 1 and "token_type_ids" in found else [])]
-    given = {name: found[name] for name in wanted}
-    return answers(model, given, kind=kind, ids=names, batches=batches)
+    told = ("input_ids", *(["token_type_ids"] if len(columns) > 1 else []))
+    return {name: found[name] for name in told if name in found}
 
 
 def _tag_words(

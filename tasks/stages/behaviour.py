@@ -10,9 +10,9 @@ from transformers import AutoTokenizer
 from tasks import files
 from tasks.errors import ParamsError, did_you_mean
 from tasks.evaluation import behaviour, predict
-from tasks.evaluation.behaviour import Ask, Checked, Sureness, Texts
+from tasks.evaluation.behaviour import Checked, Reader, Sureness, Texts
 from tasks.evaluation.perturbations import NAMES
-from tasks.evaluation.predictions import Array, Predictions
+from tasks.evaluation.predictions import Array, Predictions, Text
 from tasks.model import floors
 from tasks.params import BehaviourParams, Direction, EvaluationParams, Expected
 from tasks.stages import contest
@@ -38,14 +38,14 @@ def check(
         return []
     texts = list(zip(*(rows[name].to_list() for name in KINDS[kind].compared), strict=True))
     asked = behaviour.sample(texts, model, labels, rows=wanted.rows, seed=settings.seed)
-    ask = _asking(entered, device)
+    reader = _reader(entered, device)
     sureness = Sureness(settings.confidence, settings.resamples, settings.seed)
     found = [
-        behaviour.invariance(asked, name, ask, names=wanted.names or NAMES, sureness=sureness)
+        behaviour.invariance(asked, name, reader, names=wanted.names or NAMES, sureness=sureness)
         for name in wanted.perturbations
     ]
     found += [
-        behaviour.direction(asked, one.append, one.label, ask, tolerance=one.tolerance, sureness=sureness)
+        behaviour.direction(asked, one.append, one.label, reader, tolerance=one.tolerance, sureness=sureness)
         for one in wanted.direction
     ]
     if wanted.expected:
@@ -53,7 +53,7 @@ def check(
             ((one.text, one.pair) if one.pair is not None else (one.text,), one.label)
             for one in wanted.expected
         ]
-        found.append(behaviour.functionality(known, labels, kind, ask, sureness=sureness))
+        found.append(behaviour.functionality(known, labels, kind, reader, sureness=sureness))
     return found
 
 
@@ -86,21 +86,28 @@ def _faults(settings: BehaviourParams, kind: str, labels: Sequence[str]) -> Iter
             yield f"evaluation.behaviour.expected.{place} {told}"
 
 
-def _asking(entered: Entered, device: str) -> Ask:
-    directory, kind = entered.trained.path / "model", entered.encoded.kind
+def _reader(entered: Entered, device: str) -> Reader:
+    directory, encoded = entered.trained.path / "model", entered.encoded
     model = floors.load(directory, device=device)
     tokenizer = AutoTokenizer.from_pretrained(directory, config=model.config, local_files_only=True)
 
-    def ask(texts: Sequence[Texts]) -> Array:
-        given = [row if len(row) > 1 else row[0] for row in texts]
+    def answers(texts: Sequence[Texts]) -> Array:
         found: Array = predict.predict_texts(
             model,
             tokenizer,
-            given,
-            kind=kind,
+            _plain(texts),
+            kind=encoded.kind,
             batches=contest.batches(model),
-            max_length=entered.encoded.max_length,
+            max_length=encoded.max_length,
         )
         return found
 
-    return ask
+    def tokens(texts: Sequence[Texts]) -> Sequence[Sequence[int]]:
+        found = predict.encode(tokenizer, _plain(texts), max_length=encoded.max_length)
+        return found["input_ids"]
+
+    return Reader(answers, tokens)
+
+
+def _plain(texts: Sequence[Texts]) -> list[Text]:
+    return [row if len(row) > 1 else row[0] for row in texts]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tasks.evaluation import behaviour
-from tasks.evaluation.behaviour import Sureness
+from tasks.evaluation.behaviour import Reader, Sureness
 from tasks.evaluation.perturbations import NAMES, PERTURBATIONS, changed
 from tasks.evaluation.predictions import Predictions
 
@@ -17,6 +17,11 @@ def shouting(texts):
     """Says good of a text that has a capital letter, the surer the longer it is."""
     sure = [0.5 + 0.4 * (any(map(str.isupper, text[0])) - 0.5) - len(text[0]) / 1000 for text in texts]
     return np.array([[1 - share, share] for share in sure], dtype=np.float32)
+
+
+def reads(ask, most=99):
+    """A model whose tokens are words, at most so many of them."""
+    return Reader(ask, lambda texts: [" ".join(text).split(" ")[:most] for text in texts])
 
 
 def asked(rows=ROWS, ask=shouting, labels=(1, 0, 1, 0)):
@@ -62,7 +67,7 @@ def test_a_name_is_the_same_in_both_texts_of_a_pair():
 
 
 def test_an_answer_that_follows_the_capitals_fails_where_they_go():
-    found = behaviour.invariance(asked(), "lower", shouting, names=NAMES, sureness=SURENESS)
+    found = behaviour.invariance(asked(), "lower", reads(shouting), names=NAMES, sureness=SURENESS)
     assert (found.rows, found.passed.value) == (2, 0.0), "only rows that lower case changes are asked"
     assert (found.robustness.other, found.robustness.score) == (1.0, 0.0)
     assert [(one.text, one.wanted, one.said) for one in found.worst] == [
@@ -72,7 +77,7 @@ def test_an_answer_that_follows_the_capitals_fails_where_they_go():
 
 
 def test_a_change_that_no_answer_minds_is_passed_by_every_row():
-    found = behaviour.invariance(asked(), "whitespace", shouting, names=NAMES, sureness=SURENESS)
+    found = behaviour.invariance(asked(), "whitespace", reads(shouting), names=NAMES, sureness=SURENESS)
     assert (found.rows, found.passed.value, found.worst) == (4, 1.0, ())
     assert found.passed.low == pytest.approx(0.51, abs=0.01), "Wilson's interval of 4 of 4"
     assert (found.robustness.difference, found.robustness.p_value) == (0, 1)
@@ -80,7 +85,7 @@ def test_a_change_that_no_answer_minds_is_passed_by_every_row():
 
 def test_a_perturbation_that_no_row_has_room_for_is_no_pass():
     rows = asked([("42",), ("7",)], labels=(0, 0))
-    found = behaviour.invariance(rows, "name", shouting, names=NAMES, sureness=SURENESS)
+    found = behaviour.invariance(rows, "name", reads(shouting), names=NAMES, sureness=SURENESS)
     assert (found.rows, found.passed, found.robustness) == (0, None, None)
 
 
@@ -90,18 +95,34 @@ def test_a_phrase_must_not_make_its_label_less_likely():
         return np.stack([share, 1 - share], axis=1)
 
     rows = asked([("a x",), ("b y",), ("c",)], ask, labels=(0, 0, 0))
-    found = behaviour.direction(rows, "awful", "bad", ask, tolerance=0.1, sureness=SURENESS)
+    found = behaviour.direction(rows, "awful", "bad", reads(ask), tolerance=0.1, sureness=SURENESS)
     assert (found.rows, found.passed.value) == (3, pytest.approx(2 / 3))
     assert [(one.text, one.wanted, one.said) for one in found.worst] == [
         ("a x awful", "bad 0.900", "bad 0.400")
     ]
-    forgiven = behaviour.direction(rows, "awful", "bad", ask, tolerance=0.6, sureness=SURENESS)
+    forgiven = behaviour.direction(rows, "awful", "bad", reads(ask), tolerance=0.6, sureness=SURENESS)
     assert forgiven.passed.value == 1
+
+
+def test_a_phrase_that_is_cut_off_again_is_no_pass():
+    rows, reader = asked([("a b c",), ("d e",)], labels=(0, 0)), reads(shouting, most=3)
+    found = behaviour.direction(rows, "AWFUL", "bad", reader, tolerance=0.1, sureness=SURENESS)
+    assert (found.rows, found.passed.value) == (1, 0.0)
+    assert [one.text for one in found.worst] == ["d e AWFUL"]
+    full = asked([("a b c",)], labels=(0,))
+    none = behaviour.direction(full, "AWFUL", "bad", reader, tolerance=0.1, sureness=SURENESS)
+    assert (none.name, none.rows, none.passed, none.worst) == ("AWFUL → bad", 0, None, ())
+
+
+def test_a_change_behind_the_cut_is_no_pass():
+    rows, reader = asked([("a b c Anna",), ("Anna",)], labels=(0, 0)), reads(shouting, most=3)
+    found = behaviour.invariance(rows, "lower", reader, names=NAMES, sureness=SURENESS)
+    assert (found.rows, found.passed.value) == (1, 0.0)
 
 
 def test_plain_texts_must_be_known():
     expected = [(("GREAT",), "good"), (("great",), "good"), (("dull",), "bad")]
-    found = behaviour.functionality(expected, LABELS, "label", shouting, sureness=SURENESS)
+    found = behaviour.functionality(expected, LABELS, "label", reads(shouting), sureness=SURENESS)
     assert (found.rows, found.passed.value) == (3, pytest.approx(2 / 3))
     assert [(one.text, one.wanted, one.said) for one in found.worst] == [("great", "good", "bad")]
 
@@ -115,7 +136,11 @@ def test_of_several_labels_none_may_come_or_go():
     drawn = behaviour.sample(rows, plain, LABELS, rows=1, seed=1)
     assert len(drawn.texts) == 1
     found = behaviour.invariance(
-        behaviour.sample(rows, plain, LABELS, rows=9, seed=1), "upper", ask, names=(), sureness=SURENESS
+        behaviour.sample(rows, plain, LABELS, rows=9, seed=1),
+        "upper",
+        reads(ask),
+        names=(),
+        sureness=SURENESS,
     )
     assert found.passed.value == 0
     assert (found.worst[0].wanted, found.worst[0].said) == ("bad", "bad, good")
