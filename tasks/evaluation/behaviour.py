@@ -7,6 +7,7 @@ directional expectation, minimum functionality. Robustness is what the score los
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from typing import Literal
 
 import numpy as np
@@ -57,11 +58,6 @@ class Checked:
     passed: Interval | None  # none without rows
     robustness: Comparison | None
     worst: tuple[Failure, ...]
-
-    @property
-    def key(self) -> str:
-        """A name that MLflow takes."""
-        return re.sub(r"[^\w .:/-]+", "-", self.name, flags=re.ASCII)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +158,16 @@ def functionality(
     return _checked(
         name, "minimum functionality", told, good, new, wanted, _named(says, labels), missing, sureness
     )
+
+
+def keys(found: Sequence[Checked]) -> list[str]:
+    """A name of each test that MLflow takes; what would be called the same is numbered."""
+    taken: list[str] = []
+    for one in found:
+        name = re.sub(r"[^\w ./-]+", "-", one.name)
+        again = (f"{name} {number}" for number in count(2))
+        taken.append(next(key for key in chain([name], again) if key not in taken))
+    return taken
 
 
 def _checked(

@@ -63,7 +63,9 @@ def write(draft: Path, found: Sequence[Checked]) -> None:
 
 def values(found: Sequence[Checked]) -> dict[str, float]:
     """Share that passed of each test that had rows, for tracking and `dvc metrics diff`."""
-    return {one.key: one.passed.value for one in found if one.passed}
+    return {
+        key: one.passed.value for key, one in zip(behaviour.keys(found), found, strict=True) if one.passed
+    }
 
 
 def _faults(settings: BehaviourParams, kind: str, labels: Sequence[str]) -> Iterator[str]:

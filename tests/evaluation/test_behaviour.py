@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tasks.evaluation import behaviour
-from tasks.evaluation.behaviour import Reader, Sureness
+from tasks.evaluation.behaviour import Checked, Reader, Sureness
+from tasks.evaluation.metrics import Interval
 from tasks.evaluation.perturbations import NAMES, PERTURBATIONS, changed
 from tasks.evaluation.predictions import Predictions
 
@@ -112,6 +113,14 @@ def test_a_phrase_that_is_cut_off_again_is_no_pass():
     full = asked([("a b c",)], labels=(0,))
     none = behaviour.direction(full, "AWFUL", "bad", reader, tolerance=0.1, sureness=SURENESS)
     assert (none.name, none.rows, none.passed, none.worst) == ("AWFUL → bad", 0, None, ())
+
+
+def test_every_test_is_told_under_a_name_of_its_own():
+    names = ["Это ужасно. → плохо", "awful! → bad", "awful? → bad", "awful. → bad", "awful! → bad"]
+    checked = [Checked(name, "direction", "", 1, Interval(1, 0, 1), None, ()) for name in names]
+    assert behaviour.keys(checked) == [
+        "Это ужасно. - плохо", "awful- - bad", "awful- - bad 2", "awful. - bad", "awful- - bad 3"
+    ]  # fmt: skip
 
 
 def test_a_change_behind_the_cut_is_no_pass():
