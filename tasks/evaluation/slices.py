@@ -21,6 +21,7 @@ from tasks.evaluation.predictions import Array
 
 LENGTHS = 4  # parts of about as many rows each, from the shortest texts to the longest
 MOST = 20  # slices that one expression may make
+GROUPS = 10  # of near-duplicates, below which an interval is too narrow to be believed
 Mask = NDArray[np.bool_]
 
 
@@ -52,7 +53,7 @@ def cut(rows: pl.DataFrame, labels: Sequence[str], asked: Mapping[str, str]) -> 
     Raises ParamsError that lists every expression that says nothing of these rows.
     """
     found = [*_by_label(rows, labels), *_by_length(rows["characters"].to_numpy())]
-    faults: list[str] = []
+    faults = ["evaluation.slices.id: id names the rows: give the slice another name"] if "id" in asked else []
     for name, expression in asked.items():
         try:
             found += _by_expression(rows, name, expression)
@@ -75,12 +76,15 @@ def measure(
     *,
     smallest: int,
 ) -> list[Measured]:
-    """Each slice by `measured`, with its intervals, unless it has fewer than `smallest` rows."""
+    """Each slice by `measured`, with its intervals, unless it has fewer than `smallest` rows, or they form
+    fewer than GROUPS groups (than `smallest`, if that is less)."""
     found = []
     for one in parts:
         count, mask = int(one.mask.sum()), one.mask
-        enough = count >= smallest
-        figures = metrics.measure(actual[mask], answer[mask], measured, sampling.of(mask)) if enough else {}
+        within = sampling.of(mask)
+        groups = count if within.groups is None else len(np.unique(within.groups))
+        enough = count >= smallest and groups >= min(smallest, GROUPS)
+        figures = metrics.measure(actual[mask], answer[mask], measured, within) if enough else {}
         found.append(Measured(one.name, one.told, count, figures))
     return found
 

@@ -4,6 +4,7 @@ import pytest
 
 from tasks.errors import ArtifactError, ParamsError
 from tasks.evaluation import slices
+from tasks.evaluation.metrics import METRICS, Sampling
 
 TEXTS = ["no", "yes", "a row!", "longer row", "longer row too", "the very longest of all", "ab", "cd"]
 ROWS = pl.DataFrame(
@@ -85,6 +86,20 @@ def test_all_faults_are_told_at_once():
     assert "'characters' has 30 values, more than 20" in str(caught.value)
     assert "evaluation.slices.b" in str(caught.value)
     assert "'length 1 of 4' is made twice" in str(caught.value)
+
+
+def test_a_slice_is_not_called_what_the_ids_are_called():
+    with pytest.raises(ParamsError, match=r"evaluation\.slices\.id: .*another name"):
+        _cut(id="characters > 3")
+
+
+@pytest.mark.parametrize(("groups", "enough"), [(9, False), (10, True)])
+def test_a_slice_of_few_groups_of_near_duplicates_is_no_evidence(groups, enough):
+    actual, answer = np.zeros(40, dtype=np.int64), np.tile(np.float32([0.7, 0.3]), (40, 1))
+    sampling = Sampling(100, 0.95, 1, np.arange(40) % groups)
+    whole = slices.Slice("all", "all rows", np.ones(40, dtype=bool))
+    (found,) = slices.measure([whole], actual, answer, METRICS, sampling, smallest=20)
+    assert (found.rows, bool(found.figures)) == (40, enough)
 
 
 def test_slices_come_back_in_the_order_asked_for(tmp_path):
