@@ -761,12 +761,12 @@ def test_a_champion_that_lost_its_files_its_alias_or_itself_is_never_passed_over
     promotion.run(PARAMS, tmp_path, Ledger())
     shutil.rmtree(served.artifacts)
     arrange(tmp_path, BEST, seed=2)
-    with pytest.raises(HeldError, match="the promotion did not end: MLflow at"):
-        promotion.run(PARAMS, tmp_path, Ledger())
+    asked = "champion version 1 cannot be asked about these test rows: "
+    assert asked in promotion.run(PARAMS, tmp_path, Ledger()).reasons[0]
     arrange(tmp_path, BEST, seed=2, salt="b")  # other test rows, which the champion has to answer
     record = promotion.run(PARAMS, tmp_path, Ledger())
     assert (record.outcome, record.alias_moved) == ("hold", False)
-    assert "version 1 was judged on other test rows and cannot answer these" in record.reasons[0]
+    assert asked in record.reasons[0]
     MlflowClient().set_registered_model_alias("reviews", "champion", "2")
     assert (
         "is the champion of reviews already, by other hands"
