@@ -17,7 +17,7 @@ class Move:
     at: str
     by: str
     reason: str
-    action: str  # promote | rollback | found: by other hands
+    action: str  # promote | rollback | found: by other hands | broken: the line before it came to nothing
 
 
 def read(tags: Mapping[str, str]) -> list[Move]:
@@ -37,14 +37,22 @@ def write(moves: Sequence[Move], *, after: int = 0) -> dict[str, str]:
     }
 
 
-def found(version: str, at: str) -> Move:
-    return Move(version, at, "unknown", "the alias was found here: it was moved by other hands", "found")
+def settled(moves: Sequence[Move], now: str | None, finished: str | None, at: str) -> list[Move]:
+    """`moves`, and a line where the last did not bring the alias to `now`; `finished`: where one last did."""
+    if now is None or (moves and moves[-1].version == now):
+        return list(moves)
+    if moves and now == finished:
+        return [*moves, Move(now, at, "unknown", "the alias had stayed here: that move broke off", "broken")]
+    return [
+        *moves,
+        Move(now, at, "unknown", "the alias was found here: it was moved by other hands", "found"),
+    ]
 
 
 def former(moves: Sequence[Move], now: str) -> str | None:
     """The champion before `now`: a promotion is put on a stack, a rollback takes off all above its target."""
     stack: list[str] = []
-    for move in moves:
+    for move in _ended(moves):
         if move.action == "rollback" and move.version in stack:
             del stack[_last(stack, move.version) + 1 :]
         elif not stack or stack[-1] != move.version:
@@ -59,12 +67,23 @@ def rolled_back(moves: Sequence[Move]) -> set[str]:
     """The versions that a person took the alias from, and that nobody promoted again since."""
     taken: set[str] = set()
     champion = None
-    for move in moves:
+    for move in _ended(moves):
         if move.action == "rollback" and champion is not None:
             taken.add(champion)
         taken.discard(move.version)
         champion = move.version
     return taken
+
+
+def _ended(moves: Sequence[Move]) -> list[Move]:
+    """Without the moves that broke off, and the lines that say so."""
+    ended: list[Move] = []
+    for move in moves:
+        if move.action == "broken":
+            ended.pop()
+        else:
+            ended.append(move)
+    return ended
 
 
 def _last(stack: Sequence[str], version: str) -> int:

@@ -190,7 +190,7 @@ class Registry:
 
     def rolled_back(self) -> set[str]:
         """The versions that a person took the alias from, and that nobody promoted again since."""
-        return history.rolled_back(self.history())
+        return history.rolled_back(self._settled())
 
     def promote(self, number: str, *, reason: str, by: str) -> None:
         """Make `number` champion. Call it under `locked`.
@@ -211,7 +211,7 @@ class Registry:
             raise InputError(f"{self.name} has no champion: there is nothing to roll back")
         with self.locked():
             now = str(self._last_named())
-            target = to or history.former(self.history(), now)
+            target = to or history.former(self._settled(), now)
             self._check_target(target, now)
             self._move(Move(str(target), _now(), by, reason, "rollback"))
         return now, str(target)
@@ -228,9 +228,7 @@ class Registry:
 
     def _check_target(self, target: str | None, now: str) -> None:
         if target is None:
-            raise InputError(
-                f"{self.name} version {now} is the first champion: there is nothing to go back to"
-            )
+            raise InputError(f"{self.name} version {now} is the first champion: there is no former one")
         if target == self._state()[0]:
             raise InputError(f"{self.name} version {now} is the champion already")
         known = [version.number for version in self.versions()]
@@ -238,13 +236,12 @@ class Registry:
             raise InputError(f"{self.name} has no version {target}; {did_you_mean(target, known)}")
 
     def _move(self, move: Move) -> None:
-        """The line first, so that there is no move without one; what other hands did gets its line too."""
+        """The line first, so that there is no move without one; what became of the last gets its line too."""
         if self._lease is None:
             raise RuntimeError("an alias moves under `locked` alone")
         now, tags = self._rewritten()
         known = history.read(tags)
-        strange = now and known and now not in (tags.get(CHAMPION), known[-1].version)
-        lines = [*([history.found(now, move.at)] if now and strange else []), move]
+        lines = [*history.settled(known, now, tags.get(CHAMPION), move.at)[len(known) :], move]
         self._lease.demand()
         with server.asking(self._uri):
             for name, line in history.write(lines, after=len(known)).items():
@@ -252,6 +249,10 @@ class Registry:
             self._client.set_registered_model_alias(self.name, ALIAS, move.version)
             self._client.set_registered_model_tag(self.name, CHAMPION, move.version)
         self._lease.demand()
+
+    def _settled(self) -> list[Move]:
+        now, tags = self._state()
+        return history.settled(history.read(tags), now, tags.get(CHAMPION), _now())
 
     def _state(self) -> tuple[str | None, Mapping[str, str]]:
         """The version that the alias names, and the registered model's tags."""

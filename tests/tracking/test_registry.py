@@ -202,10 +202,13 @@ def test_rollback_without_a_champion(reviews):
         ("p1 p2", "1", None),  # the line of 2 was written, its move was not
         ("p1 p2", "9", "2"),  # moved by other hands
         ("p1 p1 p2", "2", "1"),
+        ("p1 p2 r1 b2 p3", "3", "2"),  # the rollback was broken off
+        ("p1 p2 b1 p3", "3", "1"),
+        ("p1 p2 b1 p2 b1 p3 r1", "1", None),
     ],
 )
 def test_the_champion_before(moves, now, expected):
-    actions = {"p": "promote", "r": "rollback"}
+    actions = {"p": "promote", "r": "rollback", "b": "broken"}
     lines = [Move(move[1], "", "", "", actions[move[0]]) for move in moves.split()]
     assert history.former(lines, now) == expected
 
@@ -248,6 +251,30 @@ def test_what_other_hands_did_stands_in_the_history(reviews, register, client):
         ("3", "promote"),
     ]
     assert reviews.rollback(to=None, reason="worse in use", by="ann") == ("3", "2")
+
+
+def test_a_first_champion_that_other_hands_named_can_be_gone_back_to(reviews, register, client):
+    for seed in range(2):
+        register(seed)
+    client.set_registered_model_alias("reviews", "champion", "1")
+    promote(reviews, "2")
+    assert [(move.version, move.action) for move in reviews.history()] == [("1", "found"), ("2", "promote")]
+    assert reviews.rollback(to=None, reason="worse in use", by="ann") == ("2", "1")
+
+
+def test_a_rollback_that_was_broken_off_takes_nobody_from_the_history(reviews, register, monkeypatch):
+    def fail(*args):
+        raise registry.MlflowException("lost")
+
+    for seed in range(3):
+        promote(reviews, register(seed).number)
+    with monkeypatch.context() as patch, pytest.raises(TrackingError, match="lost"):
+        patch.setattr(reviews._client, "set_registered_model_alias", fail)
+        reviews.rollback(to="1", reason="worse in use", by="ann")
+    assert reviews.rolled_back() == set()
+    assert reviews.rollback(to=None, reason="worse in use", by="ann") == ("3", "2")
+    assert [move.action for move in reviews.history()[-3:]] == ["rollback", "broken", "rollback"]
+    assert reviews.rolled_back() == {"3"}
 
 
 @pytest.fixture
