@@ -194,7 +194,8 @@ def test_a_run_of_another_server_is_sent_as_a_new_one(root, client, elsewhere):
 def refused(root, client, degraded):
     """A run that waits for an experiment which was deleted."""
     degraded()
-    client.delete_experiment(client.create_experiment("reviews"))
+    place = str(root / ".regraft" / "mlartifacts")
+    client.delete_experiment(client.create_experiment("reviews", artifact_location=place))
     other = params.override(PARAMS, ["promotion.model=films"])
 
     def work(stage):
