@@ -12,7 +12,6 @@ from contextlib import chdir
 from datetime import UTC, datetime
 from pathlib import Path
 
-import yaml
 from dvc.repo import Repo
 from filelock import FileLock
 
@@ -63,8 +62,8 @@ def rebuild(checkout: Path, revision: str, params: str) -> Path:
     try:
         _configure(checkout, target)
         _furnish(checkout, target, params, (PreparedText.stage,))
-        for source in yaml.safe_load(params)["sources"].values():
-            _link(checkout / source["path"], target / source["path"])
+        for path in parameters.source_paths(params):
+            _link(checkout / path, target / path)
     except BaseException:
         remove(checkout, target)
         raise

@@ -517,6 +517,13 @@ def dump(params: Params) -> str:
     return yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
 
 
+def source_paths(text: str) -> list[str]:
+    """Where the sources of a params.yaml are, which an older or newer version may have written."""
+    sources = (yaml.safe_load(text) or {}).get("sources") or {}
+    several = (entry if isinstance(entry, list) else [entry] for entry in sources.values())
+    return [source["path"] for entry in several for source in entry]
+
+
 def compose(text: str) -> Any:
     """The nodes of a YAML document, each with where it stands in `text`."""
     return yaml.compose(text)

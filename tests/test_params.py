@@ -96,6 +96,16 @@ def test_a_rate_without_a_dot_is_a_number():
     assert params.override(params.parse(TEXT), ["finetuning.phases.0.learning_rate=1e-3"])
 
 
+def test_the_sources_of_another_version_are_found():
+    assert params.source_paths(TEXT) == [
+        params.parse(TEXT).sources.text.path,
+        params.parse(TEXT).sources.checkpoint.path,
+    ]
+    older = "sources: {text: {path: a.csv}, evaluations: [{path: b.csv}, {path: c.csv}]}\nunknown: 1\n"
+    assert params.source_paths(older) == ["a.csv", "b.csv", "c.csv"]
+    assert params.source_paths("") == []
+
+
 def test_overrides_reach_into_lists_and_leave_the_rest():
     shipped = params.parse(TEXT)
     changed = params.override(shipped, ["finetuning.phases.2.epochs=3", "preparation.subset.train=null"])
