@@ -17,8 +17,8 @@ import numpy as np
 from scipy.stats import binomtest
 
 from benchmarks import prediction, record
-from tasks.evaluation import verdict
-from tasks.evaluation.checks import Evidence, Resampling
+from tasks.evaluation.gate import verdict
+from tasks.evaluation.gate.checks import Evidence, Resampling
 from tasks.evaluation.predictions import Array, Predictions
 from tasks.params import GateParams
 

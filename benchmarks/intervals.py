@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.evaluation.pairing import mcnemar
+from tasks.evaluation.gate.pairing import mcnemar
 
 Table = NDArray[Any]  # (seeds, rows): of truth values, or of their differences
 CONFIDENCE = 0.95

@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from benchmarks import corpus, labelled, record
 from tasks import params, references
-from tasks.evaluation import predict
+from tasks.evaluation.asking import predict
 from tasks.model import batches, unpadded
 from tasks.stages.champion import BATCH_ROWS
 

@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks import intervals, record
 from benchmarks.intervals import Gain, Table
 from tasks import files
-from tasks.evaluation import metrics
+from tasks.evaluation.figures import metrics
 from tasks.evaluation.predictions import Predictions
 
 REPOSITORY = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from benchmarks.quality import CHANCE, NAMES, Versus
 from tasks import pages
 from tasks.evaluation import pictures
-from tasks.evaluation.checks import p_text
+from tasks.evaluation.gate.checks import p_text
 
 Line = Mapping[str, Any]
 

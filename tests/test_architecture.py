@@ -25,6 +25,9 @@ OWNERS = {  # library -> the only places that may import it
 }
 ROOMS = ("text", "weights", "model", "training", "evaluation", "tracking", "sweeps")
 SUB_ROOMS = {  # a part of a room -> the only modules of its room that it may import, besides its own
+    "tasks/evaluation/asking": ("predictions",),
+    "tasks/evaluation/figures": ("predictions",),
+    "tasks/evaluation/gate": ("figures", "judging", "predictions"),
     "tasks/text/reading": ("identities", "kinds", "shards"),
     "tasks/text/tokens": ("kinds",),
     "tasks/weights/families": ("arithmetic", "ops", "rules"),
@@ -42,7 +45,6 @@ BOTTOM = (
     "references",
     "pages",
     "architectures",
-    "spans",
     "spans",
 )
 FORBIDDEN_FILES = ("utils", "common", "helpers", "misc")

@@ -16,7 +16,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tasks.errors import ParamsError, did_you_mean
-from tasks.evaluation import answering, zero_shot
+from tasks.evaluation import zero_shot
+from tasks.evaluation.figures import answering
 from tasks.evaluation.judging import Auto
 from tasks.evaluation.predictions import Array, Labels, Probabilities, ragged, texts_of
 

@@ -13,9 +13,10 @@ from typing import Literal
 import numpy as np
 from scipy.stats import binomtest
 
-from tasks.evaluation import decisions, verdict
-from tasks.evaluation.metrics import Interval
-from tasks.evaluation.pairing import Comparison
+from tasks.evaluation import decisions
+from tasks.evaluation.figures.metrics import Interval
+from tasks.evaluation.gate import verdict
+from tasks.evaluation.gate.pairing import Comparison
 from tasks.evaluation.perturbations import PERTURBATIONS, changed
 from tasks.evaluation.predictions import Array, Predictions
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from tasks.evaluation import metrics, multilabel
-from tasks.evaluation.metrics import Metric
-from tasks.evaluation.predict import Matrix, sigmoid, softmax
+from tasks.evaluation.asking.predict import Matrix, sigmoid, softmax
+from tasks.evaluation.figures import metrics, multilabel
+from tasks.evaluation.figures.metrics import Metric
 from tasks.evaluation.predictions import Array, Predictions, Probabilities
 
 COLDEST, HOTTEST = 0.05, 20.0  # where rows that are all right, or all guessed, would have no bound

@@ -11,8 +11,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from tasks.evaluation.checks import decimal, sentence
-from tasks.evaluation.metrics import Interval
+from tasks.evaluation.figures.metrics import Interval
+from tasks.evaluation.gate.checks import decimal, sentence
 from tasks.evaluation.predictions import MODEL
 from tasks.evaluation.report import Facts, decision_sentence, subset_sentence
 

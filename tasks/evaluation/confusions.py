@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.evaluation import metrics
+from tasks.evaluation.figures import metrics
 from tasks.evaluation.predictions import Array, Predictions
 
 KINDS = ("label", "pair")  # of row: those with one label

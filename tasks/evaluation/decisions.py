@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.evaluation.metrics import ratio
+from tasks.evaluation.figures.metrics import ratio
 from tasks.evaluation.predictions import Array
 
 HALF = 0.5

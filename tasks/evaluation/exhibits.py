@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.evaluation import judging, language, metrics, multilabel, pictures
-from tasks.evaluation.checks import decimal
+from tasks.evaluation import judging, pictures
+from tasks.evaluation.figures import language, metrics, multilabel
+from tasks.evaluation.gate.checks import decimal
 from tasks.evaluation.pictures import Picture
 from tasks.evaluation.predictions import MODEL, Array, Predictions
 

@@ -10,8 +10,16 @@ from typing import Literal
 import numpy as np
 
 from tasks.errors import DataError, ParamsError, did_you_mean
-from tasks.evaluation import answering, language, metrics, multilabel, regression, tagging, translating
-from tasks.evaluation.metrics import Metric
+from tasks.evaluation.figures import (
+    answering,
+    language,
+    metrics,
+    multilabel,
+    regression,
+    tagging,
+    translating,
+)
+from tasks.evaluation.figures.metrics import Metric
 from tasks.evaluation.predictions import Array, Predictions
 
 Auto = Literal["auto"]

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from tasks.evaluation.metrics import Interval
+from tasks.evaluation.figures.metrics import Interval
 from tasks.evaluation.predictions import Array
 
 INK = "#767676"  # contrast 4.5 on white, 4.6 on black

@@ -9,11 +9,11 @@ from markupsafe import Markup
 from tasks import pages
 from tasks.evaluation import confusions, judging
 from tasks.evaluation.behaviour import Checked
-from tasks.evaluation.checks import decimal, p_text, sentence
 from tasks.evaluation.decisions import NEVER
 from tasks.evaluation.exhibits import EXHIBITS, cut
-from tasks.evaluation.metrics import Interval
-from tasks.evaluation.pairing import Comparison
+from tasks.evaluation.figures.metrics import Interval
+from tasks.evaluation.gate.checks import decimal, p_text, sentence
+from tasks.evaluation.gate.pairing import Comparison
 from tasks.evaluation.pictures import INK, Picture
 from tasks.evaluation.predictions import Predictions
 from tasks.evaluation.slices import Measured

@@ -15,8 +15,8 @@ import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
 from tasks.errors import ArtifactError, ParamsError
-from tasks.evaluation import metrics
-from tasks.evaluation.metrics import Interval, Metric, Sampling
+from tasks.evaluation.figures import metrics
+from tasks.evaluation.figures.metrics import Interval, Metric, Sampling
 from tasks.evaluation.predictions import Array
 
 LENGTHS = 4  # parts of about as many rows each, from the shortest texts to the longest

@@ -10,7 +10,7 @@ import numpy as np
 from tasks.evaluation import calibration, decisions, judging
 from tasks.evaluation import pictures as drawing
 from tasks.evaluation.decisions import Decision
-from tasks.evaluation.metrics import Interval, Metric, Sampling, measure
+from tasks.evaluation.figures.metrics import Interval, Metric, Sampling, measure
 from tasks.evaluation.pictures import Picture
 from tasks.evaluation.predictions import Array, Predictions, Probabilities
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from tasks.evaluation import calibration
-from tasks.evaluation.metrics import log_loss
-from tasks.evaluation.predict import softmax
+from tasks.evaluation.asking.predict import softmax
+from tasks.evaluation.figures.metrics import log_loss
 from tasks.evaluation.predictions import Array, Labels, Probabilities
 
 TEMPLATES = ("{}", "This is {}.", "It is about {}.", "The text is {}.", "I feel {}.")

@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 
 from tasks import files
 from tasks.errors import ParamsError, did_you_mean
-from tasks.evaluation import behaviour, predict
+from tasks.evaluation import behaviour
+from tasks.evaluation.asking import predict
 from tasks.evaluation.behaviour import Checked, Reader, Sureness, Texts
 from tasks.evaluation.perturbations import NAMES
 from tasks.evaluation.predictions import Array, Predictions, Text

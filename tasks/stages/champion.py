@@ -14,7 +14,8 @@ import pyarrow.parquet as parquet
 from tasks import files
 from tasks.artifacts import EncodedDataset, PreparedText, TrainedModel
 from tasks.errors import ArtifactError, InputError
-from tasks.evaluation import decisions, predictions, sequences
+from tasks.evaluation import decisions, predictions
+from tasks.evaluation.asking import sequences
 from tasks.evaluation.decisions import Decision
 from tasks.evaluation.predictions import MODEL, Array, Predictions, Text
 from tasks.params import Params
@@ -99,7 +100,7 @@ class Champion:
     def answers(self, texts: Sequence[Text]) -> Array:
         """To texts as they are, or pairs of them: as `predictions.FORMS` says, or how each goes on."""
         length, (model, tokenizer) = self.registered("max_length"), self.loaded
-        from tasks.evaluation import continuing, predict
+        from tasks.evaluation.asking import continuing, predict
         from tasks.model import batches
         from tasks.text.tokens import words
 
@@ -122,7 +123,7 @@ class Champion:
 
     def _answers_of(self, texts: Sequence[Text], cut: Any) -> Array:
         """texts: contexts with their questions."""
-        from tasks.evaluation import predict, written
+        from tasks.evaluation.asking import predict, written
         from tasks.text.tokens import windows
 
         model, tokenizer = self.loaded
@@ -138,7 +139,7 @@ class Champion:
         return predict.spans(model, asked.tokens, asked.sources, ids=asked.ids, batches=cut)
 
     def _written(self, texts: Sequence[Text], cut: Any) -> Array:
-        from tasks.evaluation import continuing, predict
+        from tasks.evaluation.asking import continuing, predict
 
         (model, tokenizer), length = self.loaded, self.registered("max_length")
         writer = continuing.Writer(predict.wording(tokenizer, masked=False).decode, length)
@@ -165,7 +166,7 @@ class Champion:
         """
         if _vocabulary(self.directory) != _vocabulary(TrainedModel.folder(root) / "model"):
             raise InputError("its tokenizer is another, so that the encoded rows mean nothing to it")
-        from tasks.evaluation import predict
+        from tasks.evaluation.asking import predict
         from tasks.model import batches
 
         model, tokenizer = self.loaded

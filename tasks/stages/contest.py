@@ -11,9 +11,10 @@ import numpy as np
 from transformers import AutoTokenizer, PreTrainedModel
 
 from tasks.errors import DataError
-from tasks.evaluation import baselines, calibration, continuing, predict, rows, sequences
+from tasks.evaluation import baselines, calibration
+from tasks.evaluation.asking import continuing, predict, rows, sequences
+from tasks.evaluation.asking.continuing import Writer
 from tasks.evaluation.baselines import Baseline
-from tasks.evaluation.continuing import Writer
 from tasks.evaluation.predictions import HEAD, MODEL, Array, Predictions
 from tasks.model import floors
 from tasks.model.batches import sorted_batches

@@ -24,7 +24,7 @@ from tasks.evaluation import (
 )
 from tasks.evaluation.behaviour import Checked
 from tasks.evaluation.exhibits import EXHIBITS
-from tasks.evaluation.metrics import Interval
+from tasks.evaluation.figures.metrics import Interval
 from tasks.evaluation.pictures import Picture
 from tasks.evaluation.predictions import HEAD, MODEL, Array, Predictions
 from tasks.evaluation.slices import Measured, Slice

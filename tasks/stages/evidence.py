@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from tasks.artifacts import ConvertedCheckpoint, Evaluation, PreparedText, TrainedModel
 from tasks.errors import ArtifactError, InputError, RegraftError
-from tasks.evaluation import predictions, sequences, slices
-from tasks.evaluation.checks import CHAMPION, Evidence
+from tasks.evaluation import predictions, slices
+from tasks.evaluation.asking import sequences
+from tasks.evaluation.gate.checks import CHAMPION, Evidence
 from tasks.evaluation.predictions import HEAD, MODEL, Predictions, Text
 from tasks.params import Params
 from tasks.stages import upstream

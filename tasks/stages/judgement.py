@@ -7,9 +7,11 @@ from functools import partial
 import numpy as np
 import polars as pl
 
-from tasks.evaluation import judging, metrics, scores, slices, trust, verdict
-from tasks.evaluation.metrics import Interval, Metric, Sampling
-from tasks.evaluation.pairing import Comparison
+from tasks.evaluation import judging, slices, trust
+from tasks.evaluation.figures import metrics, scores
+from tasks.evaluation.figures.metrics import Interval, Metric, Sampling
+from tasks.evaluation.gate import verdict
+from tasks.evaluation.gate.pairing import Comparison
 from tasks.evaluation.predictions import MODEL, Predictions
 from tasks.evaluation.slices import Measured, Slice
 from tasks.evaluation.trust import Trust

@@ -13,8 +13,8 @@ from typing import Any
 from tasks import environment, files
 from tasks.artifacts import EncodedDataset, Promotion, TrainedModel
 from tasks.errors import ArtifactError, InputError
-from tasks.evaluation import verdict, verdict_page
-from tasks.evaluation.checks import Check, Resampling, decimal
+from tasks.evaluation.gate import verdict, verdict_page
+from tasks.evaluation.gate.checks import Check, Resampling, decimal
 from tasks.evaluation.predictions import MODEL
 from tasks.params import Params
 from tasks.stages import Track

@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, PreparedText, TrainedModel
 from tasks.errors import ArtifactError, DataError
-from tasks.evaluation import continuing, predict, rows, sequences, written
-from tasks.evaluation.continuing import Writer
+from tasks.evaluation.asking import continuing, predict, rows, sequences, written
+from tasks.evaluation.asking.continuing import Writer
 from tasks.text.kinds import KINDS, compared
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from tasks.evaluation import behaviour
 from tasks.evaluation.behaviour import Checked, Reader, Sureness
-from tasks.evaluation.metrics import Interval
+from tasks.evaluation.figures.metrics import Interval
 from tasks.evaluation.perturbations import NAMES, PERTURBATIONS, changed
 from tasks.evaluation.predictions import Predictions
 

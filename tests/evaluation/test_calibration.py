@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tasks.evaluation import calibration
-from tasks.evaluation.predict import sigmoid, softmax
+from tasks.evaluation.asking.predict import sigmoid, softmax
 from tasks.evaluation.predictions import Predictions
 
 

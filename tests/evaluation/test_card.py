@@ -5,7 +5,7 @@ from huggingface_hub import ModelCard
 from tasks.evaluation import card
 from tasks.evaluation.behaviour import Checked
 from tasks.evaluation.card import Origin
-from tasks.evaluation.metrics import Interval
+from tasks.evaluation.figures.metrics import Interval
 from tasks.evaluation.predictions import Predictions
 from tasks.evaluation.report import Facts
 from tasks.evaluation.slices import Measured

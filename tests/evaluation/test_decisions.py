@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from tasks.evaluation import decisions, multilabel
+from tasks.evaluation import decisions
 from tasks.evaluation.decisions import NEVER
+from tasks.evaluation.figures import multilabel
 
 
 def _correct(*values):

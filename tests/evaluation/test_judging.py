@@ -2,13 +2,14 @@ import numpy as np
 import pytest
 
 from tasks.errors import DataError, ParamsError
-from tasks.evaluation import judging, written
+from tasks.evaluation import judging
+from tasks.evaluation.asking import written
+from tasks.evaluation.asking.rows import READINGS
+from tasks.evaluation.asking.sequences import STARTS
 from tasks.evaluation.baselines import BASELINES
 from tasks.evaluation.exhibits import EXHIBITS
 from tasks.evaluation.judging import JUDGINGS
 from tasks.evaluation.predictions import FORMS, Predictions, ragged, texts_of
-from tasks.evaluation.rows import READINGS
-from tasks.evaluation.sequences import STARTS
 from tasks.evaluation.telling import TELLINGS
 
 

@@ -3,8 +3,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from tasks.evaluation import metrics, pictures
-from tasks.evaluation.metrics import Interval
+from tasks.evaluation import pictures
+from tasks.evaluation.figures import metrics
+from tasks.evaluation.figures.metrics import Interval
 
 LABELS = ["a < b", "$x$ & $y$", "plain"]
 TABLE = np.array([[5, 1, 0], [0, 7, 2], [0, 0, 0]])  # the last class has no rows

@@ -7,8 +7,8 @@ import pytest
 from tasks.evaluation import report
 from tasks.evaluation.decisions import NEVER, Decision
 from tasks.evaluation.exhibits import EXHIBITS
-from tasks.evaluation.metrics import Interval
-from tasks.evaluation.pairing import Comparison
+from tasks.evaluation.figures.metrics import Interval
+from tasks.evaluation.gate.pairing import Comparison
 from tasks.evaluation.pictures import Picture
 from tasks.evaluation.predictions import Predictions
 from tasks.evaluation.report import Facts

@@ -4,7 +4,7 @@ import pytest
 
 from tasks.errors import ArtifactError, ParamsError
 from tasks.evaluation import slices
-from tasks.evaluation.metrics import METRICS, Sampling
+from tasks.evaluation.figures.metrics import METRICS, Sampling
 
 TEXTS = ["no", "yes", "a row!", "longer row", "longer row too", "the very longest of all", "ab", "cd"]
 ROWS = pl.DataFrame(

@@ -21,7 +21,7 @@ from tasks import files
 from tasks import params as parameters
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, TrainedModel, Vocabulary
 from tasks.errors import DataError, ParamsError, TrainingError
-from tasks.evaluation import predict
+from tasks.evaluation.asking import predict
 from tasks.model import adapters, batches, floors, packed
 from tasks.stages import finetuning
 

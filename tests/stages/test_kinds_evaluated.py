@@ -15,7 +15,8 @@ from flows import consume
 from tasks import files, params
 from tasks.artifacts import SPLITS, ConvertedCheckpoint, EncodedDataset, Sources, TrainedModel
 from tasks.errors import DataError, ParamsError
-from tasks.evaluation import calibration, decisions, multilabel, predictions
+from tasks.evaluation import calibration, decisions, predictions
+from tasks.evaluation.figures import multilabel
 from tasks.stages import evaluation, promotion
 from tasks.tracking import runs, server
 from tasks.tracking.registry import Registry

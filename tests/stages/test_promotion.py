@@ -25,7 +25,7 @@ from tasks.artifacts import (
 )
 from tasks.errors import ArtifactError, HeldError, InputError, ParamsError, TrackingError
 from tasks.evaluation import predictions, slices
-from tasks.evaluation.checks import Check
+from tasks.evaluation.gate.checks import Check
 from tasks.evaluation.predictions import Predictions
 from tasks.stages import champion, promotion
 from tasks.tracking import flavor, runs, server

@@ -1,0 +1,1 @@
+"""What answers are worth: a module for the rows of a kind, and the metrics as `evaluate` has them."""
