@@ -115,7 +115,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # told without the name of a f
 
 @app.command()
 def run(override: Override = None, leaf: Leaf = "subprocess", root: Root = HERE) -> None:
-    """Bring the whole pipeline up to date; unchanged stages are skipped.
+    """Bring the whole pipeline up to date; unchanged stages are skipped. Exit code 3: the gate said no.
 
     With -S the run works in a workspace of its own below .regraft/runs: the checkout stays as it is, and the
     champion too. `regraft promote --root WORKSPACE` asks the gate for it.
@@ -128,6 +128,7 @@ def run(override: Override = None, leaf: Leaf = "subprocess", root: Root = HERE)
     _orchestration(root)
     from flows import show
     from flows.pipeline import transfer
+    from tasks.artifacts import Promotion
 
     logging.getLogger("dvc").setLevel(logging.WARNING)  # the flow says what DVC does
     try:
@@ -138,6 +139,8 @@ def run(override: Override = None, leaf: Leaf = "subprocess", root: Root = HERE)
     finally:
         show.tracking(root)
     show.results(Path(where), root)
+    if changed is None and Promotion.load(Path(where)).outcome != "promote":
+        raise typer.Exit(3)
 
 
 @app.command()
@@ -242,6 +245,20 @@ def doctor(root: Root = HERE) -> None:
     checks = list(diagnosis.examine(root))
     show.checks(checks)
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
+
+
+@app.command()
+def status(root: Root = HERE) -> None:
+    """Who is champion and since when, the last verdict and runs, the data, what lies on the disk.
+
+    Exit code 1 where MLflow does not answer or a stage has not run yet; the rest is told all the same.
+    """
+    from flows import show, status
+    from tasks import params as parameters
+
+    parts = list(status.look(parameters.load(root / "params.yaml"), root))
+    show.parts(parts)
+    raise typer.Exit(1 if any(part.fault for part in parts) else 0)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from flows.diagnosis import Check
 from flows.forecast import Source, StageForecast
+from flows.status import Part
 from tasks.artifacts import SPLITS, Evaluation, PreparedText, Promotion
 
 NAMES = {  # contestant -> what it is, in the order of the table
@@ -79,6 +80,15 @@ def checks(found: Iterable[Check]) -> None:
         console.print(f"{mark} {check.name}: {check.finding}", highlight=False, soft_wrap=True)
         if not check.ok:
             console.print(f"       remedy: {check.remedy}", highlight=False)
+
+
+def parts(found: Iterable[Part]) -> None:
+    console = Console()
+    for part in found:
+        console.print(f"[bold]{part.name}[/bold]")
+        for line in part.lines or ("none yet",):
+            style = "red" if part.fault else None
+            console.print(f"  {line}", style=style, highlight=False, soft_wrap=True, markup=False)
 
 
 def forecast(stages: Sequence[StageForecast], sources: Sequence[Source]) -> None:

@@ -63,17 +63,20 @@ class Checked:
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """The test rows that are asked again, with what the model says of them as they are."""
+    """The test rows that are asked again, with what the model says of them as they are. groups: (rows,)
+    int64, equal for near-duplicates; None where no two are."""
 
     texts: Sequence[Texts]
     plain: Predictions
     labels: Sequence[str]
+    groups: Array | None = None
 
     def only(self, places: Array) -> "Asked":
         found = self.plain
         kept = tuple(found.ids[place] for place in places)
         rows = replace(found, ids=kept, actual=found.actual[places], answer=found.answer[places], logits=None)
-        return Asked([self.texts[place] for place in places], rows, self.labels)
+        groups = None if self.groups is None else self.groups[places]
+        return Asked([self.texts[place] for place in places], rows, self.labels, groups)
 
 
 @dataclass(frozen=True)
@@ -85,12 +88,10 @@ class Sureness:
     seed: int
 
 
-def sample(
-    texts: Sequence[Texts], plain: Predictions, labels: Sequence[str], *, rows: int, seed: int
-) -> Asked:
-    """At most `rows` of the test rows, drawn by `seed`, in their order."""
-    drawn = np.random.default_rng(seed).permutation(len(texts))[:rows]
-    return Asked(texts, plain, labels).only(np.sort(drawn))
+def sample(asked: Asked, *, rows: int, seed: int) -> Asked:
+    """At most `rows` of them, drawn by `seed`, in their order."""
+    drawn = np.random.default_rng(seed).permutation(len(asked.texts))[:rows]
+    return asked.only(np.sort(drawn))
 
 
 def invariance(
@@ -110,6 +111,7 @@ def invariance(
         confidence=sureness.confidence,
         resamples=sureness.resamples,
         seed=sureness.seed,
+        groups=rows.groups,
     )
     before_says, after_says = _said(rows.plain), _said(after)
     good = (before_says == after_says).all(axis=1)

@@ -11,12 +11,12 @@ from tasks import files
 from tasks.errors import ParamsError, did_you_mean
 from tasks.evaluation import behaviour
 from tasks.evaluation.asking import predict
-from tasks.evaluation.behaviour import Checked, Reader, Sureness, Texts
+from tasks.evaluation.behaviour import Asked, Checked, Reader, Sureness, Texts
 from tasks.evaluation.perturbations import NAMES
 from tasks.evaluation.predictions import Array, Predictions, Text
 from tasks.model import floors
 from tasks.params import BehaviourParams, Direction, EvaluationParams, Expected
-from tasks.stages import contest
+from tasks.stages import contest, upstream
 from tasks.stages.upstream import Entered
 from tasks.text.kinds import KINDS
 
@@ -38,7 +38,8 @@ def check(
     if kind not in behaviour.KINDS or not (wanted.perturbations or wanted.direction or wanted.expected):
         return []
     texts = list(zip(*(rows[name].to_list() for name in KINDS[kind].compared), strict=True))
-    asked = behaviour.sample(texts, model, labels, rows=wanted.rows, seed=settings.seed)
+    whole = Asked(texts, model, labels, upstream.groups(rows))
+    asked = behaviour.sample(whole, rows=wanted.rows, seed=settings.seed)
     reader = _reader(entered, device)
     sureness = Sureness(settings.confidence, settings.resamples, settings.seed)
     found = [

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import environment, files
-from tasks.artifacts import EncodedDataset, Promotion, TrainedModel
+from tasks.artifacts import EncodedDataset, PreparedText, Promotion, TrainedModel
 from tasks.errors import ArtifactError, InputError
 from tasks.evaluation.gate import verdict, verdict_page
 from tasks.evaluation.gate.checks import Check, Resampling, decimal
@@ -54,11 +54,11 @@ class Decision:
 @failing_closed()
 def run(params: Params, root: Path, track: Track) -> Promotion:
     case = open_case(params, root)
+    allowed = params.promotion.move_alias and not _experimental(root)
     with case.registry.locked():
-        candidate, champion = _register(case), case.registry.champion()
+        candidate, champion = _register(case, serves=allowed), case.registry.champion()
         standing = _standing(case, candidate, champion)
         decision = standing or _judge(case, candidate, champion)
-        allowed = params.promotion.move_alias and not _experimental(root)
         if allowed and decision.outcome == "promote" and not decision.moved:
             _note(case, candidate, decision)  # first: an alias never moves without its reasons
             decision, champion = _move(case, decision, candidate), candidate
@@ -79,7 +79,7 @@ def promote_by_hand(params: Params, root: Path, *, force: bool, reason: str) -> 
         raise InputError("--force needs --reason: why should this model be champion against the gate?")
     case = open_case(params, root)
     with case.registry.locked():
-        candidate, champion = _register(case), case.registry.champion()
+        candidate, champion = _register(case, serves=not _experimental(root)), case.registry.champion()
         already = _already(case, candidate, champion)
         decision = already or _ask(case, candidate, champion, force=force, reason=reason)
         if decision.outcome == "promote" and not already:
@@ -102,12 +102,13 @@ def rollback(params: Params, root: Path, *, to: int | None, reason: str) -> str:
     return f"{name}: version {after} is champion again, version {before} is not"
 
 
-def _register(case: Case) -> Version:
-    """The candidate as a version, with what a later candidate needs to be compared with it."""
+def _register(case: Case, *, serves: bool) -> Version:
+    """The candidate as a version, with what a later candidate needs to be compared with it; only where it
+    `serves` may this change how a version answers that is known already."""
     registry, test = case.registry, case.evaluation.test
     about = {"regraft.test": test, "regraft.params": runs.parent_key(case.params, case.root)}
-    version = registry.candidate(case.trained.weights) or _new_version(case, about)
-    if not _experimental(case.root):  # what is tried out does not change how a version answers
+    version = registry.candidate(case.trained.weights, _reading(case)) or _new_version(case, about)
+    if serves:
         about |= _decision(case) | registry.committed_since(version)
     registry.note(version, about)
     if not registry.keeps_predictions(version, test=test):
@@ -123,23 +124,29 @@ def _new_version(case: Case, about: Mapping[str, str]) -> Version:
             "run `dvc repro -f finetuning`"
         )
     encoded = EncodedDataset.load(case.root)
-    known = {
-        "regraft.conversion": case.trained.base,
-        "regraft.labels": json.dumps(case.trained.labels, ensure_ascii=False),
-        "regraft.max_length": str(encoded.max_length),
-        "regraft.kind": json.dumps(encoded.kind),
-        "regraft.clean": json.dumps(case.params.preparation.clean),
-        "regraft.stride": json.dumps(case.params.encoding.stride),
-    }
     run_id = runs.locate(TrainedModel.stage, case.params, case.root)
     return case.registry.register(
         directory,
         run_id=run_id,
         max_length=encoded.max_length,
         kind=encoded.kind,
-        tags={**about, **known, **_decision(case)},
+        stride=case.params.encoding.stride,
+        reading=_reading(case),
+        tags={**about, "regraft.conversion": case.trained.base, **_decision(case)},
         card=case.evaluation.path / "README.md",
     )
+
+
+def _reading(case: Case) -> dict[str, str]:
+    """How the version takes a text, and what its answers are called: with its weights, what it is."""
+    encoded = EncodedDataset.load(case.root)
+    return {
+        "regraft.labels": json.dumps(case.trained.labels, ensure_ascii=False),
+        "regraft.max_length": str(encoded.max_length),
+        "regraft.kind": json.dumps(encoded.kind),
+        "regraft.clean": json.dumps(case.params.preparation.clean),
+        "regraft.stride": json.dumps(case.params.encoding.stride),
+    }
 
 
 def _decision(case: Case) -> dict[str, str]:
@@ -214,6 +221,7 @@ def _basis(case: Case, champion: Version | None) -> str:
         {
             "champion": [champion.number, champion.weights] if champion else None,
             "evaluation": case.evaluation.digest,
+            "prepared": PreparedText.load(case.root).digest,  # which rows are near-duplicates
             "alpha": settings.alpha,
             "gate": settings.gate.model_dump(mode="json"),
         }

@@ -59,11 +59,13 @@ class Answering:
 
 @dataclass(frozen=True)
 class Finding:
-    """The part of a context that answers a question. max_length: tokens of a window over the context."""
+    """The part of a context that answers a question. max_length: tokens of a window over the context.
+    stride: tokens that two windows share; None: a quarter of the window."""
 
     model: Any
     tokenizer: Any
     max_length: int
+    stride: int | None = None
 
     def predict(self, asked: pandas.DataFrame, params: Any = None) -> list[str]:
         """asked: the columns context and question. Returns an answer a row, empty where there is none."""
@@ -76,7 +78,7 @@ class Finding:
             context,
             truncation="only_second",
             max_length=self.max_length,
-            stride=self.max_length // 4,
+            stride=self.max_length // 4 if self.stride is None else self.stride,
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
             padding=True,
@@ -132,7 +134,7 @@ def _load_pyfunc(path: str, config: Mapping[str, Any]) -> Answering | Finding | 
     tokenizer = AutoTokenizer.from_pretrained(path, config=model.config, local_files_only=True)
     length = int(config["max_length"])
     if config.get("answers") == "found":
-        return Finding(model, tokenizer, length)
+        return Finding(model, tokenizer, length, config.get("stride"))
     if config.get("answers") == "written":
         return Writing(model, tokenizer, length)
     return Answering(model, tokenizer, max_length=length, top_k=config.get("top_k"))

@@ -13,7 +13,7 @@ from mlflow.models import Model
 from tasks import files
 from tasks.errors import TrackingError
 
-WEIGHTS = "regraft.weights"
+WEIGHTS, SERVED = "regraft.weights", "regraft.served"
 WEIGHTS_FILE = "model.safetensors"
 STOCK, OWN = ("model", "components/tokenizer"), ("data/model",)  # what flavor.py divides a directory into
 
@@ -27,20 +27,24 @@ def log(
     *,
     max_length: int,
     kind: str,
+    stride: int | None = None,
     card: Path | None = None,
 ) -> Any:
-    """The complete MLflow model of these weights, logged now or when a registration got no further."""
+    """The complete MLflow model of these weights that answers so, logged now or when a registration got no
+    further."""
     experiment = client.get_run(run_id).info.experiment_id
+    beside = files.digest_tree(directory, without=WEIGHTS_FILE)
+    served = files.digest_json([beside, kind, max_length, stride])
     for found in client.search_logged_models([experiment], f"tags.`{WEIGHTS}` = '{weights}'"):
-        if found.status == "READY":
+        if found.status == "READY" and found.tags.get(SERVED, served) == served:
             return found
-    made = client.create_logged_model(experiment, name, run_id, tags={WEIGHTS: weights})
+    made = client.create_logged_model(experiment, name, run_id, tags={WEIGHTS: weights, SERVED: served})
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "model"
         from tasks.tracking import flavor  # heavy, and a registered model needs it no more
 
         about = Model(run_id=run_id, model_id=made.model_id)
-        flavor.save(directory, target, about, max_length=max_length, kind=kind)
+        flavor.save(directory, target, about, max_length=max_length, kind=kind, stride=stride)
         if card is not None:
             shutil.copyfile(card, target / _parts(target)[0] / "README.md")
         client.log_model_artifacts(made.model_id, str(target))

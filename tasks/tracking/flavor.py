@@ -55,14 +55,15 @@ class Serving:
     config: Mapping[str, Any]
 
 
-def serving(kind: str, labels: int, max_length: int, *, masked: bool) -> Serving:
+def serving(kind: str, labels: int, max_length: int, *, masked: bool, stride: int | None = None) -> Serving:
     """Of rows of `kind` with so many labels. A row with any number of labels is answered by all of them, the
     likeliest in the column 0, each with its own probability; a score stands under `score`. Of tags
     MLflow's pyfunc gives those of a text's tokens with commas between; `mlflow.transformers.load_model` gives
     the pipeline, which also tells where in the text each stands."""
     task, config = "text-classification", {"truncation": True, "max_length": max_length}
     if kind == "answer":
-        return Serving("", ASKED, TEXT, QUESTIONS, {"answers": "found", "max_length": max_length})
+        found = {"answers": "found", "max_length": max_length, "stride": stride}
+        return Serving("", ASKED, TEXT, QUESTIONS, found)
     if kind in WRITTEN:
         return Serving("", TEXT, TEXT, EXAMPLE, {"answers": "written", "max_length": max_length})
     if kind == "pair":
@@ -88,14 +89,16 @@ def _language(max_length: int, *, masked: bool) -> Serving:
     return Serving("text-generation", TEXT, TEXT, EXAMPLE, config)
 
 
-def save(directory: Path, target: Path, about: Model, *, max_length: int, kind: str) -> None:
+def save(
+    directory: Path, target: Path, about: Model, *, max_length: int, kind: str, stride: int | None = None
+) -> None:
     """Write the transformers directory `directory` to `target`, with its weights file byte for byte.
 
-    Served, it answers rows of `kind` as `serving` says, cut to `max_length` tokens as in training. Nothing is
-    asked of the network.
+    Served, it answers rows of `kind` as `serving` says, cut to `max_length` tokens, or windows of as many
+    that share `stride`, as in training. Nothing is asked of the network.
     """
     if kind in ("answer", *WRITTEN) or _architecture(directory) in architectures.CLASSES:
-        return _save_own(directory, target, about, max_length=max_length, kind=kind)
+        return _save_own(directory, target, about, max_length=max_length, kind=kind, stride=stride)
     getLogger("mlflow.transformers").setLevel(ERROR)  # it warns that a local model has no card on the Hub
     model = getattr(transformers, _architecture(directory)).from_pretrained(directory, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
@@ -117,10 +120,12 @@ def save(directory: Path, target: Path, about: Model, *, max_length: int, kind: 
     shutil.copyfile(directory / WEIGHTS, target / "model" / WEIGHTS)  # what was measured, by the byte
 
 
-def _save_own(directory: Path, target: Path, about: Model, *, max_length: int, kind: str) -> None:
+def _save_own(
+    directory: Path, target: Path, about: Model, *, max_length: int, kind: str, stride: int | None
+) -> None:
     """The directory as it is, and the modules that load and ask it, under their own names."""
     names = json.loads((directory / CONFIG).read_text(encoding="utf-8")).get("id2label", ())
-    served = serving(kind, len(names), max_length, masked=False)
+    served = serving(kind, len(names), max_length, masked=False, stride=stride)
     with TemporaryDirectory() as folder:
         code = Path(folder) / "tasks"
         for path in CODE:

@@ -39,6 +39,8 @@ def write(moves: Sequence[Move], *, after: int = 0) -> dict[str, str]:
 
 def settled(moves: Sequence[Move], now: str | None, finished: str | None, at: str) -> list[Move]:
     """`moves`, and a line where the last did not bring the alias to `now`; `finished`: where one last did."""
+    if moves and now is finished is None and moves[-1].action == "promote":
+        return [*moves, Move("", at, "unknown", "no version was champion: that move broke off", "broken")]
     if now is None or (moves and moves[-1].version == now):
         return list(moves)
     if moves and now == finished:

@@ -38,6 +38,10 @@ class Version:
     def weights(self) -> str:
         return self.tags.get(WEIGHTS, "")
 
+    def reads(self, reading: Mapping[str, str]) -> bool:
+        """Whether it takes rows, and calls its answers, as these tags say; one that it lacks says nothing."""
+        return all(self.tags.get(name, value) == value for name, value in reading.items())
+
 
 class Registry:
     """The versions of one registered model. Any method raises TrackingError where MLflow does not answer."""
@@ -82,9 +86,10 @@ class Registry:
             raise InputError(f"{self.name} has no champion yet: `regraft run` makes one, if the gate lets it")
         return found
 
-    def candidate(self, weights: str) -> Version | None:
-        """The version that holds these weights, by digest."""
-        return next((version for version in self.versions() if version.weights == weights), None)
+    def candidate(self, weights: str, reading: Mapping[str, str]) -> Version | None:
+        """The version that holds these weights, by digest, and reads rows as the tags `reading` say."""
+        alike = (version for version in self.versions() if version.weights == weights)
+        return next((version for version in alike if version.reads(reading)), None)
 
     def version(self, number: str) -> Version:
         with server.asking(self._uri):
@@ -102,19 +107,21 @@ class Registry:
         run_id: str,
         max_length: int,
         kind: str,
+        stride: int | None = None,
+        reading: Mapping[str, str],
         tags: Mapping[str, str],
         card: Path | None = None,
     ) -> Version:
-        """A new version from a transformers directory, unless its weights already have one.
+        """A new version from a transformers directory, unless one has its weights and reads rows alike.
 
         The model is logged below `run_id` in MLflow's transformers flavor, with exactly the weights file of
-        `directory`, and answers rows of `kind`, cut to `max_length` tokens as in training. Its `card` stands
-        beside its weights.
+        `directory`, and answers rows of `kind`, cut to `max_length` tokens as in training, or to windows of
+        as many that share `stride`. Its `card` stands beside its weights.
         """
         weights = files.digest_file(directory / WEIGHTS_FILE)
-        if known := self.candidate(weights):
+        if known := self.candidate(weights, reading):
             return known
-        tags = {**tags, WEIGHTS: weights, "regraft.run": run_id, **origins.tags(self._root)}
+        tags = {**tags, **reading, WEIGHTS: weights, "regraft.run": run_id, **origins.tags(self._root)}
         with server.asking(self._uri):
             model = contents.log(
                 self._client,
@@ -124,6 +131,7 @@ class Registry:
                 weights,
                 max_length=max_length,
                 kind=kind,
+                stride=stride,
                 card=card,
             )
             self._ensure()
@@ -221,7 +229,8 @@ class Registry:
 
         Raises TrackingError where the weights are not those that were registered.
         """
-        target = self._root / ".regraft" / "champions" / version.weights.removeprefix("sha256:")[:16]
+        weights = version.weights.removeprefix("sha256:")[:16]  # others of the same may have other labels
+        target = self._root / ".regraft" / "champions" / f"{self.name}-{version.number}-{weights}"
         with server.lock(self._uri, f"download-{target.name}", wait=WAIT), server.asking(self._uri):
             contents.fetch_once(self._client, self.name, version.number, version.weights, target)
         return target

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tasks.evaluation import behaviour
-from tasks.evaluation.behaviour import Checked, Reader, Sureness
+from tasks.evaluation.behaviour import Asked, Checked, Reader, Sureness
 from tasks.evaluation.figures.metrics import Interval
 from tasks.evaluation.perturbations import NAMES, PERTURBATIONS, changed
 from tasks.evaluation.predictions import Predictions
@@ -25,11 +25,9 @@ def reads(ask, most=99):
     return Reader(ask, lambda texts: [" ".join(text).split(" ")[:most] for text in texts])
 
 
-def asked(rows=ROWS, ask=shouting, labels=(1, 0, 1, 0)):
+def asked(rows=ROWS, ask=shouting, labels=(1, 0, 1, 0), groups=None):
     ids = tuple(f"row {number}" for number in range(len(rows)))
-    return behaviour.sample(
-        rows, Predictions("model", ids, np.array(labels), ask(rows)), LABELS, rows=500, seed=1
-    )
+    return Asked(rows, Predictions("model", ids, np.array(labels), ask(rows)), LABELS, groups)
 
 
 @pytest.mark.parametrize("name", sorted(PERTURBATIONS))
@@ -105,6 +103,22 @@ def test_a_phrase_must_not_make_its_label_less_likely():
     assert forgiven.passed.value == 1
 
 
+def test_rows_are_drawn_by_seed_with_their_groups_and_stay_in_order():
+    drawn = behaviour.sample(asked(groups=np.array([3, 1, 3, 2])), rows=3, seed=1)
+    places = [ROWS.index(text) for text in drawn.texts]
+    assert places == sorted(places)
+    assert len(places) == 3
+    assert drawn.groups.tolist() == [[3, 1, 3, 2][place] for place in places]
+    assert drawn.plain.ids == tuple(f"row {place}" for place in places)
+    assert len(behaviour.sample(asked(), rows=9, seed=1).texts) == 4
+
+
+def test_near_duplicates_lose_their_score_together():
+    rows = asked(groups=np.array([7, 1, 7, 7]))
+    found = behaviour.invariance(rows, "lower", reads(shouting), names=NAMES, sureness=SURENESS)
+    assert (found.rows, found.robustness.groups) == (2, 1)
+
+
 def test_a_phrase_that_is_cut_off_again_is_no_pass():
     rows, reader = asked([("a b c",), ("d e",)], labels=(0, 0)), reads(shouting, most=3)
     found = behaviour.direction(rows, "AWFUL", "bad", reader, tolerance=0.1, sureness=SURENESS)
@@ -142,10 +156,8 @@ def test_of_several_labels_none_may_come_or_go():
 
     rows = [("a day",), ("a night",)]
     plain = Predictions("model", ("1", "2"), np.array([[1, 0], [1, 1]]), ask(rows), "labels")
-    drawn = behaviour.sample(rows, plain, LABELS, rows=1, seed=1)
-    assert len(drawn.texts) == 1
     found = behaviour.invariance(
-        behaviour.sample(rows, plain, LABELS, rows=9, seed=1),
+        Asked(rows, plain, LABELS),
         "upper",
         reads(ask),
         names=(),

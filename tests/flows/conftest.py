@@ -223,7 +223,7 @@ def champions(
         for name, decision in DECISIONS.items():
             registry, said = Registry(root, name), known | ({"decision": decision} if decision else {})
             version = registry.register(
-                directory, run_id=run.info.run_id, max_length=16, kind="label",
+                directory, run_id=run.info.run_id, max_length=16, kind="label", reading={},
                 tags={f"regraft.{key}": json.dumps(value) for key, value in said.items()},
             )  # fmt: skip
             with registry.locked():

@@ -46,6 +46,7 @@ def test_the_command_starts_without_the_heavy_libraries():
     [
         "init",
         "doctor",
+        "status",
         "plan",
         "run",
         "sweep",

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tasks import params as parameters
-from tasks.artifacts import Promotion, TrainedModel
+from tasks.artifacts import PreparedText, Promotion, TrainedModel
 
 pytestmark = pytest.mark.e2e
 
@@ -42,6 +42,7 @@ def test_the_flow_and_dvc_leave_the_same_lock_file(project, seed_reproduced, com
     _everything_is_skipped(project, command)
     _overrides_work_elsewhere(project, command)
     _champion_is_used(project, command)
+    _what_is_no_better_is_not_promoted(project, command)
 
 
 def _outs(root):
@@ -109,8 +110,23 @@ def _champion_is_used(project, command):
     assert lines[0] == "review,verdict,prediction,probability"
     assert len(lines) == 241
     _regraft(command, "promote", code=0)
+    told = _regraft(command, "status")
+    version = Promotion.load(project).version
+    for line in (f"reviews version {version}, of ", f"promote: reviews version {version}", " free\n"):
+        assert line in told
+    assert f" rows in: {PreparedText.load(project).rows['train']:,} train" in told
     _regraft(command, "report")
     command("regraft", "rollback", "--reason", "a test", code=2)  # there is no champion before the first
+
+
+def _what_is_no_better_is_not_promoted(project, command):
+    champion = Promotion.load(project).version
+    path = project / "params.yaml"
+    path.write_text(parameters.dump(parameters.override(parameters.load(path), ["finetuning.seed=6"])))
+    said = _regraft(command, "run", "--leaf", "inprocess", code=3)
+    record = Promotion.load(project)
+    assert f"{record.outcome}: reviews version {record.version}" in said
+    assert (record.alias_moved, record.version != champion) == (False, True)
 
 
 def test_a_stage_that_refuses_its_input_is_not_tried_again(project, command):
@@ -118,6 +134,9 @@ def test_a_stage_that_refuses_its_input_is_not_tried_again(project, command):
     table.write_text(table.read_text().replace("review,verdict", "revue,verdict"))
     told = _refused(project, "run", code=2)
     assert "did you mean 'revue'?" in told
+    told = _regraft(command, "status", code=1)
+    assert "reviews has none yet" in told
+    assert "run `dvc repro promotion` first" in told
     assert _tries_of_failed_tasks(project) == [1]
 
 

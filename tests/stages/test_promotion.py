@@ -70,7 +70,7 @@ def answers(name, right, ids, labels):
 def light(tracked, monkeypatch):
     """MLflow's flavor and the search for finetuning's run take a second and have their own tests."""
 
-    def save(directory, target, about, *, max_length, kind):
+    def save(directory, target, about, *, max_length, kind, stride):
         shutil.copytree(directory, target / "model")
         shutil.copytree(directory, target / "components" / "tokenizer")
         about.save(str(target / "MLmodel"))
@@ -102,6 +102,7 @@ def arrange(prepared, tiny_classifier, light):
         together=1,
         spoil=None,
         calibration=None,
+        decision=None,
     ):
         ids = tuple(f"{salt}{number:03}" for number in range(ROWS))
         truth = np.arange(ROWS, dtype=np.int64) % classes
@@ -133,7 +134,8 @@ def arrange(prepared, tiny_classifier, light):
                 metrics={"model": accuracy},
                 comparisons={},
                 calibration=calibration or {},
-                **{name: {} for name in ("slices", "decision", "decided")},
+                decision=decision or {},
+                **{name: {} for name in ("slices", "decided")},
             )
 
     return write
@@ -219,6 +221,26 @@ def test_rows_of_one_cluster_count_once(propose, reviews):
     record = propose(BEST, seed=2, together=2)
     assert (record.outcome, reviews.champion().number) == ("promote", "2")
     assert "on the same 100 rows in 50 groups, paired" in record.reasons[0]
+
+
+def test_a_verdict_is_given_again_where_other_rows_are_near_duplicates(propose, reviews):
+    propose(FAIR, seed=1)
+    assert propose(BEST, seed=2, params=changed("promotion.move_alias=false")).outcome == "promote"
+    record = propose(BEST, seed=2, together=20)
+    assert (record.version, record.outcome, reviews.champion().number) == ("2", "hold", "1")
+
+
+def test_the_same_weights_with_other_names_of_labels_are_another_version(propose, reviews):
+    propose(FAIR, seed=1)
+    (kept,) = reviews.versions()
+    head = files.digest_file(reviews.download(kept) / "model.safetensors")
+    record = propose(FAIR, seed=1, labels=("dislike", "like"))
+    assert (record.version, record.alias_moved) == ("2", False)
+    renamed = reviews.version("2")
+    assert renamed.weights == head == kept.weights
+    config = json.loads((reviews.download(renamed) / "config.json").read_text())
+    assert set(config["id2label"].values()) == {"dislike", "like"}
+    assert champion.Champion(reviews, reviews.champion()).labels == LABELS
 
 
 def test_test_rows_that_preparation_has_lost_hold(root, arrange):
@@ -372,6 +394,14 @@ def test_move_alias_false_moves_no_alias(propose, reviews):
     assert (record.outcome, record.alias_moved) == ("promote", False)
     assert reviews.champion() is None
     assert reviews.history() == []
+
+
+def test_move_alias_false_leaves_a_champion_its_way_to_answer(propose, reviews):
+    propose(FAIR, seed=1)
+    for moves, temperature in (("false", 1.0), ("true", 2.0)):
+        params = changed(f"promotion.move_alias={moves}")
+        propose(FAIR, seed=1, decision={"temperature": 2.0}, params=params)
+        assert champion.Champion(reviews, reviews.champion()).decision.temperature == temperature
 
 
 def test_a_rollback_is_not_undone_by_running_again(root, propose, reviews):

@@ -58,8 +58,8 @@ def _logits(directory, *columns):
         return model(**given).logits
 
 
-def _saved(directory, target, kind):
-    flavor.save(directory, target, Model(), max_length=16, kind=kind)
+def _saved(directory, target, kind, stride=None):
+    flavor.save(directory, target, Model(), max_length=16, kind=kind, stride=stride)
     return mlflow.pyfunc.load_model(str(target))
 
 
@@ -110,7 +110,7 @@ def test_what_was_registered_comes_back_whole(tracked, mean_classifier, tmp_path
     reviews, client = Registry(tracked, "reviews"), MlflowClient(tracking_uri=server.uri(tracked))
     place = str(tracked / ".regraft" / "mlartifacts")
     run_id = client.create_run(client.create_experiment("reviews", artifact_location=place)).info.run_id
-    version = reviews.register(directory, run_id=run_id, max_length=16, kind="label", tags={})
+    version = reviews.register(directory, run_id=run_id, max_length=16, kind="label", reading={}, tags={})
     again = reviews.download(version)
     assert files.digest_file(again / "model.safetensors") == version.weights
     assert {path.name for path in again.iterdir()} == {path.name for path in directory.iterdir()}
@@ -163,6 +163,7 @@ def test_an_answer_is_found_by_the_code_that_came_with_the_model(tiny, tiny_toke
     asked = [{"context": context, "question": "good " * 40}, {"context": "bad film", "question": "which"}]
     said = served.predict(pandas.DataFrame(asked))
     assert all(answer in row["context"] for answer, row in zip(said, asked, strict=True))
+    assert _saved(directory, tmp_path / "dense", "answer", stride=5)._model_impl.stride == 5
     with torch.no_grad():
         model.qa_outputs.bias.zero_()
         model.qa_outputs.weight.zero_()  # nothing is likelier than no answer

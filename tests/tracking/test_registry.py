@@ -36,12 +36,17 @@ def reviews(tracked):
 
 @pytest.fixture
 def register(reviews, run_id, tiny_classifier, tmp_path):
-    def make(seed=0):
+    def make(seed=0, reading=None):
         directory = tmp_path / f"model {seed}"
         if not directory.exists():
             tiny_classifier(directory, seed=seed)
         return reviews.register(
-            directory, run_id=run_id, max_length=16, kind="label", tags={"regraft.note": str(seed)}
+            directory,
+            run_id=run_id,
+            max_length=16,
+            kind="label",
+            reading=reading or {},
+            tags={"regraft.note": str(seed)},
         )
 
     return make
@@ -58,9 +63,18 @@ def test_a_model_is_registered_once_per_weights(reviews, register, client, run_i
     assert (version.number, version.run_id, version.tags["regraft.note"]) == ("1", run_id, "0")
     assert register() == version
     assert register(seed=1).number == "2"
-    assert reviews.candidate(version.weights) == version
-    assert reviews.candidate("sha256:0") is None
+    assert reviews.candidate(version.weights, {}) == version
+    assert reviews.candidate("sha256:0", {}) is None
     assert [output.model_id for output in client.get_run(run_id).outputs.model_outputs] != []
+
+
+def test_the_same_weights_that_read_rows_otherwise_are_another_version(reviews, register):
+    html, none = {"regraft.clean": '["html"]'}, {"regraft.clean": "[]"}
+    first = register(reading=html)
+    assert register(reading=none).number == "2"
+    assert register(reading=html) == first
+    assert {reviews.candidate(first.weights, reading).number for reading in (html, none)} == {"1", "2"}
+    assert len({reviews.download(version) for version in reviews.versions()}) == 2
 
 
 def test_registering_asks_no_network_and_leaves_nothing_in_the_current_directory(
@@ -260,6 +274,23 @@ def test_a_first_champion_that_other_hands_named_can_be_gone_back_to(reviews, re
     promote(reviews, "2")
     assert [(move.version, move.action) for move in reviews.history()] == [("1", "found"), ("2", "promote")]
     assert reviews.rollback(to=None, reason="worse in use", by="ann") == ("2", "1")
+
+
+def test_a_first_promotion_that_was_broken_off_leaves_no_champion_to_go_back_to(
+    reviews, register, monkeypatch
+):
+    def fail(*args):
+        raise registry.MlflowException("lost")
+
+    for seed in range(2):
+        register(seed)
+    with monkeypatch.context() as patch, pytest.raises(TrackingError, match="lost"):
+        patch.setattr(reviews._client, "set_registered_model_alias", fail)
+        promote(reviews, "1")
+    promote(reviews, "2")
+    assert [move.action for move in reviews.history()] == ["promote", "broken", "promote"]
+    with pytest.raises(InputError, match="version 2 is the first champion"):
+        reviews.rollback(to=None, reason="worse in use", by="ann")
 
 
 def test_a_rollback_that_was_broken_off_takes_nobody_from_the_history(reviews, register, monkeypatch):
