@@ -42,7 +42,7 @@ def test_the_flow_and_dvc_leave_the_same_lock_file(project, seed_reproduced, com
     _everything_is_skipped(project, command)
     _overrides_work_elsewhere(project, command)
     _champion_is_used(project, command)
-    _what_is_no_better_is_not_promoted(project, command)
+    _what_the_gate_refuses_is_told_by_the_exit_code(project, command)
 
 
 def _outs(root):
@@ -119,10 +119,10 @@ def _champion_is_used(project, command):
     command("regraft", "rollback", "--reason", "a test", code=2)  # there is no champion before the first
 
 
-def _what_is_no_better_is_not_promoted(project, command):
-    champion = Promotion.load(project).version
-    path = project / "params.yaml"
-    path.write_text(parameters.dump(parameters.override(parameters.load(path), ["finetuning.seed=6"])))
+def _what_the_gate_refuses_is_told_by_the_exit_code(project, command):
+    champion, path = Promotion.load(project).version, project / "params.yaml"
+    changes = ["finetuning.seed=6", "promotion.gate.maximum_megabytes=0.001"]
+    path.write_text(parameters.dump(parameters.override(parameters.load(path), changes)))
     said = _regraft(command, "run", "--leaf", "inprocess", code=3)
     record = Promotion.load(project)
     assert f"{record.outcome}: reviews version {record.version}" in said
