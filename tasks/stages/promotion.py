@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import environment, files
-from tasks.artifacts import EncodedDataset, PreparedText, Promotion, TrainedModel
+from tasks.artifacts import EncodedDataset, Evaluation, PreparedText, Promotion, TrainedModel
 from tasks.errors import ArtifactError, InputError
 from tasks.evaluation.gate import verdict, verdict_page
 from tasks.evaluation.gate.checks import Check, Resampling, decimal
@@ -19,7 +19,7 @@ from tasks.evaluation.predictions import MODEL
 from tasks.params import Params
 from tasks.stages import Track
 from tasks.stages.evidence import Case, gather, open_case
-from tasks.tracking import circumstances, runs
+from tasks.tracking import circumstances, figures, runs
 from tasks.tracking.registry import Registry, Version
 from tasks.tracking.server import failing_closed
 
@@ -113,7 +113,21 @@ def _register(case: Case, *, serves: bool) -> Version:
     registry.note(version, about)
     if not registry.keeps_predictions(version, test=test):
         registry.keep_predictions(version, case.evaluation.path / "predictions.parquet", test=test)
+    _link(case)
     return version
+
+
+def _link(case: Case) -> None:
+    """Put the test figures on the model's own page: evaluation ran before there was one."""
+    run_id, found = runs.locate(Evaluation.stage, case.params, case.root), case.evaluation
+    figures.link(
+        _test_figures(case),
+        run_id,
+        case.root,
+        weights=case.trained.weights,
+        test=found.test,
+        rows=found.rows,
+    )
 
 
 def _new_version(case: Case, about: Mapping[str, str]) -> Version:
@@ -310,7 +324,11 @@ def _write(case: Case, decision: Decision, champion: Version | None) -> Promotio
 
 def _tell(track: Track, case: Case, decision: Decision) -> None:
     """The gate's figures, and the test figures once more: evaluation may have come from a cache."""
-    values = case.evaluation.metrics[MODEL]
-    track.metrics({f"test.{name}": float(found["value"]) for name, found in values.items()})
+    track.metrics(_test_figures(case))
     track.metrics({f"gate.{name}": value for name, value in decision.figures.items()})
     track.file(case.root / "reports" / "promotion.md")
+
+
+def _test_figures(case: Case) -> dict[str, float]:
+    found = case.evaluation.metrics[MODEL]
+    return {f"test.{name}": float(one["value"]) for name, one in found.items()}

@@ -35,9 +35,8 @@ def log(
     experiment = client.get_run(run_id).info.experiment_id
     beside = files.digest_tree(directory, without=WEIGHTS_FILE)
     served = files.digest_json([beside, kind, max_length, stride])
-    for found in client.search_logged_models([experiment], f"tags.`{WEIGHTS}` = '{weights}'"):
-        if found.status == "READY" and found.tags.get(SERVED, served) == served:
-            return found
+    if known := find(client, experiment, weights, served):
+        return known
     made = client.create_logged_model(experiment, name, run_id, tags={WEIGHTS: weights, SERVED: served})
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "model"
@@ -50,6 +49,14 @@ def log(
         client.log_model_artifacts(made.model_id, str(target))
     client.log_outputs(run_id, [LoggedModelOutput(made.model_id, 0)])
     return client.finalize_logged_model(made.model_id, "READY")
+
+
+def find(client: MlflowClient, experiment: str, weights: str, served: str | None = None) -> Any | None:
+    """The complete MLflow model of these weights, that answers as `served` says; None where none was logged."""
+    for found in client.search_logged_models([experiment], f"tags.`{WEIGHTS}` = '{weights}'"):
+        if found.status == "READY" and served in (None, found.tags.get(SERVED, served)):
+            return found
+    return None
 
 
 def fetch_once(client: MlflowClient, name: str, number: str, weights: str, target: Path) -> None:

@@ -199,6 +199,22 @@ def test_the_first_model_that_beats_the_baselines_becomes_champion(root, propose
     assert verdict(root)["champion_before"] is None
 
 
+def test_each_models_page_shows_its_test_figures_once(root, propose, reviews):
+    for right, seed in ((FAIR, 1), (BETTER, 2), (BETTER, 2)):
+        propose(right, seed=seed)
+    client = MlflowClient(tracking_uri=server.uri(root))
+    experiment = client.get_experiment_by_name("reviews").experiment_id
+    digest = Evaluation.load(root).test.removeprefix("sha256:")
+    told = {
+        model.tags["regraft.weights"]: {(one.key, one.value, one.dataset_digest) for one in model.metrics}
+        for model in client.search_logged_models([experiment])
+    }
+    assert told == {
+        version.weights: {("test.accuracy", right / ROWS, digest[:36])}
+        for version, right in zip(map(reviews.version, "12"), (FAIR, BETTER), strict=True)
+    }
+
+
 def test_a_first_model_that_beats_no_baseline_does_not(propose, reviews):
     record = propose(42, seed=1)
     assert (record.outcome, record.alias_moved) == ("hold", False)
