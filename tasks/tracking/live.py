@@ -18,6 +18,7 @@ from tasks.tracking.server import asking, lock, short, sqlite_file
 from tasks.tracking.spool import Event, Opening
 
 GRAVEST = ("RUNNING", "FAILED", "KILLED", "FINISHED", "SCHEDULED")
+PARAMS = "params.yaml"  # of the pipeline's run
 READS_ROWS = {"finetuning": "training", "evaluation": "evaluation"}  # stage -> what it uses the data set for
 
 
@@ -117,13 +118,21 @@ def experiment_id(client: MlflowClient, name: str) -> str:
 
 def _parent(client: MlflowClient, experiment: str, opening: Opening) -> str:
     if found := find(client, experiment, {"regraft.key": opening.parent_key}):
-        client.update_run(found[-1].info.run_id, status="RUNNING")
-        return str(found[-1].info.run_id)
-    tags = {"regraft.key": opening.parent_key, "regraft.stage": "pipeline", **opening.parent_tags}
-    run_id = create(client, experiment, opening.parent_name, tags, began=opening.began)
-    send_params(client, run_id, opening.parent_params)
-    client.log_text(run_id, opening.file, "params.yaml")  # whole, whatever was cut above
+        run_id, known = str(found[-1].info.run_id), found[-1].data.params
+        client.update_run(run_id, status="RUNNING")
+    else:
+        tags = {"regraft.key": opening.parent_key, "regraft.stage": "pipeline", **opening.parent_tags}
+        run_id, known = create(client, experiment, opening.parent_name, tags, began=opening.began), {}
+    _complete(client, run_id, known, opening)
     return run_id
+
+
+def _complete(client: MlflowClient, run_id: str, known: Mapping[str, str], opening: Opening) -> None:
+    """Tell the pipeline's run what it lacks: a server may have gone away just after it was made."""
+    params = opening.parent_params.items()
+    send_params(client, run_id, {name: value for name, value in params if valid_name(name) not in known})
+    if PARAMS not in {entry.path for entry in client.list_artifacts(run_id)}:
+        client.log_text(run_id, opening.file, PARAMS)  # whole, whatever was cut above
 
 
 def _child(client: MlflowClient, experiment: str, parent: str, opening: Opening) -> tuple[str, bool]:

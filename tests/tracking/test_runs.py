@@ -10,11 +10,12 @@ import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from tasks import files, params
 from tasks.artifacts import EncodedDataset, Sources
 from tasks.errors import TrackingError
-from tasks.tracking import circumstances, live, runs, server, spool
+from tasks.tracking import circumstances, live, metrics, runs, server, spool
 
 REPOSITORY = Path(__file__).parents[2]
 SHIPPED = params.load(REPOSITORY / "params.yaml")
@@ -109,6 +110,28 @@ def test_the_same_work_is_never_recorded_twice(root, client):
     assert states(client) == [("pipeline", "FINISHED", False), ("preparation", "FINISHED", False)]
     assert len(client.get_metric_history(run.id, "loss")) == 1
     assert len(client.get_metric_history(run.parent_id, "test.accuracy")) == 1
+
+
+@pytest.mark.parametrize("broken", ["log_batch", "log_text"])
+def test_a_pipelines_run_that_a_server_left_half_told_is_completed(
+    root, client, tmp_path, monkeypatch, broken
+):
+    def gone(*args, **how):
+        raise MlflowException("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, broken, gone)
+        with runs.open_run("preparation", PARAMS, root):
+            pass
+    (half,) = [run for run in every(client).values() if run.data.tags["regraft.stage"] == "pipeline"]
+    assert not client.list_artifacts(half.info.run_id)
+    with runs.open_run("vocabulary", PARAMS, root) as run:
+        pass
+    assert run.parent_id == half.info.run_id
+    told = {metrics.valid_name(name): server.short(str(v)) for name, v in params.flatten(PARAMS).items()}
+    assert client.get_run(run.parent_id).data.params == told
+    assert params.parse(client_text(client, run.parent_id, tmp_path)) == PARAMS
+    assert spool.told(root) == ""
 
 
 def test_two_stages_share_a_parent_and_other_params_have_another(root):
