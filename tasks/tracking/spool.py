@@ -17,11 +17,13 @@ from typing import Any, Self
 from filelock import FileLock
 
 from tasks import environment, files
+from tasks.errors import RefusedError
 from tasks.tracking import circumstances
 
 Event = Mapping[str, Any]
 REFUSED = ".refused"  # behind the name of a spool that cannot be sent
 REASON = "reason.txt"
+OPENING = "opening.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +62,18 @@ class Spool:
         return found
 
     def name(self, opening: Opening) -> None:
-        files.write_text(self.path / "opening.json", json.dumps(asdict(opening)))
+        files.write_text(self.path / OPENING, json.dumps(asdict(opening)))
 
     def opening(self) -> Opening:
-        return Opening(**json.loads((self.path / "opening.json").read_text(encoding="utf-8")))
+        """Raises RefusedError where the file is damaged or has the fields of another version."""
+        path = self.path / OPENING
+        try:
+            return Opening(**json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:  # no cause: this sentence is what a person is told
+            raise RefusedError(
+                f"{self.path.stem}/{OPENING} is damaged, or another version of regraft wrote it, which can "
+                f"send it: {error}"
+            ) from None
 
     def add(self, event: Event) -> None:
         """Keep an event; of a file its copy."""
@@ -138,7 +148,7 @@ def _told_refused(found: Spool) -> str:
 
 
 def _every(root: Path) -> list[Spool]:
-    return [Spool(path) for path in sorted(_folder(root).glob("*/")) if (path / "opening.json").exists()]
+    return [Spool(path) for path in sorted(_folder(root).glob("*/")) if (path / OPENING).exists()]
 
 
 def _folder(root: Path) -> Path:

@@ -1,6 +1,8 @@
 """A server that does not answer costs no training: what was told waits, and is sent once."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -269,13 +271,33 @@ def _cut_short(found):
     (found.path / "opening.json").write_text('{"stage"', encoding="utf-8")
 
 
-@pytest.mark.parametrize("harm", [_without_files, _cut_short])
-def test_a_damaged_spool_is_set_aside_and_stops_no_stage(root, client, degraded, harm):
+def _of_a_later_version(found):
+    opening = json.loads((found.path / "opening.json").read_text(encoding="utf-8"))
+    (found.path / "opening.json").write_text(json.dumps({**opening, "shade": "red"}), encoding="utf-8")
+
+
+def _of_an_earlier_version(found):
+    opening = json.loads((found.path / "opening.json").read_text(encoding="utf-8"))
+    opening.pop("process")
+    (found.path / "opening.json").write_text(json.dumps(opening), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (_without_files, "curve.csv"),
+        (_cut_short, "opening.json is damaged, or another version of regraft wrote it"),
+        (_of_a_later_version, "opening.json is damaged, or another .* unexpected keyword argument 'shade'"),
+        (_of_an_earlier_version, "opening.json is damaged, or another .* missing .* 'process'"),
+    ],
+)
+def test_a_damaged_spool_is_set_aside_and_stops_no_stage(root, client, degraded, harm, reason):
     degraded()
     harm(spool.waiting(root)[0])
     with runs.open_run("vocabulary", PARAMS, root):
         pass
     assert (spool.waiting(root), len(spool.refused(root))) == ([], 1)
+    assert re.search(rf"cannot be sent \(.*{reason}.*\): delete ", spool.told(root))
     assert every(client)["vocabulary"].info.status == "FINISHED"
 
 
