@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
@@ -19,6 +20,8 @@ from tasks.tracking.server import short
 
 PACKAGES = ("datasets", "dvc", "mlflow", "pandas", "prefect", "torch", "transformers")
 RECORDED = ("params.yaml", "dvc.lock")  # tracked files that a run keeps in its own way
+
+SILENCE = 600.0  # seconds without a sign of life, of which there are six a minute; clocks may differ
 
 
 def tags(root: Path) -> dict[str, str]:
@@ -56,11 +59,16 @@ def this_process() -> str:
     return f"{platform.node()}|{os.getpid()}|{psutil.Process().create_time():.0f}"
 
 
-def alive(process: str) -> bool:
-    """Whether `this_process()` of another time still runs; of another machine nobody can tell: no."""
+def alive(process: str, heard: float) -> bool:
+    """Whether `this_process()` of another time still runs; of another machine's, whether it was heard lately.
+
+    heard: seconds since 1970 of its last sign of life.
+    """
     host, _, rest = process.partition("|")
+    if host != platform.node():
+        return time.time() - heard < SILENCE
     pid, _, born = rest.partition("|")
-    if host != platform.node() or not psutil.pid_exists(int(pid)):
+    if not psutil.pid_exists(int(pid)):
         return False
     with suppress(psutil.NoSuchProcess):
         return f"{psutil.Process(int(pid)).create_time():.0f}" == born

@@ -3,12 +3,12 @@
 The pipeline's run is given the gravest state of its stages' runs that were not superseded.
 """
 
-import platform
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from tasks.errors import RefusedError
@@ -18,6 +18,7 @@ from tasks.tracking.server import asking, lock, short, sqlite_file
 from tasks.tracking.spool import Event, Opening
 
 GRAVEST = ("RUNNING", "FAILED", "KILLED", "FINISHED", "SCHEDULED")
+SEEN, SUPERSEDED = "regraft.seen", "regraft.superseded"  # tags: seconds since 1970; a run's id
 PARAMS = "params.yaml"  # of the pipeline's run
 READS_ROWS = {"finetuning": "training", "evaluation": "evaluation"}  # stage -> what it uses the data set for
 
@@ -53,6 +54,12 @@ class Live:
                     self._client.set_tag(self.id, event["name"], event["value"])
                 case "end":
                     self._end(event)
+
+    def beat(self, sample: Sequence[Metric]) -> None:
+        """Say to other machines that the stage still works, and what this one does. From any thread."""
+        with asking(self._client.tracking_uri):
+            seen = RunTag(SEEN, str(int(time.time())))
+            self._client.log_batch(self.id, metrics=sample, tags=[seen])
 
     def unsent(self) -> list[Event]:
         """Metrics that were taken and not sent, as events."""
@@ -138,13 +145,15 @@ def _complete(client: MlflowClient, run_id: str, known: Mapping[str, str], openi
 def _child(client: MlflowClient, experiment: str, parent: str, opening: Opening) -> tuple[str, bool]:
     """Id of the stage's run below `parent`, and whether it was there before."""
     tags = {"regraft.key": opening.key, "mlflow.parentRunId": parent}
+    living = {"regraft.process": opening.process, SEEN: str(int(time.time()))}
     found = find(client, experiment, tags)
     for run in found:
         if run.info.status == "FINISHED":
+            for name, value in living.items():  # first, or another machine might take it for dead
+                client.set_tag(run.info.run_id, name, value)
             client.update_run(run.info.run_id, status="RUNNING")
-            client.set_tag(run.info.run_id, "regraft.process", opening.process)
             return str(run.info.run_id), True
-    tags |= {"regraft.stage": opening.stage, "regraft.process": opening.process, **opening.tags}
+    tags |= {"regraft.stage": opening.stage, **living, **opening.tags}
     run_id = create(client, experiment, opening.stage, tags, began=opening.began)
     send_params(client, run_id, opening.params)
     for run in found:
@@ -153,22 +162,38 @@ def _child(client: MlflowClient, experiment: str, parent: str, opening: Opening)
 
 
 def _bury(client: MlflowClient, experiment: str) -> None:
-    """Say KILLED of every run of this machine whose process is gone, and of the pipeline's run it was in."""
-    for run in find(client, experiment, {"regraft.host": platform.node()}):
-        process = run.data.tags.get("regraft.process")
-        if run.info.status == "RUNNING" and process and not circumstances.alive(process):
-            client.set_tag(run.info.run_id, "regraft.message", "its process ended without a word")
-            client.set_terminated(run.info.run_id, status="KILLED")
-            if parent := run.data.tags.get("mlflow.parentRunId"):  # a sweep has none
-                _sum_up(client, experiment, parent, "a stage was killed")
+    """Say KILLED of every run whose process is gone, and of the pipeline's run that it was in."""
+    for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
+        if "regraft.process" not in run.data.tags or _alive(run):
+            continue
+        client.set_tag(run.info.run_id, "regraft.message", "its process ended without a word")
+        client.set_terminated(run.info.run_id, status="KILLED")
+        if parent := run.data.tags.get("mlflow.parentRunId"):  # a sweep has none
+            _give_way(client, experiment, parent, run)
+            _sum_up(client, experiment, parent, "a stage was killed")
+
+
+def _give_way(client: MlflowClient, experiment: str, parent: str, run: Any) -> None:
+    """To one of the same key that was begun when nobody knew yet what had become of `run`."""
+    key = {"regraft.key": run.data.tags["regraft.key"], "mlflow.parentRunId": parent}
+    for other in find(client, experiment, key):
+        later = other.info.run_id != run.info.run_id and other.info.start_time >= run.info.start_time
+        if later and SUPERSEDED not in other.data.tags:
+            client.set_tag(run.info.run_id, SUPERSEDED, other.info.run_id)
+
+
+def _alive(run: Any) -> bool:
+    """Another machine's run that never gives a sign of life, as a sweep's, is left alone: nobody can tell."""
+    heard = float(run.data.tags.get(SEEN, "inf"))
+    return circumstances.alive(run.data.tags["regraft.process"], heard)
 
 
 def _supersede(client: MlflowClient, run: Any, by: str) -> None:
     if run.info.status == "RUNNING":
-        if circumstances.alive(run.data.tags.get("regraft.process", "")):
+        if "regraft.process" in run.data.tags and _alive(run):
             return  # the same stage of the same pipeline at the same time, in another workspace
         client.set_terminated(run.info.run_id, status="KILLED")
-    client.set_tag(run.info.run_id, "regraft.superseded", by)
+    client.set_tag(run.info.run_id, SUPERSEDED, by)
 
 
 def create(
@@ -181,7 +206,7 @@ def create(
 def _sum_up(client: MlflowClient, experiment: str, parent: str, message: str) -> None:
     """Give the pipeline's run the gravest state of its stages' runs that were not superseded."""
     children = find(client, experiment, {"mlflow.parentRunId": parent})
-    states = [run.info.status for run in children if "regraft.superseded" not in run.data.tags]
+    states = [run.info.status for run in children if SUPERSEDED not in run.data.tags]
     status = min(states, key=GRAVEST.index)
     if status == "RUNNING":
         client.update_run(parent, status=status)

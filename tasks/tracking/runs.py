@@ -7,7 +7,7 @@ a thread, and a stage may run in any.
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,12 +17,13 @@ from typing import Any
 
 import psutil
 from mlflow import MlflowClient
+from mlflow.entities import Metric
 
 from tasks import files, params
 from tasks.artifacts import EncodedDataset, Sources
 from tasks.errors import RefusedError, TrackingError
 from tasks.params import Params
-from tasks.tracking import circumstances, spool, timings
+from tasks.tracking import circumstances, pulse, spool, timings
 from tasks.tracking.circumstances import manifest_digest
 from tasks.tracking.live import READS_ROWS, Live, begin, exists, experiment_id, find
 from tasks.tracking.server import asking, connect, short
@@ -87,6 +88,13 @@ class Run:
         """Say which artifact the stage made."""
         self._tell({"kind": "output", "digest": digest})
 
+    def beat(self, sample: Sequence[Metric]) -> None:
+        """Say that the stage still works, and what the machine does; a sample is not worth a spool."""
+        if self._spool is not None:
+            self._spool.beat()
+        elif self._live is not None:
+            self._live.beat(sample)
+
     def end(self, status: str, message: str = "") -> None:
         self._tell({"kind": "end", "status": status, "message": message})
 
@@ -120,7 +128,8 @@ def open_run(stage: str, params: Params, root: Path) -> Iterator[Run]:
     begun = time.monotonic()
     run = Run(root, _opening(stage, params, root))
     try:
-        yield run
+        with pulse.kept(run.beat):
+            yield run
         run.metrics(_resources(begun))
     except BaseException as error:
         run.end("KILLED" if isinstance(error, STOPPED) else "FAILED", short(_told(error)))

@@ -101,7 +101,11 @@ class Spool:
     def complete(self) -> bool:
         """Whether nothing will be added: the stage has ended, or its process has."""
         ended = any(event["kind"] == "end" for event in self.events())
-        return ended or not circumstances.alive(self.opening().process)
+        return ended or not circumstances.alive(self.opening().process, (self.path / OPENING).stat().st_mtime)
+
+    def beat(self) -> None:
+        """Say to other machines on this disk that more will come."""
+        (self.path / OPENING).touch()
 
     def remove(self) -> None:
         shutil.rmtree(self.path)

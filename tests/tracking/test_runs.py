@@ -3,7 +3,9 @@ import platform
 import shutil
 import subprocess
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -279,6 +281,48 @@ def test_a_run_whose_process_lives_is_left_alone(root, client, crash):
     assert client.get_run(run.parent_id).info.status == "RUNNING"
     process.kill()
     process.wait()
+
+
+@pytest.fixture
+def elsewhere(root, client):
+    """A run that a process of another machine has left open, last heard of some seconds ago; None: it gives
+    no signs of life."""
+
+    def leave(params, ago):
+        opening = runs._opening("preparation", params, root)
+        run = runs.Run(root, replace(opening, process="another machine|1|1"))
+        if ago is None:
+            client.delete_tag(run.id, "regraft.seen")
+        else:
+            client.set_tag(run.id, "regraft.seen", str(int(time.time() - ago)))
+        return run
+
+    return leave
+
+
+@pytest.mark.parametrize(
+    ("ago", "state", "of_all"),
+    [(5, "RUNNING", "RUNNING"), (None, "RUNNING", "RUNNING"), (3600, "KILLED", "FINISHED")],
+)
+def test_another_machines_run_is_dead_only_after_a_long_silence(root, client, elsewhere, ago, state, of_all):
+    theirs = elsewhere(PARAMS, ago)
+    with runs.open_run("preparation", PARAMS, root) as run:
+        pass
+    assert run.id != theirs.id
+    assert client.get_run(theirs.id).info.status == state
+    assert client.get_run(run.parent_id).info.status == of_all
+
+
+def test_a_run_that_fell_silent_after_its_successor_began_gives_way_to_it(root, client, elsewhere):
+    theirs = elsewhere(PARAMS, 5)
+    with runs.open_run("preparation", PARAMS, root) as run:
+        pass
+    client.set_tag(theirs.id, "regraft.seen", "1")
+    with runs.open_run("preparation", changed("finetuning.seed=2"), root):
+        pass
+    found = client.get_run(theirs.id)
+    assert (found.info.status, found.data.tags["regraft.superseded"]) == ("KILLED", run.id)
+    assert client.get_run(run.parent_id).info.status == "FINISHED"
 
 
 def test_stages_that_begin_at_once_make_one_parent(root, client):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,22 @@ def test_a_run_that_goes_on_is_not_sent_before_its_end(root, client, monkeypatch
     opened.__exit__(None, None, None)
     runs.send_waiting(client, root)
     assert spool.waiting(root) == []
+
+
+def test_a_run_of_another_machine_is_sent_after_its_end_or_a_long_silence(root, client, monkeypatch):
+    opening = replace(runs._opening("preparation", PARAMS, root), process="another machine|1|1")
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
+        run = runs.Run(root, opening)
+    (found,) = spool.waiting(root)
+    os.utime(found.path / "opening.json", (1, 1))
+    run.beat([])
+    runs.send_waiting(client, root)
+    assert len(spool.waiting(root)) == 1
+    os.utime(found.path / "opening.json", (1, 1))
+    runs.send_waiting(client, root)
+    assert spool.waiting(root) == []
+    assert every(client)["preparation"].info.status == "KILLED"
 
 
 def test_nothing_is_promoted_while_a_run_waits(root, client, degraded, monkeypatch):
