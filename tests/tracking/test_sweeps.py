@@ -1,5 +1,6 @@
 """The run of a sweep in MLflow, and the trials' runs below it."""
 
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,60 @@ def test_one_whose_process_is_gone_is_killed_by_the_next_run(root, client):
 
 def _host(client, sweep):
     return _found(client, sweep).data.tags["regraft.host"]
+
+
+@pytest.fixture
+def away(monkeypatch):
+    """While it lasts no server answers."""
+
+    @contextmanager
+    def last():
+        with monkeypatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+            patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+            yield
+
+    return last
+
+
+def _try(root, sweep):
+    with runs.open_run("finetuning", PARAMS, root):
+        pass
+    sweeps.adopt(sweep.id, {"accuracy": 0.5}, PARAMS, root)
+
+
+def _below(client, sweep):
+    """(state, validation figure) of the pipeline's runs of a sweep."""
+    experiment = _found(client, sweep).info.experiment_id
+    found = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{sweep.id}'")
+    return [(run.info.status, run.data.metrics["validation.accuracy"]) for run in found]
+
+
+def test_a_server_that_is_down_costs_no_sweep_and_the_same_one_again_groups_its_trials(
+    root, client, away, caplog
+):
+    for answers in (False, True):
+        with nullcontext() if answers else away(), sweeps.open_sweep("s1", {}, PARAMS, root) as sweep:
+            _try(root, sweep)
+            sweep.metrics({"trials": 1.0})
+            sweep.file(root / ".regraft" / "mlflow.db")
+        assert bool(sweep.id) == answers
+    assert "Give the same command again later" in caplog.text
+    assert _below(client, sweep) == [("FINISHED", 0.5)]
+    assert _found(client, sweep).data.metrics == {"trials": 1.0}
+
+
+@pytest.mark.e2e
+def test_a_server_that_goes_away_during_a_sweep_fails_no_trial(served, root):
+    client = MlflowClient(served.address)
+    with sweeps.open_sweep("s1", {}, PARAMS, root) as sweep:
+        served.stop()
+        _try(root, sweep)
+        sweep.metrics({"trials": 1.0})
+    served.start()
+    assert _found(client, sweep).info.status == "RUNNING"
+    with sweeps.open_sweep("s1", {}, PARAMS, root) as again:
+        _try(root, again)
+    assert again.id == sweep.id
+    assert _found(client, sweep).info.status == "FINISHED"
+    assert _below(client, sweep) == [("FINISHED", 0.5)]
