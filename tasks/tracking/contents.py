@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tasks.errors import TrackingError
 
 WEIGHTS, SERVED = "regraft.weights", "regraft.served"
 WEIGHTS_FILE = "model.safetensors"
+LONGEST = 4500  # characters of a registered model's tag; databases hold 5,000
 STOCK, OWN = ("model", "components/tokenizer"), ("data/model",)  # what flavor.py divides a directory into
 
 
@@ -90,9 +92,18 @@ def kept(test: str) -> str:
     return f"regraft.predictions.{test.removeprefix('sha256:')[:16]}"
 
 
-def judged(test: str) -> str:
-    """Tag of a model: the versions judged on the test rows of this digest."""
-    return f"regraft.judged.{test.removeprefix('sha256:')[:16]}"
+def judged(tags: Mapping[str, str], test: str) -> dict[str, list[str]]:
+    """Of a model's tags those that list the versions judged on the test rows of this digest, at least one."""
+    name = f"regraft.judged.{test.removeprefix('sha256:')[:16]}"
+    named = {tag for tag in tags if tag == name or tag.startswith(f"{name}.")}
+    return {tag: tags.get(tag, "").split() for tag in sorted({name} | named)}
+
+
+def one_more(lists: Mapping[str, list[str]], number: str) -> tuple[str, str]:
+    """The tag that counts the version `number` too, and its value: the last of them, or one behind it."""
+    names = list(lists)
+    value = " ".join([*lists[names[-1]], number])
+    return (names[-1], value) if len(value) <= LONGEST else (f"{names[0]}.{len(lists):06}", number)
 
 
 def predictions_name(number: str, test: str) -> str:

@@ -186,12 +186,12 @@ class Registry:
 
         Call it under `locked`.
         """
-        known = self._state()[1].get(contents.judged(test), "").split()
+        lists = contents.judged(self._state()[1], test)
+        known = {number for numbers in lists.values() for number in numbers}
         if version.number not in known:
-            known = [*known, version.number]
             with server.asking(self._uri):
-                self._client.set_registered_model_tag(self.name, contents.judged(test), " ".join(known))
-        return len(known)
+                self._client.set_registered_model_tag(self.name, *contents.one_more(lists, version.number))
+        return len(known | {version.number})
 
     def history(self) -> list[Move]:
         return history.read(self._state()[1])

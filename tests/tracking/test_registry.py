@@ -13,9 +13,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tasks import files
 from tasks.errors import InputError, TrackingError
-from tasks.tracking import history, registry, server
+from tasks.tracking import contents, history, registry, server
 from tasks.tracking.history import Move
-from tasks.tracking.registry import Registry
+from tasks.tracking.registry import Registry, Version
 
 
 @pytest.fixture
@@ -240,6 +240,30 @@ def test_lines_fit_a_tag_and_stand_in_order_however_many_there_are():
     tags = history.write(moves[:2]) | history.write(moves[2:], after=2)
     assert [move.version for move in history.read(tags)] == [move.version for move in moves]
     assert max(map(len, tags.values())) < 5000  # what databases hold
+
+
+def test_any_number_of_versions_is_counted_as_judged_in_tags_that_databases_hold():
+    tags = {"regraft.judged.other": "7", "regraft.judged.aa": "1 2"}
+    for number in map(str, range(3, 2501)):
+        tags |= [contents.one_more(contents.judged(tags, "sha256:aa"), number)]
+    lists = contents.judged(tags, "sha256:aa")
+    assert [number for numbers in lists.values() for number in numbers] == [str(n) for n in range(1, 2501)]
+    assert len(lists) > 2
+    assert max(map(len, tags.values())) < 5000
+
+
+def test_a_version_is_counted_as_judged_once_on_each_test_set(reviews, client):
+    client.create_registered_model("reviews")
+    full = " ".join(map(str, range(1000, 1900)))
+    client.set_registered_model_tag("reviews", "regraft.judged.aa", full)
+    asked = [("7", "aa"), ("7", "aa"), ("1500", "aa"), ("8", "aa"), ("7", "bb")]
+    counted = [reviews.judged(Version(number, "", {}), test=f"sha256:{test}") for number, test in asked]
+    assert counted == [901, 901, 901, 902, 1]
+    assert client.get_registered_model("reviews").tags == {
+        "regraft.judged.aa": full,
+        "regraft.judged.aa.000001": "7 8",
+        "regraft.judged.bb": "7",
+    }
 
 
 def test_a_history_in_one_tag_is_read_and_taken_apart_by_the_next_move(reviews, register, client):
