@@ -72,7 +72,8 @@ class Sources(Artifact):
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedText(Artifact):
-    """`rows.parquet` (id, text, the kind's own columns, cluster, split), sorted by a hash of their content;
+    """`rows.parquet` (id, text, the kind's own columns, those that come along, cluster, split), sorted by a
+    hash of their content;
     `drops.parquet` (id, step, reason, detail, text, duplicate_of, similarity);
     `quarantine.parquet` (id, stage, reason, detail, file, line, raw); `labels.json` (the names in order)."""
 

@@ -53,6 +53,9 @@ class TextSource(Section):
     split: str | None = Field(
         None, description="column of fixed splits (train, validation, test); null: none"
     )
+    keep: tuple[str, ...] = Field(
+        (), description="columns that come along with each row, so that evaluation.slices may name them"
+    )
     separator: str | None = Field(None, description="between the labels of one cell, for kind labels")
     encoding: str = Field("utf-8", description="how the file's bytes become text; auto looks once a file")
     undecodable: Literal["quarantine", "replace"] = Field(
@@ -62,6 +65,13 @@ class TextSource(Section):
     maximum_bytes: Count = Field(2**36, description="bytes that a compressed file may unpack to")
     revision: str = Field("main", description="Hub branch, tag or commit; ignored for files")
     licence: str = Field("not stated", description="carried into reports")
+
+    @field_validator("keep")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+            raise ValueError(f"{twice[0]!r} is named twice: name each column once")
+        return names
 
 
 class Reference(Section):
@@ -379,7 +389,8 @@ class EvaluationParams(Section):
     seed: int = 1
     slices: dict[str, str] = Field(
         {},
-        description="name -> SQL over the rows' columns: one slice where it is true, or one for each value",
+        description="name -> SQL over the rows' columns, sources.text.keep among them: one slice where it is "
+        "true, or one for each value",
     )
     smallest_slice: Count = Field(100, description="rows below which a slice is no evidence")
     abstain: AbstainParams | None = Field(

@@ -21,6 +21,7 @@ from tasks.evaluation.predictions import Array
 
 LENGTHS = 4  # parts of about as many rows each, from the shortest texts to the longest
 MOST = 20  # slices that one expression may make
+VALUES = 50  # of a column that came along, which are told apart; the rest is one slice
 GROUPS = 10  # of near-duplicates, below which an interval is too narrow to be believed
 Mask = NDArray[np.bool_]
 
@@ -44,11 +45,15 @@ class Measured:
     figures: Mapping[str, Interval]
 
 
-def cut(rows: pl.DataFrame, labels: Sequence[str], asked: Mapping[str, str]) -> tuple[Slice, ...]:
+def cut(
+    rows: pl.DataFrame, labels: Sequence[str], asked: Mapping[str, str], kept: Sequence[str] = ()
+) -> tuple[Slice, ...]:
     """The slices of `rows`: by label where rows have one or several, by length, and those asked for.
 
     rows: `characters`, and the columns that an expression may name. asked: name -> expression; one that is
-    true or false makes one slice, another one for each of its values.
+    true or false makes one slice, another one for each of its values. kept: columns of text that came along
+    with the rows; one that stands alone, spelled as it is, makes a slice of each of its VALUES most frequent
+    values, and one of the rows that have others.
 
     Raises ParamsError that lists every expression that says nothing of these rows.
     """
@@ -56,7 +61,8 @@ def cut(rows: pl.DataFrame, labels: Sequence[str], asked: Mapping[str, str]) -> 
     faults = ["evaluation.slices.id: id names the rows: give the slice another name"] if "id" in asked else []
     for name, expression in asked.items():
         try:
-            found += _by_expression(rows, name, expression)
+            whole = expression in kept and expression in rows.columns
+            found += _by_value(rows, name, expression) if whole else _by_expression(rows, name, expression)
         except ParamsError as error:
             faults.append(str(error))
     names = [one.name for one in found]
@@ -141,24 +147,46 @@ def _span(characters: NDArray[np.int64]) -> str:
     return f"{characters.min():,} to {characters.max():,} characters"
 
 
+def _by_value(rows: pl.DataFrame, name: str, column: str) -> list[Slice]:
+    """Ordered by value; of values equally frequent those first in the alphabet count as more frequent."""
+    values = rows[column]
+    counts = values.drop_nulls().rename("value").value_counts(name="rows")
+    if not len(counts):
+        raise ParamsError(
+            f"evaluation.slices.{name}: no test row has a value in column {column!r}: see whether the table "
+            "has one (packed rows of kind text lose what came along)"
+        )
+    common = counts.sort("rows", "value", descending=[True, False])["value"].head(VALUES).sort()
+    found = [
+        Slice(f"{name} = {value}", f"rows whose {column} is {value}", _true(values == value))
+        for value in common.to_list()
+    ]
+    if len(counts) > VALUES:
+        told = f"rows with one of the other {len(counts) - VALUES:,} values of {column}, none more frequent"
+        found.append(Slice(f"{name} is another", told, _true(~values.is_in(common.implode()))))
+    return found
+
+
+def _true(holds: pl.Series) -> Mask:
+    """What is not known is not true."""
+    return holds.fill_null(value=False).to_numpy()
+
+
 def _by_expression(rows: pl.DataFrame, name: str, expression: str) -> list[Slice]:
     values = _evaluated(rows, name, expression)
     if values.dtype == pl.Boolean:
-        return [Slice(name, expression, values.fill_null(value=False).to_numpy())]
+        return [Slice(name, expression, _true(values))]
     distinct = values.drop_nulls().unique().sort()
     if len(distinct) > MOST:
         raise ParamsError(
             f"evaluation.slices.{name}: {expression!r} has {len(distinct):,} values, more than {MOST}: "
             "compare it with something, so that it is true or false"
         )
-    return [
-        Slice(f"{name} = {value}", expression, (values == value).fill_null(value=False).to_numpy())
-        for value in distinct.to_list()
-    ]
+    return [Slice(f"{name} = {value}", expression, _true(values == value)) for value in distinct.to_list()]
 
 
 def _evaluated(rows: pl.DataFrame, name: str, expression: str) -> pl.Series:
-    known = f"columns: {', '.join(rows.columns)}"
+    known = f"columns: {', '.join(rows.columns)} (sources.text.keep brings others along)"
     try:
         values = rows.select(pl.sql_expr(expression).alias(name))[name]
     except pl.exceptions.PolarsError as error:

@@ -55,7 +55,8 @@ def run(params: Params, root: Path, track: Track) -> Evaluation:
     where = device.choose(params.finetuning.device)
     splits = {split: entered.read(split) for split in SPLITS}
     rows, labels = upstream.table(entered.prepared, splits["test"]), entered.encoded.labels
-    parts = slices.cut(rows, labels, settings.slices)  # before any work: an expression may be wrong
+    kept = params.sources.text.keep
+    parts = slices.cut(rows, labels, settings.slices, kept)  # before any work: an expression may be wrong
     asked = Contest(kind, contestants, labels, where, upstream.writer(entered))
     answers = contest.hold(asked, entered, splits)
     judged = judgement.judge(answers, measured, labels, parts, rows, settings)

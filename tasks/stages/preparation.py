@@ -91,7 +91,7 @@ def prepare(
     _refuse_nothing(gathered)
     entries = ledger.read(remembered)
     decided = decide.decide(gathered, signed, rules, entries)
-    delivered = deliver.deliver(gathered, decided.fates, kind, into=into, limits=rules.limits)
+    delivered = deliver.deliver(gathered, decided.fates, kind, source.keep, into=into, limits=rules.limits)
     _account_for(gathered, delivered)
     _refuse_too_many(into, gathered, delivered, settings.max_quarantine_fraction)
     labels = _labels(gathered, settings)

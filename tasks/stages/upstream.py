@@ -106,11 +106,12 @@ def table(prepared: PreparedText, split: Split) -> pl.DataFrame:
 
     A packed row of a language model is none of preparation's: it has a text and nothing else.
     """
-    asked = {"id": split.rows.ids, "told": split.texts, "characters": [len(text) for text in split.texts]}
+    asked = {"id": split.rows.ids, "characters": [len(text) for text in split.texts]}
     rows = pl.scan_parquet(prepared.path / "rows.parquet").drop("split")
     known = rows.filter(pl.col("id").is_in(list(split.rows.ids))).collect()
     found = pl.DataFrame(asked).join(known, on="id", how="left", maintain_order="left")
-    return found.with_columns(pl.coalesce("text", "told").alias("text")).drop("told")
+    told = pl.Series(split.texts, dtype=pl.String)
+    return found.with_columns(pl.coalesce("text", told).alias("text"))
 
 
 def groups(rows: pl.DataFrame) -> NDArray[np.int64] | None:

@@ -71,8 +71,7 @@ class Delivered:
     def total(self) -> int:
         return sum(sum(counts.values()) for counts in (self.rows, self.dropped, self.quarantined))
 
-    def count(self, piece: "_Piece", kind: kinds.Kind) -> None:
-        kept = piece.kept(kind)
+    def count(self, kept: pa.Table, piece: "_Piece", kind: kinds.Kind) -> None:
         splits = kept["split"].to_pylist()
         self.rows.update(splits)
         self.balance.update(zip(kinds.classes(kept, kind), splits, strict=True))
@@ -84,11 +83,19 @@ class Delivered:
 
 
 def deliver(
-    gathered: Gathered, fates: Fates, kind: kinds.Kind, *, into: Path, limits: Mapping[str, int | None]
+    gathered: Gathered,
+    fates: Fates,
+    kind: kinds.Kind,
+    keep: Sequence[str],
+    *,
+    into: Path,
+    limits: Mapping[str, int | None],
 ) -> Delivered:
-    """Write `rows.parquet`, `drops.parquet` and `quarantine.parquet` into the directory `into`."""
+    """Write `rows.parquet`, `drops.parquet` and `quarantine.parquet` into the directory `into`; the columns
+    `keep`, which come along, are told of rows that stay alone."""
     told = Delivered()
-    parts = _Parts(into / "parts", int(fates.stays.sum()), row_schema(kind))
+    schema = row_schema(kind, keep)
+    parts = _Parts(into / "parts", int(fates.stays.sum()), schema)
     with ExitStack() as stack:
         drops = stack.enter_context(_Steady(into / "drops.parquet", shards.DROPPED))
         aside = stack.enter_context(_Steady(into / "quarantine.parquet", SET_ASIDE))
@@ -100,18 +107,19 @@ def deliver(
         files = progress.track(gathered.files, total=len(gathered.files), description="writing shards")
         for number, file in enumerate(files):
             piece = _Piece(shards.read(file), names, slice(*gathered.starts[number : number + 2]))
-            told.count(piece, kind)
-            parts.add(piece.kept(kind))
+            kept = piece.kept(schema)
+            told.count(kept, piece, kind)
+            parts.add(kept)
             drops.add(piece.dropped())
             aside.add(piece.set_aside())
     parts.sort_into(into / "rows.parquet")
     return told
 
 
-def row_schema(kind: kinds.Kind) -> pa.Schema:
+def row_schema(kind: kinds.Kind, keep: Sequence[str]) -> pa.Schema:
     """A kept row, behind the hash that rows are sorted by."""
     strings = {name: pa.string() for name in ("id", "text")}
-    ends = {name: pa.string() for name in ("cluster", "split")}
+    ends = {name: pa.string() for name in (*keep, "cluster", "split")}
     return pa.schema({"content": pa.uint64(), **strings, **kind.columns, **ends})
 
 
@@ -178,15 +186,17 @@ class _Piece:
         self.aside = np.isin(self.reason, list(QUARANTINED))
         self.out = (self.reason != "") & ~self.aside
 
-    def kept(self, kind: kinds.Kind) -> pa.Table:
+    def kept(self, schema: pa.Schema) -> pa.Table:
         fates, mask = self.names.fates, self.reason == ""
         table, ids = self.table.filter(pa.array(mask)), self.names.ids[self.rows].filter(pl.Series(mask))
         splits = np.asarray(SPLITS, dtype=object)[fates.split[self.rows][mask]]
         clusters = [f"{cluster:016x}" for cluster in fates.cluster[self.rows][mask].tolist()]
-        columns = {"content": table["content"], "id": ids.to_arrow().cast(pa.string())}
-        columns |= {name: table[name] for name in ("text", *kind.columns)}
+        columns = {name: table[name] for name in table.column_names if name in schema.names}
+        along = [name for name in table.column_names if name.startswith(shards.KEPT)]
+        columns |= {name.removeprefix(shards.KEPT): table[name] for name in along}
+        columns |= {"id": ids.to_arrow().cast(pa.string())}
         columns |= {"cluster": pa.array(clusters, pa.string()), "split": pa.array(splits, pa.string())}
-        return pa.table(columns).cast(row_schema(kind))
+        return pa.table(columns).select(schema.names).cast(schema)
 
     def dropped(self) -> pa.Table:
         rows, columns = self._told(self.out)

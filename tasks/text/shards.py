@@ -18,6 +18,7 @@ import pyarrow.parquet as parquet
 
 from tasks.errors import ParamsError
 
+KEPT = "kept column "  # begins the names of what comes along, so that none of them is one of ours
 Engine = Literal["thread", "process", "ray"]
 Task = TypeVar("Task")
 Result = TypeVar("Result")

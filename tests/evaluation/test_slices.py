@@ -61,6 +61,41 @@ def test_an_expression_with_other_values_makes_a_slice_of_each():
     }
 
 
+def _by(values, asked="group by"):
+    rows = pl.DataFrame(
+        {"characters": range(len(values)), "group by": values}, schema_overrides={"group by": pl.String}
+    )
+    found = slices.cut(rows, (), {"by": asked}, kept=["group by"])
+    return {one.name: one for one in found if not one.name.startswith("length")}
+
+
+def test_a_column_that_came_along_makes_a_slice_of_each_value_whatever_it_is_called():
+    found = _by(["web", None, "shop", "web"])
+    assert {name: one.mask.tolist() for name, one in found.items()} == {
+        "by = shop": [False, False, True, False],
+        "by = web": [True, False, False, True],
+    }
+    assert found["by = web"].told == "rows whose group by is web"
+    assert list(_by(["web", "shop"], "\"group by\" = 'web'")) == ["by"]
+
+
+@pytest.mark.parametrize(("many", "rest"), [(slices.VALUES, 0), (slices.VALUES + 2, 2)])
+def test_the_rarest_of_many_values_that_came_along_are_one_slice(many, rest):
+    names = [f"v{number:03}" for number in range(many)]
+    found = _by([*names, *names[-slices.VALUES + 1 :], None])  # the last come twice
+    assert len(found) == slices.VALUES + bool(rest)
+    if rest:
+        assert found["by is another"].mask.nonzero()[0].tolist() == [1, 2]
+        assert f"the other {rest} values of group by" in found["by is another"].told
+
+
+def test_a_column_that_came_along_without_a_value_is_named():
+    with pytest.raises(
+        ParamsError, match=r"evaluation\.slices\.by: no test row has a value in column 'group by'"
+    ):
+        _by([None, None])
+
+
 @pytest.mark.parametrize(
     ("expression", "reason"),
     [

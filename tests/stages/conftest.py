@@ -27,8 +27,9 @@ def prepared() -> Callable[..., None]:
         kind: str = "label",
         labels: Sequence[str] = ("a", "b"),
         group: int = 7,
+        keep: Sequence[str] = (),
     ) -> None:
-        names = ("id", "text", *kinds.KINDS[kind].columns, "cluster", "split")
+        names = ("id", "text", *kinds.KINDS[kind].columns, *keep, "cluster", "split")
         types = dict.fromkeys(names, pa.string()) | dict(kinds.KINDS[kind].columns)
         counts = Counter(row["split"] for row in rows)
         with files.replace_directory(PreparedText.folder(root)) as draft:

@@ -15,7 +15,7 @@ from flows import consume
 from tasks import files, params
 from tasks.artifacts import SPLITS, ConvertedCheckpoint, EncodedDataset, Sources, TrainedModel
 from tasks.errors import DataError, ParamsError
-from tasks.evaluation import calibration, decisions, predictions
+from tasks.evaluation import calibration, decisions, predictions, slices
 from tasks.evaluation.figures import multilabel
 from tasks.stages import evaluation, promotion
 from tasks.tracking import runs, server
@@ -83,13 +83,20 @@ ENCODED = {
 NAMES = {"labels": LABELS, "score": (), "tags": TAGS}
 
 
-def write_rows(root, kind, prepared):
+def channel_of(id):
+    """What came along with a row; every fifth says nothing."""
+    number = int(id.partition("-")[2])
+    return None if number % 5 == 0 else ("web", "shop")[number % 2]
+
+
+def write_rows(root, kind, prepared, keep):
     rows = [
         {"id": id, "text": text, "tokens": text.split(), kind: SAID[kind](ids), "split": split}
+        | {"channel": channel_of(id)}
         for split in SPLITS
         for id, ids, text in drawn(split)
     ]
-    prepared(root, rows, kind=kind, labels=NAMES[kind])
+    prepared(root, rows, kind=kind, labels=NAMES[kind], keep=keep)
     column, type_, told = ENCODED[kind]
     places = {"places": pa.list_(pa.int32())} if kind == "tags" else {}
     schema = pa.schema({"id": pa.string(), "input_ids": pa.list_(pa.int32()), **places, column: type_})
@@ -198,10 +205,10 @@ def ready(tracked, prepared, tokenizer, monkeypatch):
         experiment = found.experiment_id if found else client.create_experiment("tiny", place)
         return client.create_run(experiment).info.run_id
 
-    def write(kind, **how):
+    def write(kind, keep=(), **how):
         with files.replace_directory(Sources.folder(tracked)) as draft:
             Sources.save(draft, text="sha256:1", checkpoint="sha256:2")
-        write_rows(tracked, kind, prepared)
+        write_rows(tracked, kind, prepared, keep)
         write_models(tracked, kind, tokenizer, **how)
         return tracked
 
@@ -304,6 +311,30 @@ def test_rows_with_a_tag_a_word_reach_a_champion(ready):
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize("kind", ["labels", "score", "tags"])
+def test_values_that_came_along_are_told_apart_and_protected(ready, kind):
+    asked = settings(
+        kind, "sources.text.keep=[channel]", "evaluation.smallest_slice=8", "promotion.gate.must_beat=[]",
+        "promotion.gate.slices={minimum: 8, margin: 0.0}",
+        "evaluation.slices={by: channel, web or silent: \"channel IS NULL OR channel = 'web'\"}",
+    )  # fmt: skip
+    root = ready(kind, keep=("channel",))
+    record = evaluation.run(asked, root, Silent())
+    rows = {n: found["rows"] for n, found in record.slices.items() if not n.startswith(("label", "length"))}
+    assert rows == {"by = shop": 24, "by = web": 24, "web or silent": 36}
+    assert all(record.slices[name]["metrics"] for name in rows)
+    assert "rows whose channel is web" in page_of(root)
+    masks = slices.read(record.path / "slices.parquet", [id for id, *_ in drawn("test")])
+    assert masks["by = web"].tolist() == [channel_of(id) == "web" for id, *_ in drawn("test")]
+
+    assert promotion.run(asked, root, Silent()).alias_moved
+    ready_again(root, asked, epochs=1)
+    worse = promotion.run(asked, root, Silent())
+    assert worse.outcome == "reject"
+    assert any("slice by = web: 24 rows" in reason for reason in worse.reasons)
+
+
+@pytest.mark.e2e
 def test_a_champion_of_scores_answers_other_test_rows(ready):
     root = ready("score", epochs=3)
     evaluation.run(settings("score"), root, Silent())
@@ -315,20 +346,20 @@ def test_a_champion_of_scores_answers_other_test_rows(ready):
             pq.write_table(table.slice(0, 50) if split == "test" else table, draft / f"{split}.parquet")
         sizes = dict.fromkeys(("rows", "tokens", "truncated", "lost", "unknown"), COUNTS)
         EncodedDataset.save(draft, kind="score", labels=(), max_length=16, **sizes)
-    ready_again(root)
+    ready_again(root, settings("score"))
     record = promotion.run(settings("score", "promotion.gate.must_beat=[]"), root, Silent())
     assert record.outcome == "promote"
     assert "> champion " in record.reasons[0]
     assert "on the same 50 rows" in record.reasons[0]
 
 
-def ready_again(root):
-    """A better model on other test rows."""
+def ready_again(root, asked, *, epochs=60):
+    """Another model of the rows that are there, evaluated."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(TrainedModel.folder(root) / "model")
-    write_models(root, "score", tokenizer, epochs=60)
-    evaluation.run(settings("score"), root, Silent())
+    write_models(root, asked.sources.text.kind, tokenizer, epochs=epochs)
+    evaluation.run(asked, root, Silent())
 
 
 @pytest.mark.e2e

@@ -32,9 +32,9 @@ class Recorder:
         self.files.append(path.name)
 
 
-def make(tmp_path, rows, *changes):
-    (tmp_path / "data.csv").write_text("text,label\n" + "".join(f"{row}\n" for row in rows))
-    (tmp_path / "checkpoint").mkdir(exist_ok=True)
+def make(tmp_path, rows, *changes, header="text,label"):
+    (tmp_path / "checkpoint").mkdir(exist_ok=True, parents=True)
+    (tmp_path / "data.csv").write_text(header + "\n" + "".join(f"{row}\n" for row in rows))
     (tmp_path / "checkpoint" / "config.json").write_text("{}")
     mine = [
         "sources.text.path=data.csv", "sources.text.columns={}", "sources.text.licence=MIT",
@@ -74,6 +74,29 @@ def test_every_row_is_in_one_table_with_its_reason(tmp_path):
     assert sorted(path.name for path in record.path.iterdir()) == [
         "drops.parquet", "labels.json", "manifest.json", "quarantine.parquet", "rows.parquet",
     ]  # fmt: skip
+
+
+def test_columns_come_along_and_change_nothing_else(tmp_path):
+    lines = [f"{row},{('web', '', 'shop')[n % 3]},{n}" for n, row in enumerate(sentences(60))]
+    lines.append(f"{sentences(1)[0]},late,99")  # a duplicate of the first row, which stays
+    header, both = (
+        "text,label,place,reason",
+        ["sources.text.keep=[reason, place]", "preparation.shard_rows=7"],
+    )
+    alone = make(tmp_path / "alone", lines, header=header)
+    kept = make(tmp_path / "kept", lines, *both, header=header)
+    before = preparation.run(alone, tmp_path / "alone", Recorder())
+    after = preparation.run(kept, tmp_path / "kept", Recorder())
+    rows = table(after, "rows")
+    assert list(rows[0]) == ["id", "text", "label", "reason", "place", "cluster", "split"]
+    told = {row["reason"]: row["place"] for row in rows}
+    assert told == {str(n): ("web", None, "shop")[n % 3] for n in range(60)}
+    for row in rows:
+        del row["reason"], row["place"]
+    assert rows == table(before, "rows")
+    assert [after.rows, after.dropped] == [before.rows, before.dropped]
+    for name in ("drops.parquet", "quarantine.parquet", "labels.json"):
+        assert (after.path / name).read_bytes() == (before.path / name).read_bytes()
 
 
 def test_a_drop_names_what_it_duplicates_and_how_nearly(tmp_path):

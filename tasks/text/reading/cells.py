@@ -5,6 +5,8 @@ A table of converters by the kind's column, and one of what a kind asks of a row
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import date, time
+from decimal import Decimal
 from typing import Any
 
 from tasks.text.kinds import prompt_of, split_text
@@ -136,6 +138,21 @@ def identity(value: Any, column: str) -> str:
     if not isinstance(value, str):
         raise _wrong_type(value, column, "an id")
     return value
+
+
+def kept(value: Any, column: str) -> str | None:
+    """What comes along, as text: numbers as labels are written, dates as 2026-01-31; None where nothing
+    stands in the cell."""
+    if _is_missing(value) or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, date | time | Decimal):
+        return str(value)
+    if not isinstance(value, str | int | float):
+        raise _wrong_type(value, column, "a text, a number or a date")
+    found = label(value, column)
+    if any("\ud800" <= character <= "\udfff" for character in found):
+        raise Fault("lone_surrogate", f"column {column!r} holds half of a surrogate pair")
+    return found
 
 
 Row = Sequence[Any]  # text, then the kind's columns

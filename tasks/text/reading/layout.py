@@ -15,12 +15,14 @@ UNDECODABLE = "undecodable", "a byte is no character in the file's encoding"
 
 @dataclass(frozen=True)
 class Layout:
-    """How a table is to be read. `columns` maps the kind's names to the table's, where they differ."""
+    """How a table is to be read. `columns` maps the kind's names to the table's, where they differ; `keep`
+    are columns that come along."""
 
     kind: str = "label"
     columns: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     id: str | None = None
     split: str | None = None
+    keep: tuple[str, ...] = ()
     separator: str | None = None
     encoding: str = "utf-8"
     undecodable: Literal["quarantine", "replace"] = "quarantine"
@@ -47,7 +49,7 @@ class Table(NamedTuple):
     encoding: str
 
 
-Wanted = Mapping[str, str]  # role (the kind's name, "id", "split") -> column of the table
+Wanted = Mapping[str, str]  # role (the kind's name, "id", "split", what is kept) -> column of the table
 
 
 def check_columns(columns: Collection[str], present: Sequence[str], name: str) -> None:

@@ -25,11 +25,13 @@ LONGEST_RAW = 2000  # bytes of a quarantined row that are kept to look at
 LARGEST_SHARD = 2**26  # bytes of text, so that a shard of long documents stays small too
 MEASUREMENT = 20  # so many different fractional numbers are a measurement, not classes
 OWN = ("id", "split")  # roles that say nothing, and so are no part of a row's content
+# What rows and slices are told by: no column that comes along may be called so.
+TAKEN = ("id", "text", "label", "labels", "content", "characters", "cluster", "split")
 
 
 class Shard(NamedTuple):
-    """`documents`: shards.DOCUMENT and the kind's columns; `quarantined`: shards.QUARANTINED; `repaired`: in
-    how many documents bytes were replaced by U+FFFD."""
+    """`documents`: shards.DOCUMENT, the kind's columns and what comes along; `quarantined`:
+    shards.QUARANTINED; `repaired`: in how many documents bytes were replaced by U+FFFD."""
 
     documents: pa.Table
     quarantined: pa.Table
@@ -39,11 +41,12 @@ class Shard(NamedTuple):
 def read(path: Path, layout: Layout, *, rows: int = 20_000) -> Iterator[Shard]:
     """The rows at `path` in its order, at most `rows` to a shard; nothing larger than a shard is held.
 
-    `content` is a hash of what the kind's columns say, so neither new rows nor another order change it; of a
-    quarantined row, of its bytes.
+    `content` is a hash of what the kind's columns say, so neither new rows, another order nor what comes
+    along change it; of a quarantined row, of its bytes.
 
     Raises SourceError for what is no table, a missing column or no usable row; ParamsError for an unknown
-    column of the kind or encoding; DataError, at the end, for labels that are measurements.
+    column of the kind or encoding, and for a column that cannot come along; DataError, at the end, for labels
+    that are measurements.
     """
     wanted = _wanted(layout)
     if not path.exists():
@@ -60,7 +63,7 @@ def read(path: Path, layout: Layout, *, rows: int = 20_000) -> Iterator[Shard]:
 
 
 def _wanted(layout: Layout) -> dict[str, str]:
-    """Role (the kind's name, "id", "split") -> column of the table."""
+    """Role (the kind's name, "id", "split", what is kept) -> column of the table."""
     names = KINDS[layout.kind].wanted()
     for name in layout.columns:
         if name not in names:
@@ -73,7 +76,26 @@ def _wanted(layout: Layout) -> dict[str, str]:
             other = next(name for name in names if name != one and wanted[name] == column)
             raise SourceError(f"{one} and {other} are both read from column {column!r}")
     own = {"id": layout.id, "split": layout.split}
-    return wanted | {role: column for role, column in own.items() if column is not None}
+    wanted |= {role: column for role, column in own.items() if column is not None}
+    _demand_free(layout, wanted)
+    return wanted | {f"{shards.KEPT}{column}": column for column in layout.keep}
+
+
+def _demand_free(layout: Layout, wanted: Mapping[str, str]) -> None:
+    """Raises ParamsError that lists every column of `keep` that is a row's already, or is called like one."""
+    read = {column: role for role, column in wanted.items()}
+    faults = [
+        f"sources.text.keep: column {column!r} is read as {read[column]} already: leave it out"
+        for column in layout.keep
+        if column in read
+    ]
+    faults += [
+        f"sources.text.keep: {column!r} is what rows call a column of their own: rename it in the table"
+        for column in layout.keep
+        if column not in read and column in (*TAKEN, *KINDS[layout.kind].columns)
+    ]
+    if faults:
+        raise ParamsError("\n".join(faults))
 
 
 class _Basket:
@@ -87,7 +109,7 @@ class _Basket:
         self._width = len(kind.wanted())
         self._whole = cells.WHOLE.get(layout.kind)
         self._maximum = layout.maximum_row
-        self._schema = _schema(kind.columns)
+        self._schema = _schema(kind.columns, layout.keep)
         self._start()
 
     def _start(self) -> None:
@@ -108,17 +130,18 @@ class _Basket:
     def _document(self, row: Row, table: Table) -> tuple[Any, ...]:
         pairs = zip(self._convert, row.cells, strict=True)
         values = [convert(cell, column) for (convert, column), cell in pairs]
-        id, split = None, table.split
-        if self._own:
-            own = dict(zip(self._own, values[self._width :], strict=True))
+        id, split, along = None, table.split, []
+        if len(values) > self._width:
+            own = dict(zip(self._own, values[self._width :], strict=False))
             id, split = own.get("id"), own.get("split", split)
+            along = values[self._width + len(own) :]
             del values[self._width :]
         said = _said(values)
         if len(said) > self._maximum:
             raise Fault(*too_large(self._maximum))
-        self.size += len(said)
+        self.size += len(said) + sum(len(value) for value in along if value)
         document = self._whole(values) if self._whole else values
-        return id, _hash(said), f"{table.name}:{row.line}", split, *document
+        return id, _hash(said), f"{table.name}:{row.line}", split, *document, *along
 
     def _set_aside(self, row: Row, table: Table, fault: Fault) -> tuple[Any, ...]:
         raw = _raw(row, table.encoding)
@@ -187,11 +210,14 @@ class _Seen:
 def _converter(role: str, layout: Layout) -> Callable[[Any, str], Any]:
     if role == "labels":
         return partial(cells.labels, separator=layout.separator)
+    if role.startswith(shards.KEPT):
+        return cells.kept
     return {"id": cells.identity, "split": cells.split}.get(role) or cells.CELLS[role]
 
 
-def _schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
-    return pa.schema([*shards.DOCUMENT, *(pa.field(name, type) for name, type in columns.items())])
+def _schema(columns: Mapping[str, pa.DataType], keep: Sequence[str]) -> pa.Schema:
+    found = {**columns, **{f"{shards.KEPT}{name}": pa.string() for name in keep}}
+    return pa.schema([*shards.DOCUMENT, *(pa.field(name, type) for name, type in found.items())])
 
 
 def _columns(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:

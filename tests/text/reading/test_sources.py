@@ -1,6 +1,7 @@
 import json
 from collections import Counter
 from contextlib import suppress
+from datetime import date
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
@@ -92,6 +93,9 @@ def test_shards_have_their_schemas_even_when_empty(table, kind):
     [document] = found[1].documents.to_pylist()
     if kind in expected:
         assert tuple(document.values())[4:] == expected[kind]
+    more = table(json.dumps(rows[kind] | {"channel": "web"}) + "\n", "more.jsonl")
+    [[came]], _ = along(more, kind=kind, keep=("channel",))
+    assert came == "web"
 
 
 def test_the_size_of_shards_changes_nothing_but_their_number(table):
@@ -476,3 +480,79 @@ def test_no_value_of_any_column_can_stop_a_kind(tmp_path_factory, kind, data):
         for shard in sources.read(path, Layout(kind=kind)):
             count += len(shard.documents) + len(shard.quarantined)
     assert count == len(rows)
+
+
+# Columns that come along
+
+
+def along(path, **layout):
+    documents, quarantined = read(path, **layout)
+    names = [f"{shards.KEPT}{name}" for name in layout["keep"]]
+    return [tuple(row[name] for name in names) for row in documents], quarantined
+
+
+def test_columns_come_along_as_text_and_what_is_missing_is_null(objects, table):
+    rows = [
+        {"channel": " web ", "year": 2019},
+        {"channel": "", "year": 2019.0},
+        {"year": None},
+        {"channel": True, "year": 0.5},
+    ]
+    path = objects(*({"text": "a", "label": "b"} | row for row in rows))
+    found, quarantined = along(path, keep=("channel", "year"))
+    assert found == [("web", "2019"), (None, "2019"), (None, None), ("true", "0.5")]
+    assert not quarantined
+    assert along(table("year,text,label\n2019,a,b\n,a,b\n"), keep=("year",))[0] == [("2019",), (None,)]
+
+
+def test_dates_and_missing_numbers_of_a_parquet_file_come_along(tmp_path):
+    columns = {
+        "text": ["a", "b"], "label": ["x", "x"], "day": [date(2026, 1, 31), None], "stars": [4.0, float("nan")],
+    }  # fmt: skip
+    parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    found, _ = along(tmp_path / "t.parquet", keep=("day", "stars"))
+    assert found == [("2026-01-31", "4"), (None, None)]
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"), [(["a"], "wrong_type"), ({"a": 1}, "wrong_type"), ("\ud800", "lone_surrogate")]
+)
+def test_a_value_that_cannot_come_along_sets_its_row_aside(objects, cell, reason):
+    good = {"text": "a", "label": "b", "channel": "web"}
+    found, [row] = along(objects(good, good | {"channel": cell}), keep=("channel",))
+    assert found == [("web",)]
+    assert row["reason"] == reason
+    assert "column 'channel' holds" in row["detail"]
+
+
+def test_what_comes_along_is_no_part_of_the_content(objects):
+    row = {"text": "a", "label": "b", "id": "1", "split": "train", "channel": "web"}
+    alone, *_ = read(objects(row))[0]
+    more, *_ = read(objects(row), id="id", split="split", keep=("channel",))[0]
+    assert more.pop(f"{shards.KEPT}channel") == "web"
+    assert more == alone | {"id": "1", "split": "train"}
+
+
+@pytest.mark.parametrize(
+    ("keep", "layout", "message"),
+    [
+        (("cluster",), {}, "sources.text.keep: 'cluster' is what rows call a column of their own: rename it"),
+        (("tokens",), {"kind": "tags"}, "'tokens' is read as tokens already"),
+        (("target",), {"kind": "prefix-remainder"}, "'target' is what rows call a column of their own"),
+        (("mood",), {"columns": {"label": "mood"}}, "column 'mood' is read as label already: leave it out"),
+        (("part",), {"split": "part"}, "column 'part' is read as split already: leave it out"),
+        (("text", "content"), {}, "'text' is read as text already.*\n.*'content' is what rows call"),
+    ],
+)
+def test_a_column_that_a_row_has_already_cannot_come_along(table, keep, layout, message):
+    with pytest.raises(ParamsError, match=message):
+        read(table("text,label\na,b\n"), keep=keep, **layout)
+
+
+def test_a_column_to_come_along_that_is_not_there_is_named(table, tmp_path):
+    with pytest.raises(SourceError, match=r"table\.csv has no column 'chanel'; did you mean 'channel'"):
+        read(table("text,label,channel\na,b,c\n"), keep=("chanel",))
+    (tmp_path / "texts" / "good").mkdir(parents=True)
+    (tmp_path / "texts" / "good" / "1.txt").write_text("a")
+    with pytest.raises(SourceError, match="which give text and label, not kept column channel"):
+        read(tmp_path / "texts", keep=("channel",))
