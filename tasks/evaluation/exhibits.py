@@ -7,6 +7,7 @@ import numpy as np
 
 from tasks.evaluation import judging, pictures
 from tasks.evaluation.figures import language, metrics, multilabel
+from tasks.evaluation.figures.metrics import Occurrences, Sampling
 from tasks.evaluation.gate.checks import decimal
 from tasks.evaluation.pictures import Picture
 from tasks.evaluation.predictions import MODEL, Array, Predictions
@@ -43,10 +44,11 @@ class Worst:
 
 @dataclass(frozen=True)
 class Exhibit:
-    """pictures and pairs: answers, class names -> what to draw, and (actual, predicted) for DVC's confusion
-    template. worst: answers, texts by row id, class names. classes: none where there are no classes."""
+    """pictures: answers, class names, how intervals are found -> what to draw. pairs: answers, class names ->
+    (actual, predicted) for DVC's confusion template. worst: answers, texts by row id, class names. classes:
+    none where there are no classes."""
 
-    pictures: Callable[[Answers, Sequence[str]], list[Picture]]
+    pictures: Callable[[Answers, Sequence[str], Sampling], list[Picture]]
     worst: Callable[[Predictions, Mapping[str, str], Sequence[str]], Worst]
     classes: Callable[[Predictions, Sequence[str]], Classes] | None = None
     pairs: Callable[[Predictions, Sequence[str]], Pairs] | None = None
@@ -61,20 +63,37 @@ def _worst_of(answers: Predictions, rows: Iterable[int], badness: Array) -> list
     return sorted(rows, key=lambda row: (-badness[row], answers.ids[row]))[:WORST]
 
 
-def _class_picture(table: Mapping[str, Array], names: Sequence[str]) -> Picture:
-    drawn = pictures.class_bars(table, names)
-    return Picture("Classes", "In brackets the test rows of a class.", drawn)
+def _class_picture(
+    table: Mapping[str, Array],
+    ranges: Mapping[str, Array],
+    names: Sequence[str],
+    sampling: Sampling,
+    counted: str,
+) -> Picture:
+    told = f"Lines are {100 * sampling.confidence:g} % intervals; in brackets the {counted} of a class."
+    return Picture("Classes", told, pictures.class_bars(table, ranges, names))
+
+
+def _one_class_picture(
+    answers: Predictions, rows: Array, count: int, names: Sequence[str], sampling: Sampling, counted: str
+) -> Picture:
+    """answers: with one label each, in `rows` (answers,) of so many rows, which are drawn whole."""
+    given, said = Occurrences(rows, answers.actual), Occurrences(rows, answers.chosen)
+    right, classes = said.where(answers.correct), len(names)
+    ranges = metrics.class_ranges(given, said, right, sampling, rows=count, classes=classes)
+    table = metrics.per_class(answers.actual, answers.chosen, classes)
+    return _class_picture(table, ranges, names, sampling, counted)
 
 
 def _class_table(table: Mapping[str, Array], names: Sequence[str]) -> Classes:
     return list(zip(names, *(table[key] for key in ("rows", "precision", "recall", "f1")), strict=True))
 
 
-def _one_pictures(answers: Answers, names: Sequence[str]) -> list[Picture]:
-    model = answers[MODEL]
+def _one_pictures(answers: Answers, names: Sequence[str], sampling: Sampling) -> list[Picture]:
+    model, count = answers[MODEL], len(answers[MODEL].ids)
     table = metrics.confusion(model.actual, model.chosen, len(names))
     return [
-        _class_picture(metrics.per_class(model.actual, model.chosen, len(names)), names),
+        _one_class_picture(model, np.arange(count), count, names, sampling, "test rows"),
         Picture(
             "Confusion",
             "Test rows of the fine-tuned model; shares are of the actual class.",
@@ -107,9 +126,13 @@ def _one_pairs(answers: Predictions, names: Sequence[str]) -> Pairs:
         yield names[actual], names[chosen]
 
 
-def _many_pictures(answers: Answers, names: Sequence[str]) -> list[Picture]:
+def _many_pictures(answers: Answers, names: Sequence[str], sampling: Sampling) -> list[Picture]:
     model = answers[MODEL]
-    return [_class_picture(multilabel.per_class(model.actual, model.answer), names)]
+    held, told = model.actual > 0, multilabel.chosen(model.answer)
+    given, said, right = (Occurrences(*np.nonzero(which)) for which in (held, told, held & told))
+    ranges = metrics.class_ranges(given, said, right, sampling, rows=len(model.ids), classes=len(names))
+    table = multilabel.per_class(model.actual, model.answer)
+    return [_class_picture(table, ranges, names, sampling, "test rows")]
 
 
 def _many_worst(answers: Predictions, texts: Mapping[str, str], names: Sequence[str]) -> Worst:
@@ -140,7 +163,7 @@ def _listed(held: Array, names: Sequence[str]) -> str:
     return ", ".join(name for name, holds in zip(names, held, strict=True) if holds) or NONE
 
 
-def _score_pictures(answers: Answers, names: Sequence[str]) -> list[Picture]:
+def _score_pictures(answers: Answers, names: Sequence[str], sampling: Sampling) -> list[Picture]:
     model = answers[MODEL]
     shown = min(len(model.ids), pictures.POINTS)
     told = f"Each point is a test row (the first {shown:,}); on the dotted line a prediction is right."
@@ -171,12 +194,13 @@ def _flat(answers: Predictions) -> Predictions:
     return Predictions(answers.contestant, ids, actual, np.eye(width, dtype=np.float32)[said])
 
 
-def _tag_pictures(answers: Answers, names: Sequence[str]) -> list[Picture]:
-    words = _flat(answers[MODEL])
+def _tag_pictures(answers: Answers, names: Sequence[str], sampling: Sampling) -> list[Picture]:
+    words, lengths = _flat(answers[MODEL]), [len(row) for row in answers[MODEL].actual]
+    rows = np.repeat(np.arange(len(lengths)), lengths)
     told = "Words of test rows under the fine-tuned model; shares are of the actual tag."
     table = metrics.confusion(words.actual, words.chosen, len(names))
     return [
-        _class_picture(metrics.per_class(words.actual, words.chosen, len(names)), names),
+        _one_class_picture(words, rows, len(lengths), names, sampling, "words of test rows"),
         Picture("Confusion", told, pictures.confusion_matrix(table, names)),
     ]
 
@@ -228,8 +252,8 @@ def _said(told: str | Sequence[str]) -> str:
 
 SUREST = "What the model was surest of and had wrong. Some of these may be errors of the labels."
 ONE = Exhibit(_one_pictures, _one_worst, _one_classes, _one_pairs)
-LANGUAGE = Exhibit(lambda answers, names: [], _language_worst)
-WRITTEN = Exhibit(lambda answers, names: [], _written_worst)
+LANGUAGE = Exhibit(lambda answers, names, sampling: [], _language_worst)
+WRITTEN = Exhibit(lambda answers, names, sampling: [], _written_worst)
 EXHIBITS: Mapping[str, Exhibit] = {
     "answer": WRITTEN,
     "translation": WRITTEN,

@@ -125,12 +125,15 @@ def contestants(figures: Mapping[str, Mapping[str, Interval]]) -> str:
     return sheet.svg
 
 
-def class_bars(table: Mapping[str, Array], labels: Sequence[str]) -> str:
-    """Precision, recall and F1 of each class, as `metrics.per_class` gives them."""
+def class_bars(table: Mapping[str, Array], ranges: Mapping[str, Array], labels: Sequence[str]) -> str:
+    """Precision, recall and F1 of each class, as `metrics.per_class` gives them, with the intervals of
+    `metrics.class_ranges`."""
     with _drawing(1, width=6, height=1.2 + 0.62 * len(labels)) as sheet:
         axes, places = sheet.axes[0], np.arange(len(labels))
         for offset, (name, colour) in enumerate(zip(("precision", "recall", "f1"), COLOURS, strict=False)):
-            axes.barh(places + 0.25 * (offset - 1), table[name], height=0.23, color=colour, label=name)
+            at, value, (low, high) = places + 0.25 * (offset - 1), table[name], ranges[name]
+            axes.barh(at, value, height=0.23, color=colour, alpha=0.7, label=name)
+            axes.hlines(at, np.minimum(low, value), np.maximum(high, value), color=INK, linewidth=1.5)
         rows = [f"{label} ({count:,})" for label, count in zip(labels, table["rows"], strict=True)]
         axes.set_yticks(places, rows)
         axes.set_ylim(len(labels) - 0.5, -0.5)

@@ -228,7 +228,7 @@ def _pictures(
             "Each optimizer step and its running mean.",
             pictures.learning_curve(losses, phases),
         ),
-        *EXHIBITS[model.kind].pictures(answers, labels),
+        *EXHIBITS[model.kind].pictures(answers, labels, judged.sampling),
         *(trust.pictures(model, judged.trust) if judged.trust else ()),
     ]
 

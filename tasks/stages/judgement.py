@@ -29,6 +29,7 @@ class Judged:
     slices: Sequence[Measured]  # of the model
     trust: Trust | None  # none where answers are no probabilities
     groups: int  # of near-duplicates, each row by itself counted too
+    sampling: Sampling  # how the intervals were found
 
 
 def judge(
@@ -48,6 +49,7 @@ def judge(
         slices=_sliced(model, measured, labels, parts, sampling, settings.smallest_slice),
         trust=_trust(answers, sampling, settings),
         groups=len(model.ids) if groups is None else len(np.unique(groups)),
+        sampling=sampling,
     )
 
 

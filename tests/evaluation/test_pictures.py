@@ -17,7 +17,11 @@ DRAWINGS = {
     "reliability": lambda: pictures.reliability_diagram({"model": metrics.reliability(*ANSWERS)}),
     "contestants": lambda: pictures.contestants({c: {"accuracy": Interval(0.7, 0.6, 0.8)} for c in "ab"}),
     "one contestant": lambda: pictures.contestants({"model": {"accuracy": Interval(0.7, 0.6, 0.8)}}),
-    "classes": lambda: pictures.class_bars(metrics.per_class(np.array([0, 1]), np.array([0, 0]), 3), LABELS),
+    "classes": lambda: pictures.class_bars(
+        metrics.per_class(np.array([0, 1]), np.array([0, 0]), 3),
+        {name: np.array([[0.2, 0, 0], [0.9, 0, 0]]) for name in ("precision", "recall", "f1")},
+        LABELS,
+    ),
     "learning": lambda: pictures.learning_curve(np.array([1.0, 0.5, 0.4]), ["head", "head", "whole"]),
     "one step": lambda: pictures.learning_curve(np.array([1.0]), ["head"]),
 }

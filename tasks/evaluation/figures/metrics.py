@@ -39,6 +39,21 @@ class Interval:
 
 
 @dataclass(frozen=True, eq=False)
+class Occurrences:
+    """Which row has which class: `rows` and `classes` (times,) int64, where a row of words may repeat one."""
+
+    rows: Array
+    classes: Array
+
+    def where(self, mask: NDArray[np.bool_]) -> "Occurrences":
+        return Occurrences(self.rows[mask], self.classes[mask])
+
+    def count(self, weights: Array, classes: int) -> Array:
+        """(classes,) float64, a row counted as often as its weight says."""
+        return np.bincount(self.classes, weights=weights[self.rows], minlength=classes)
+
+
+@dataclass(frozen=True, eq=False)
 class Sampling:
     """How intervals are found. groups: (rows,) int64; rows of one number say nearly the same."""
 
@@ -93,6 +108,28 @@ def bootstrap(
     tail = (1 - confidence) / 2
     low, high = np.quantile(values, [tail, 1 - tail], axis=0)  # (metrics,) each
     return {name: (float(low[i]), float(high[i])) for i, name in enumerate(metrics)}
+
+
+def class_ranges(
+    given: Occurrences, said: Occurrences, right: Occurrences, sampling: Sampling, *, rows: int, classes: int
+) -> dict[str, Array]:
+    """Percentile intervals of each class's precision, recall and f1 over rows or groups, as in `bootstrap`:
+    (2, classes) float64 each, low and high. Resamples in which a ratio has no denominator do not count for
+    it; 0 where it never has one.
+
+    right: what of `said` is given.
+    """
+    draw, generator = drawing(rows, sampling.groups), np.random.default_rng(sampling.seed)
+    values = np.empty((sampling.resamples, 3, classes))
+    for number in range(sampling.resamples):
+        weights = np.bincount(draw(generator), minlength=rows)
+        hits, actual, predicted = (one.count(weights, classes) for one in (right, given, said))
+        with np.errstate(invalid="ignore"):  # 0 / 0: no hit without both
+            values[number] = hits / predicted, hits / actual, 2 * hits / (actual + predicted)
+    values[:, np.isnan(values).all(axis=0)] = 0
+    tail = (1 - sampling.confidence) / 2
+    found = np.nanquantile(values, [tail, 1 - tail], axis=0)  # (2, 3, classes)
+    return {name: found[:, place] for place, name in enumerate(("precision", "recall", "f1"))}
 
 
 def confusion(labels: Labels, chosen: Labels, classes: int) -> NDArray[np.int64]:

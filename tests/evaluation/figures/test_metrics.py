@@ -3,7 +3,7 @@ import pytest
 from sklearn import metrics as reference
 
 from tasks.evaluation.figures import metrics
-from tasks.evaluation.figures.metrics import METRICS, Metric, Sampling
+from tasks.evaluation.figures.metrics import METRICS, Metric, Occurrences, Sampling
 
 LABELS = np.array([0, 0, 1, 1, 2, 2])
 PROBABILITIES = np.array(
@@ -150,3 +150,46 @@ def test_groups_of_unequal_size_give_all_their_rows():
     assert all(rows.count(7) % 3 == 0 for rows in seen)
     assert {rows.count(7) for rows in seen} == {0, 3, 6, 9}
     assert {len(rows) for rows in seen} == {3, 5, 7, 9}
+
+
+def _class_ranges(rows, labels, chosen, sampling, classes=4):
+    given, said = Occurrences(rows, labels), Occurrences(rows, chosen)
+    right = said.where(labels == chosen)
+    return metrics.class_ranges(given, said, right, sampling, rows=int(rows.max()) + 1, classes=classes)
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(200) // 4])
+def test_intervals_of_classes_are_those_of_the_same_resamples(groups):
+    labels, probabilities = _random()
+    chosen, sampling = probabilities.argmax(axis=1), Sampling(100, 0.9, 1, groups)
+    found = _class_ranges(np.arange(200), labels, chosen, sampling)
+    each = {
+        f"{name} {place}": Metric(
+            lambda a, b, name=name, place=place: metrics.per_class(a, b, 4)[name][place],
+            higher_is_better=True,
+        )
+        for name in found
+        for place in range(4)
+    }
+    expected = metrics.measure(labels, chosen, each, sampling)
+    for name, (low, high) in found.items():
+        for place in range(4):
+            interval = expected[f"{name} {place}"]
+            assert (low[place], high[place]) == pytest.approx((interval.low, interval.high))
+
+
+def test_a_class_is_judged_by_the_resamples_that_have_it():
+    labels = np.array([0, 1, 1, 1, 1])
+    found = _class_ranges(np.arange(5), labels, labels, Sampling(100, 0.95, 1), classes=3)
+    for low, high in found.values():
+        assert low.tolist() == high.tolist() == [1, 1, 0], "the last has neither rows nor answers"
+
+
+def test_all_words_of_a_row_are_drawn_together():
+    labels, probabilities = _random()
+    chosen, rows = probabilities.argmax(axis=1), np.arange(200) // 4
+    together = _class_ranges(rows, labels, chosen, Sampling(100, 0.9, 1))
+    grouped = _class_ranges(np.arange(200), labels, chosen, Sampling(100, 0.9, 1, rows))
+    assert {name: found.tolist() for name, found in together.items()} == {
+        name: found.tolist() for name, found in grouped.items()
+    }
