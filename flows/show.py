@@ -22,6 +22,7 @@ NAMES = {  # contestant -> what it is, in the order of the table
     "unigram": "unigram",
     "pretrained": "pretrained",
     "zero_shot": "zero-shot",
+    "k_shot": "k-shot",
     "tfidf": "TF-IDF",
     "frozen": "frozen features",
     "head": "head only",

@@ -157,8 +157,8 @@ class Evaluation(Artifact):
     """`predictions.parquet`: contestant, id, label, probabilities and logits (lists of float32, in label
     order; no logits of baselines); `validation.parquet`, the same of the model's answers to validation rows,
     where something is chosen by them; `slices.parquet`: id, and of each slice whether the row is in it;
-    `behaviour.json`: behavioural tests; `suspects.csv`: rows whose label may be wrong; `README.md`: the model
-    card."""
+    `behaviour.json`: behavioural tests; `prompting.json`: among what k_shot chose, where it competed;
+    `suspects.csv`: rows whose label may be wrong; `README.md`: the model card."""
 
     stage = "evaluation"
     model: str  # digest of the TrainedModel

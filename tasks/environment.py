@@ -5,7 +5,10 @@ import os
 import resource
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
+
+from tasks.errors import ParamsError
 
 QUIET: Mapping[str, str] = {
     "DO_NOT_TRACK": "true",  # MLflow honours only the word "true"
@@ -27,6 +30,12 @@ QUIET: Mapping[str, str] = {
 def quiet() -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+
+
+def demand(library: str, *, extra: str, wanted: str) -> None:
+    """Raises ParamsError, without importing anything, where the library of an optional extra is missing."""
+    if find_spec(library) is None:
+        raise ParamsError(f"{wanted} needs {library}, which is not installed: pip install 'regraft[{extra}]'")
 
 
 def home(root: Path) -> Path:

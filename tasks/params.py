@@ -377,12 +377,41 @@ class BehaviourParams(Section):
     expected: tuple[Expected, ...] = ()
 
 
+class PromptingParams(Section):
+    """Among what the baseline k_shot chooses, on validation rows."""
+
+    templates: Annotated[
+        tuple[str, ...],
+        Field(
+            min_length=1, description="of a prompt: {text}, then {label} at the end; {labels}: all of them"
+        ),
+    ] = (
+        "Text: {text}\nLabel: {label}",
+        "{text}\nThis is {label}",
+        "Choose one of: {labels}.\nText: {text}\nAnswer: {label}",
+    )
+    shots: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...],
+        Field(min_length=1, description="numbers of training rows that are shown before the text"),
+    ] = (0, 4)
+    draws: Annotated[Count, Field(description="sets of such rows that are tried of each number")] = 2
+    rows: Annotated[Count, Field(description="validation rows that choose, at most")] = 200
+
+    @field_validator("templates")
+    @classmethod
+    def _templates_ask_for_the_label(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        for one in templates:
+            if one.count("{text}") != 1 or one.count("{label}") != 1 or not one.endswith("{label}"):
+                raise ValueError(f"{one!r} must hold {{text}} once and end with {{label}}")
+        return templates
+
+
 class EvaluationParams(Section):
     metrics: Literal["auto"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         "auto", description="names; auto: the usual ones of the kind of row"
     )
     baselines: Literal["auto"] | tuple[str, ...] = Field(
-        "auto", description="names; auto: all that there are for the kind of row"
+        "auto", description="names; auto: all of the kind of row but k_shot (needs regraft[prompting])"
     )
     resamples: Annotated[int, Field(ge=100)] = Field(1000, description="bootstrap resamples per interval")
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
@@ -400,6 +429,7 @@ class EvaluationParams(Section):
         "half", description="from which probability a label holds, for kind labels; best_f1: on validation"
     )
     behaviour: BehaviourParams = BehaviourParams()
+    prompting: PromptingParams = PromptingParams()
 
 
 class ProtectedSlices(Section):

@@ -19,6 +19,7 @@ OWNERS = {  # library -> the only places that may import it
     "mlflow": ("tasks/tracking/",),
     "yaml": ("tasks/params.py",),
     "evaluate": ("tasks/evaluation/",),
+    "lm_eval": ("tasks/evaluation/asking/prompted.py",),
     "rensa": ("tasks/text/",),
     "peft": ("tasks/model/adapters.py",),
     "optuna": ("flows/search.py",),

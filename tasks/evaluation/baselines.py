@@ -29,7 +29,8 @@ ITERATIONS = 2000  # L-BFGS stops at its tolerance long before; the default of 1
 class Inputs:
     """What a baseline may look at: texts (rows,); the pretrained model's features (rows, width), made only
     when asked for; the tokens that have an answer of their own, ragged; the pretrained model's answers, made
-    only when asked for; the names of the labels, and the features of any sentences."""
+    only when asked for; the names of the labels, and the features of any sentences; what the pretrained model
+    says that is asked in words, made only when asked for."""
 
     texts: Sequence[str]
     features: Callable[[], Array]
@@ -37,24 +38,26 @@ class Inputs:
     pretrained: Callable[[], Array] | None = None
     labels: Sequence[str] = ()
     embed: Callable[[Sequence[str]], Array] | None = None
+    prompted: Callable[[], Array] | None = None
 
 
 @dataclass(frozen=True)
 class Baseline:
     """`answer(train, actual, test, classes)` -> answers to the test rows, as `predictions.FORMS` says; the
-    description goes to the report."""
+    description goes to the report. usual: it competes without being named."""
 
     answer: Callable[[Inputs, Array, Inputs, int], Array]
     description: str
+    usual: bool = True
 
 
 def chosen(kind: str, names: Sequence[str] | Auto) -> dict[str, Baseline]:
-    """The baselines of these names, for rows of `kind`; all that there are where `names` is auto.
+    """The baselines of these names, for rows of `kind`; all usual ones where `names` is auto.
 
     Raises ParamsError that lists every one that there is not.
     """
     known = BASELINES[kind]
-    wanted = tuple(known) if names == "auto" else tuple(names)
+    wanted = tuple(name for name, one in known.items() if one.usual) if names == "auto" else tuple(names)
     if unknown := [name for name in wanted if name not in known]:
         faults = (
             f"evaluation.baselines: no baseline {name!r} for rows of kind {kind}; {did_you_mean(name, known)}"
@@ -97,6 +100,12 @@ def named(train: Inputs, labels: Labels, test: Inputs, classes: int) -> Probabil
     assert train.embed is not None
     told = train.embed(zero_shot.sentences(train.labels))
     return zero_shot.answer(train.features(), labels, test.features(), told)
+
+
+def prompted(train: Inputs, labels: Labels, test: Inputs, classes: int) -> Probabilities:
+    """What the model as it came goes on with behind a prompt, as `k_shot` says: (rows, classes)."""
+    assert test.prompted is not None
+    return test.prompted()
 
 
 def shares(train: Inputs, labels: Array, test: Inputs, classes: int) -> Probabilities:
@@ -237,6 +246,9 @@ ONE: Mapping[str, Baseline] = {
     "frozen": Baseline(frozen, "logistic regression on the pretrained model's mean-pooled features"),
 }
 NAMED = Baseline(named, "the label whose name, in a sentence, is most like the text; nothing trained")
+PROMPTED = Baseline(
+    prompted, "the pretrained model, asked in words; how is chosen on validation rows", usual=False
+)
 LANGUAGE: Mapping[str, Baseline] = {
     "unigram": Baseline(unigram, "each token as likely as it is common in training"),
     "pretrained": Baseline(pretrained, "the pretrained model as it came"),
@@ -255,7 +267,7 @@ BASELINES: Mapping[str, Mapping[str, Baseline]] = {
         "silence": Baseline(silence, "no answer, to every question"),
         "closest": Baseline(closest, "the sentence that shares most words with the question"),
     },
-    "label": {**ONE, "zero_shot": NAMED},
+    "label": {**ONE, "zero_shot": NAMED, "k_shot": PROMPTED},
     "pair": ONE,
     "labels": {
         "shares": Baseline(shares, "how often each label holds in training, for every row"),

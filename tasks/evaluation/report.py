@@ -14,6 +14,7 @@ from tasks.evaluation.exhibits import EXHIBITS, cut
 from tasks.evaluation.figures.metrics import Interval
 from tasks.evaluation.gate.checks import decimal, p_text, sentence
 from tasks.evaluation.gate.pairing import Comparison
+from tasks.evaluation.k_shot import Found
 from tasks.evaluation.pictures import INK, Picture
 from tasks.evaluation.predictions import Predictions
 from tasks.evaluation.slices import Measured
@@ -42,6 +43,7 @@ class Facts:
     trust: Trust | None
     wanted: float | None  # accuracy that answered rows must reach
     behaviour: Sequence[Checked] = ()
+    prompting: Found | None = None  # among what k_shot chose
 
 
 def render(facts: Facts) -> str:

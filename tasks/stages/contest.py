@@ -11,13 +11,14 @@ import numpy as np
 from transformers import AutoTokenizer, PreTrainedModel
 
 from tasks.errors import DataError
-from tasks.evaluation import baselines, calibration
+from tasks.evaluation import baselines, calibration, k_shot
 from tasks.evaluation.asking import continuing, predict, rows, sequences
 from tasks.evaluation.asking.continuing import Writer
 from tasks.evaluation.baselines import Baseline
 from tasks.evaluation.predictions import HEAD, MODEL, Array, Predictions
 from tasks.model import floors
 from tasks.model.batches import sorted_batches
+from tasks.stages.prompting import Prompting
 from tasks.stages.upstream import Entered, Split
 
 ROWS = 64  # per forward pass; changes time and memory, not what is predicted
@@ -33,6 +34,7 @@ class Contest:
     labels: Sequence[str]
     device: str
     writer: Writer | None = None  # of answers that are written
+    prompting: Prompting | None = None  # where a model is asked in words
 
     @property
     def classes(self) -> int:
@@ -52,11 +54,13 @@ class Said:
 @dataclass(frozen=True)
 class Answers:
     """test: of each contestant, the model last. validation: the model's, where something is chosen by them.
-    seconds: what each took; a forward pass that several need counts for the first."""
+    seconds: what each took; a forward pass that several need counts for the first. prompting: among what
+    k_shot chose, where it competes."""
 
     test: Mapping[str, Predictions]
     validation: Predictions | None
     seconds: Mapping[str, float]
+    prompting: k_shot.Found | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,8 @@ def hold(contest: Contest, entered: Entered, splits: Mapping[str, Split]) -> Ans
     model, asked = load(trained.path / "model", contest), splits["test"].rows
     found[MODEL] = watch.time(MODEL, lambda: ask(model, asked, contest))
     test = {name: _predictions(name, asked, said, contest.kind) for name, said in found.items()}
-    return Answers(test, _validated(model, splits, contest), watch.seconds)
+    prompting = contest.prompting.found if contest.prompting else None
+    return Answers(test, _validated(model, splits, contest), watch.seconds, prompting)
 
 
 def answer_baselines(contest: Contest, frozen: Frozen, watch: Stopwatch) -> dict[str, Said]:
@@ -143,6 +148,7 @@ def answer_baselines(contest: Contest, frozen: Frozen, watch: Stopwatch) -> dict
         lambda: frozen.test_answers[1],
         asked.rows.answered,
         lambda: frozen.answers(contest).answer,
+        prompted=contest.prompting.answers if contest.prompting else None,
     )
     language = contest.kind in sequences.STARTS
     classes = frozen.model.config.vocab_size if language else contest.classes

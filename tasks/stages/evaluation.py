@@ -16,6 +16,7 @@ from tasks.evaluation import (
     card,
     confusions,
     judging,
+    k_shot,
     pictures,
     predictions,
     report,
@@ -30,9 +31,10 @@ from tasks.evaluation.predictions import HEAD, MODEL, Array, Predictions
 from tasks.evaluation.slices import Measured, Slice
 from tasks.evaluation.trust import Trust
 from tasks.params import EvaluationParams, Params
-from tasks.stages import Track, behaviour, contest, judgement, origins, upstream
+from tasks.stages import Track, behaviour, contest, judgement, origins, prompting, upstream
 from tasks.stages.contest import Answers, Contest
 from tasks.stages.judgement import Judged
+from tasks.stages.prompting import Prompting
 from tasks.stages.upstream import Entered
 from tasks.training import device
 
@@ -51,13 +53,15 @@ def run(params: Params, root: Path, track: Track) -> Evaluation:
     _demand_fitting(settings, kind)
     entered = Entered.load(root)
     entered.demand_one_kind(kind)
+    prompting.demand(contestants, entered.converted)
     behaviour.demand_fitting(settings.behaviour, kind, entered.encoded.labels)
     where = device.choose(params.finetuning.device)
     splits = {split: entered.read(split) for split in SPLITS}
     rows, labels = upstream.table(entered.prepared, splits["test"]), entered.encoded.labels
     kept = params.sources.text.keep
     parts = slices.cut(rows, labels, settings.slices, kept)  # before any work: an expression may be wrong
-    asked = Contest(kind, contestants, labels, where, upstream.writer(entered))
+    words = Prompting(settings, entered, splits, where) if k_shot.NAME in contestants else None
+    asked = Contest(kind, contestants, labels, where, upstream.writer(entered), words)
     answers = contest.hold(asked, entered, splits)
     judged = judgement.judge(answers, measured, labels, parts, rows, settings)
     checked = behaviour.check(settings, entered, answers.test[MODEL], rows, where)
@@ -97,6 +101,8 @@ def _write(
             predictions.write(draft / "validation.parquet", [answers.validation])
         slices.write(draft / "slices.parquet", model.ids, {one.name: one.mask for one in parts})
         behaviour.write(draft, checked)
+        if answers.prompting:
+            files.write_text(draft / "prompting.json", files.canonical_json(answers.prompting.record()))
         files.write_text(draft / "README.md", described)
         _write_plots(draft, model, judged.trust, entered.encoded.labels)
         Evaluation.save(
@@ -210,6 +216,7 @@ def _page(
         trust=judged.trust,
         wanted=settings.abstain.accuracy if settings.abstain else None,
         behaviour=checked,
+        prompting=answers.prompting,
     )
 
 

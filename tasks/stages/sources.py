@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tasks import files, references
+from tasks import environment, files, references
 from tasks.artifacts import Sources
 from tasks.params import Params
 from tasks.references import File
@@ -15,6 +15,8 @@ from tasks.stages import Track
 
 
 def run(params: Params, root: Path, track: Track) -> Sources:
+    if "k_shot" in params.evaluation.baselines:  # long before evaluation, which comes last
+        environment.demand("lm_eval", extra="prompting", wanted="evaluation.baselines: k_shot")
     text, checkpoint = params.sources.text, params.sources.checkpoint
     table = _seen(text.path, root, text.revision)
     evaluations = [

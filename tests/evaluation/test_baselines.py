@@ -7,7 +7,7 @@ from tasks.evaluation.baselines import Inputs
 from tasks.evaluation.predictions import ragged
 
 BASELINES = baselines.BASELINES["label"]
-LEARNERS = [name for name in BASELINES if name != "zero_shot"]  # which reads labels off their names
+LEARNERS = [name for name in BASELINES if not name.endswith("_shot")]  # which read labels off their names
 GOOD, BAD = (
     ["a very good day", "good food indeed", "such good luck"],
     ["a bad day", "bad food", "such bad luck"],

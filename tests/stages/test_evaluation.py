@@ -10,7 +10,7 @@ import pytest
 
 from tasks import files, params
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, Evaluation, PreparedText, TrainedModel
-from tasks.errors import ArtifactError, DataError, ParamsError
+from tasks.errors import ArtifactError, CheckpointError, DataError, ParamsError
 
 ROOT = Path(__file__).parents[2]
 LABELS = ("bad", "good", "so so")
@@ -98,7 +98,7 @@ def _models(root, make, *, outputs=3):
     with files.replace_directory(ConvertedCheckpoint.folder(root)) as draft:
         model.save_pretrained(draft / "model")
         ConvertedCheckpoint.save(
-            draft, family="bert", architecture="BertForSequenceClassification", labels=LABELS,
+            draft, family="", architecture=type(model).__name__, labels=LABELS,
             source="sha256:0", parameters={}, fresh=(), proofs={},
         )  # fmt: skip
     head = {n: p.detach().clone() for n, p in model.named_parameters() if not n.startswith("bert.e")}
@@ -128,6 +128,7 @@ def _write_tokenizer(target):
     from transformers import PreTrainedTokenizerFast
 
     words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "awful": 10, "lovely": 11, "plain": 12}
+    words |= {"is": 13, "bad": 14, "good": 15, "so": 16}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     frame = [("[CLS]", 2), ("[SEP]", 3)]
@@ -329,6 +330,74 @@ def test_unknown_names_are_refused_before_any_work(tmp_path):
 def test_a_stage_that_has_not_run_is_named(tmp_path):
     with pytest.raises(ArtifactError, match="run `dvc repro preparation` first"):
         _run(tmp_path)
+
+
+@pytest.fixture
+def speaking(tiny):
+    """Makes a classifier of a decoder that has learned to say what a word is."""
+
+    def make(*, labels, layers):
+        import torch
+
+        told = [
+            [10, 1, 1, 13, 14, 0],
+            [11, 1, 1, 13, 15, 0],
+            [12, 1, 1, 13, 16, 16],
+        ]  # as the tokenizer reads
+        rows = torch.tensor(told)
+        model = tiny("GPT2LMHeadModel", n_layer=layers)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for _ in range(60):
+            optimizer.zero_grad()
+            model(input_ids=rows, labels=torch.where(rows > 0, rows, -100)).loss.backward()
+            optimizer.step()
+        made = tiny("GPT2ForSequenceClassification", n_layer=layers, num_labels=labels)
+        made.transformer.load_state_dict(model.transformer.state_dict())
+        return made
+
+    return make
+
+
+WAYS = 'evaluation.prompting={templates: ["{text} {label}", "{text} is {label}"], shots: [0, 2], draws: 1, rows: 9}'
+
+
+@pytest.mark.e2e
+def test_a_decoder_is_asked_in_words_as_validation_rows_chose(ready, tmp_path, speaking):
+    pytest.importorskip("lm_eval")
+    from tasks.evaluation import predictions
+
+    ready()
+    _models(tmp_path, speaking)
+    (TrainedModel.folder(tmp_path) / "head.safetensors").unlink()
+    record, track = _run(tmp_path, "evaluation.baselines=[majority, k_shot]", WAYS)
+    told = json.loads((record.path / "prompting.json").read_text())
+    assert (told["rows"], told["cut"], len(told["tried"])) == (9, 0, 8)
+    assert told["chosen"]["candidate"]["template"] == "{text} is {label}"
+    assert told["chosen"]["accuracy"] == max(one["accuracy"] for one in told["tried"]) > 0.7
+    assert min(one["accuracy"] for one in told["tried"]) < 0.7
+    found = predictions.read(record.path / "predictions.parquet")
+    assert list(found) == ["majority", "k_shot", "model"]
+    assert found["k_shot"].answer.sum(axis=1) == pytest.approx(1)
+    assert track.values["test.k_shot.accuracy"] == found["k_shot"].correct.mean() > 0.7
+    assert record.comparisons["k_shot"]["rows"] == 48
+    page = (tmp_path / "reports" / "evaluation.html").read_text()
+    assert "How the model was asked in words" in page
+    assert page.count("<small>chosen</small>") == 1
+
+    written = _bytes(tmp_path)
+    _run(tmp_path, "evaluation.baselines=[majority, k_shot]", WAYS)
+    assert _bytes(tmp_path) == written
+
+
+def test_an_encoder_is_not_asked_in_words(ready, tmp_path, tiny_bert, monkeypatch):
+    from tasks import environment
+
+    ready()
+    _models(tmp_path, tiny_bert)
+    monkeypatch.setattr(environment, "find_spec", lambda name: name)  # as if lm-eval were installed
+    with pytest.raises(CheckpointError, match=r"is of type bert, which does not write: .* take a decoder"):
+        _run(tmp_path, "evaluation.baselines=[k_shot]")
+    assert not Evaluation.folder(tmp_path).exists()
 
 
 EXPECTED = "{text: lovely, label: good}, {text: awful, label: bad}, {text: 'LOVELY', label: good}"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks import files, params
+from tasks import environment, files, params
 from tasks.artifacts import Sources
-from tasks.errors import CheckpointError, SourceError
+from tasks.errors import CheckpointError, ParamsError, SourceError
 from tasks.stages import sources
 
 REPOSITORY = Path(__file__).parents[2]
@@ -89,3 +89,12 @@ def test_it_imports_nothing_heavy():
     code = f"import sys, tasks.stages.sources; sys.exit(', '.join({heavy} & sys.modules.keys()) or 0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_baseline_whose_library_is_missing_is_refused_before_anything_long(root, monkeypatch):
+    monkeypatch.setattr(environment, "find_spec", lambda name: None)  # whatever is installed here
+    with pytest.raises(
+        ParamsError, match=r"k_shot needs lm_eval, which is not .*: pip install 'regraft\[prompting\]'"
+    ):
+        run(root, "evaluation.baselines=[majority, k_shot]")
+    assert run(root, "evaluation.baselines=[majority]").digest
