@@ -30,7 +30,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to ask. demonstrations: numbers of training rows, as they are shown."""
+    """A way to ask. demonstrations: numbers of rows of the encoded train split, from 0, as they are shown."""
 
     template: str
     demonstrations: tuple[int, ...]

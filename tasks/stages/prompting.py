@@ -24,8 +24,8 @@ def demand(baselines: Collection[str], converted: ConvertedCheckpoint) -> None:
         return
     environment.demand("lm_eval", extra="prompting", wanted="evaluation.baselines: k_shot")
     directory = converted.path / "model"
-    config = architectures.find(converted.architecture).config_class.from_pretrained(directory)
-    prompted.demand(config, str(directory))
+    described = architectures.find(converted.architecture).config_class
+    prompted.demand(described.from_pretrained(directory, local_files_only=True), str(directory))
 
 
 @dataclass(frozen=True)

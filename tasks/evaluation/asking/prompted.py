@@ -102,6 +102,7 @@ def score(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, texts: Sequence[str]
 ) -> Scored:
     """Of every text and label. Too long a prompt loses its beginning: the first demonstrations go first."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # warns of every model object and every cut row
     requests = list(_requests(prompt, texts))
     asker = _asker(model, tokenizer)
     sizes = np.array([_length(asker, row) for row in requests])
@@ -119,7 +120,6 @@ def score(
 
 def _asker(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
     """lm-eval's model around ours. A tokenizer that closes texts by a token must not close a prompt."""
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # warns of every model object and every cut row
     from lm_eval.models.huggingface import HFLM
 
     known = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
@@ -144,7 +144,6 @@ def _requests(prompt: Prompt, texts: Sequence[str]) -> Iterator[list[Any]]:
 
 def _task(prompt: Prompt, texts: Sequence[str]) -> Any:
     """A task of lm-eval's on rows in memory."""
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     from datasets import Dataset
     from lm_eval.api.task import ConfigurableTask
 
