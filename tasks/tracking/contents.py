@@ -54,7 +54,7 @@ def log(
 
 
 def find(client: MlflowClient, experiment: str, weights: str, served: str | None = None) -> Any | None:
-    """The complete MLflow model of these weights, that answers as `served` says; None where none was logged."""
+    """The complete MLflow model of these weights that answers as `served` says; None where there is none."""
     for found in client.search_logged_models([experiment], f"tags.`{WEIGHTS}` = '{weights}'"):
         if found.status == "READY" and served in (None, found.tags.get(SERVED, served)):
             return found
