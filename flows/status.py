@@ -63,7 +63,8 @@ def _data(params: Params, root: Path) -> Iterator[str]:
 
 def _runs(params: Params, root: Path) -> Iterator[str]:
     for run in runs.table(root, params.promotion.model, LAST):
-        figures = [(name.removeprefix("test."), value) for name, value in run.items() if name[:5] == "test."]
+        named = {name.removeprefix("test."): value for name, value in run.items() if name[:5] == "test."}
+        figures = [(name, value) for name, value in named.items() if "." not in name]  # the model's own
         told = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in figures[:FIGURES])
         yield f"{run['started']}  {run['state']}  {run['run']}{': ' if told else ''}{told}"
 

@@ -1,5 +1,6 @@
 """What a registered version holds: a transformers directory, stored once per weights, and its answers."""
 
+import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ import mlflow.artifacts
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
 from mlflow.models import Model
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS, MLFLOW_PARENT_RUN_ID
 
 from tasks import files
 from tasks.errors import TrackingError
@@ -34,12 +36,15 @@ def log(
 ) -> Any:
     """The complete MLflow model of these weights that answers so, logged now or when a registration got no
     further."""
-    experiment = client.get_run(run_id).info.experiment_id
+    run = client.get_run(run_id)
+    experiment = run.info.experiment_id
     beside = files.digest_tree(directory, without=WEIGHTS_FILE)
     served = files.digest_json([beside, kind, max_length, stride])
     if known := find(client, experiment, weights, served):
         return known
-    made = client.create_logged_model(experiment, name, run_id, tags={WEIGHTS: weights, SERVED: served})
+    shown = {tag: value for tag, value in run.data.tags.items() if tag.startswith("mlflow.source.")}
+    tags = {WEIGHTS: weights, SERVED: served, **shown}
+    made = client.create_logged_model(experiment, f"{name}-{weights[7:15]}", run_id, tags=tags)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "model"
         from tasks.tracking import flavor  # heavy, and a registered model needs it no more
@@ -49,8 +54,17 @@ def log(
         if card is not None:
             shutil.copyfile(card, target / _parts(target)[0] / "README.md")
         client.log_model_artifacts(made.model_id, str(target))
-    client.log_outputs(run_id, [LoggedModelOutput(made.model_id, 0)])
+    for which in {run_id, run.data.tags.get(MLFLOW_PARENT_RUN_ID, run_id)}:
+        client.log_outputs(which, [LoggedModelOutput(made.model_id, 0)])
     return client.finalize_logged_model(made.model_id, "READY")
+
+
+def name_versions(client: MlflowClient, model_id: str, name: str, number: str) -> None:
+    """Say on the logged model's page which version it is; a client on a database is not told by MLflow."""
+    told = json.loads(client.get_logged_model(model_id).tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+    if (name, number) not in {(one["name"], str(one["version"])) for one in told}:
+        more = json.dumps([*told, {"name": name, "version": number}])
+        client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: more})
 
 
 def find(client: MlflowClient, experiment: str, weights: str, served: str | None = None) -> Any | None:

@@ -20,6 +20,7 @@ from tasks.tracking.spool import Event, Opening
 GRAVEST = ("RUNNING", "FAILED", "KILLED", "FINISHED", "SCHEDULED")
 SEEN, SUPERSEDED = "regraft.seen", "regraft.superseded"  # tags: seconds since 1970; a run's id
 PARAMS = "params.yaml"  # of the pipeline's run
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # which of its pages MLflow shows
 READS_ROWS = {"finetuning": "training", "evaluation": "evaluation"}  # stage -> what it uses the data set for
 
 
@@ -95,7 +96,8 @@ def begin(client: MlflowClient, opening: Opening) -> Live:
             run_id, reopened = _child(client, experiment, parent, opening)
         if opening.rows:
             tag = InputTag("mlflow.data.context", READS_ROWS[opening.stage])
-            client.log_inputs(run_id, [DatasetInput(Dataset(**opening.rows), [tag])])
+            for which in (run_id, parent):
+                client.log_inputs(which, [DatasetInput(Dataset(**opening.rows), [tag])])
     return Live(client, run_id, parent, reopened=reopened, experiment=experiment)
 
 
@@ -120,7 +122,7 @@ def experiment_id(client: MlflowClient, name: str) -> str:
         return str(found.experiment_id)
     database = sqlite_file(client.tracking_uri)
     beside = str(database.parent / "mlartifacts") if database else None  # a server knows its own place
-    return str(client.create_experiment(name, artifact_location=beside))
+    return str(client.create_experiment(name, artifact_location=beside, tags=KIND))
 
 
 def _parent(client: MlflowClient, experiment: str, opening: Opening) -> str:

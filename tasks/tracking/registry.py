@@ -138,6 +138,7 @@ class Registry:
             made = self._client.create_model_version(
                 self.name, model.artifact_location, run_id, tags, model_id=model.model_id
             )
+            contents.name_versions(self._client, model.model_id, self.name, str(made.version))
         return _version(made)
 
     def origin(self, version: Version) -> Origin:

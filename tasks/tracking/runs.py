@@ -42,6 +42,7 @@ UPSTREAM: Mapping[str, tuple[str, ...]] = {
 }
 FINISHED: Event = {"kind": "end", "status": "FINISHED", "message": ""}
 LOST: Event = {"kind": "end", "status": "KILLED", "message": "its process ended without a word"}
+PIPELINE = {"mlflow.source.name": "dvc.yaml", "mlflow.source.type": "LOCAL"}
 STOPPED = (KeyboardInterrupt, SystemExit, GeneratorExit)  # somebody's wish, not a fault
 log = getLogger(__name__)
 
@@ -245,7 +246,7 @@ def _opening(stage: str, values: Params, root: Path) -> Opening:
         parent_key=parent_key(values, root),
         parent_name=_name(values),
         parent_params=flat,
-        parent_tags={**tags, "regraft.params": digest, **_headings(values, root)},
+        parent_tags={**tags, **PIPELINE, "regraft.params": digest, **_headings(values, root)},
         file=params.dump(values),
         rows=_rows(root) if stage in READS_ROWS else None,
         began=_now(),

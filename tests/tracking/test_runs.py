@@ -389,6 +389,8 @@ def test_the_data_set_is_named_with_its_digest(root, client):
     with runs.open_run("finetuning", PARAMS, root) as run:
         pass
     (found,) = client.get_run(run.id).inputs.dataset_inputs
+    (above,) = client.get_run(run.parent_id).inputs.dataset_inputs
+    assert above.dataset.digest == found.dataset.digest
     digest = EncodedDataset.load(root).digest.removeprefix("sha256:")
     assert digest.startswith(found.dataset.digest)
     assert json.loads(found.dataset.source) == {"uri": str((root / "data" / "encoding").resolve())}
