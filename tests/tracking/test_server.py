@@ -33,7 +33,7 @@ def test_runs_models_and_aliases_through_a_server(
     reviews = Registry(tracked, "reviews")
     assert reviews.champion() is None
     model = tiny_classifier(tmp_path / "model")
-    version = reviews.register(model, run_id=run.id, max_length=16, kind="label", tags={})
+    version = reviews.register(model, run_id=run.id, max_length=16, kind="label", reading={}, tags={})
     with reviews.locked():
         reviews.promote(version.number, reason="first", by="ann")
     assert reviews.champion() == version
