@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from tasks import environment
 from tasks.errors import ParamsError, did_you_mean
 
 SYMBOL = re.compile(r"[^\w\s]|_")
@@ -151,12 +152,9 @@ def _languages(codes: tuple[str, ...]) -> frozenset[Any]:
 
 
 def _lingua() -> ModuleType:
-    try:
-        import lingua
-    except ImportError:
-        raise ParamsError(
-            "preparation.languages needs lingua, which is not installed: pip install 'regraft[language]'"
-        ) from None
+    environment.demand("lingua", extra="language", wanted="preparation.languages")
+    import lingua
+
     return lingua
 
 

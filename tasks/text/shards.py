@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from tasks.errors import ParamsError
+from tasks import environment
 
 KEPT = "kept column "  # begins the names of what comes along, so that none of them is one of ours
 Engine = Literal["thread", "process", "ray"]
@@ -113,12 +113,9 @@ def _pool(engine: Engine, workers: int) -> Iterator[Executor]:
 
 def _on_ray(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
     """On the cluster of RAY_ADDRESS, or one on this machine; shards must lie where every worker sees them."""
-    try:
-        import ray
-    except ImportError:
-        raise ParamsError(
-            "preparation.engine is ray, which is not installed: pip install 'regraft[ray]'"
-        ) from None
+    environment.demand("ray", extra="ray", wanted="preparation.engine: ray")
+    import ray
+
     if not ray.is_initialized():
         ray.init(num_cpus=None if os.environ.get("RAY_ADDRESS") else workers, log_to_driver=False)
     remote = ray.remote(_call)  # Ray takes no partial

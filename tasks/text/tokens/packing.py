@@ -9,6 +9,7 @@ from typing import Literal
 import pyarrow as pa
 from datasets import Dataset
 
+from tasks import environment
 from tasks.errors import DataError, ParamsError
 
 Strategy = Literal["none", "wrapped", "bfd_split"]
@@ -62,10 +63,7 @@ def pack(rows: pa.Table, *, strategy: Strategy, length: int) -> pa.Table:
 
 def _trl():  # type: ignore[no-untyped-def]
     """Late: it takes seconds and brings torch."""
-    try:
-        from trl.data_utils import pack_dataset
-    except ImportError:
-        raise ParamsError(
-            "encoding.packing needs trl, which is not installed: pip install 'regraft[packing]'"
-        ) from None
+    environment.demand("trl", extra="packing", wanted="encoding.packing")
+    from trl.data_utils import pack_dataset
+
     return pack_dataset

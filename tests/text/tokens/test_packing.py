@@ -59,6 +59,6 @@ def test_other_kinds_are_not_packed():
 
 
 def test_without_trl_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "trl.data_utils", None)
+    monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(ParamsError, match=r"pip install 'regraft\[packing\]'"):
         packing.check("bfd_split", "text")
