@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.diagnosis import Check
+from flows.figures import size
 from flows.forecast import Source, StageForecast
 from flows.status import Part
 from tasks.artifacts import SPLITS, Evaluation, PreparedText, Promotion
@@ -131,8 +132,4 @@ def _cell(value: Any) -> str:
 
 
 def _size(count: int | None) -> str:
-    if count is None:
-        return ""
-    if count < 10**6:
-        return f"{count / 10**3:,.1f} kB"
-    return f"{count / 10**6:,.1f} MB"
+    return "" if count is None else size(count)

@@ -3,11 +3,14 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
+from flows.figures import size
 from tasks.artifacts import SPLITS, PreparedText, Promotion, Sources
 from tasks.errors import RegraftError
 from tasks.params import Params
@@ -32,7 +35,7 @@ def look(params: Params, root: Path) -> Iterator[Part]:
     for name, tell in PARTS.items():
         try:
             yield Part(name, tuple(tell(params, root)))
-        except RegraftError as error:
+        except (RegraftError, DvcException) as error:
             yield Part(name, (str(error),), fault=True)
 
 
@@ -78,8 +81,8 @@ def _disk(params: Params, root: Path) -> Iterator[str]:
         cache = Path(repo.cache.local_cache_dir)
     seen: set[tuple[int, int]] = set()
     for name, folder in (("DVC's cache", cache), ("data", root / "data"), (".regraft", root / ".regraft")):
-        yield f"{_size(_taken(folder, seen))} {name}"
-    yield f"{_size(shutil.disk_usage(root).free)} free"
+        yield f"{size(_taken(folder, seen))} {name}"
+    yield f"{size(shutil.disk_usage(root).free)} free"
 
 
 def _taken(folder: Path, seen: set[tuple[int, int]]) -> int:
@@ -89,15 +92,12 @@ def _taken(folder: Path, seen: set[tuple[int, int]]) -> int:
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:
-            about = os.lstat(Path(place) / name)
-            if (key := (about.st_dev, about.st_ino)) not in seen:
-                seen.add(key)
-                total += about.st_blocks * 512
+            with suppress(FileNotFoundError):  # a run at work takes its files away
+                about = os.lstat(Path(place) / name)
+                if (key := (about.st_dev, about.st_ino)) not in seen:
+                    seen.add(key)
+                    total += about.st_blocks * 512
     return total
-
-
-def _size(count: int) -> str:
-    return f"{count / 10**9:,.1f} GB" if count >= 10**9 else f"{count / 10**6:,.1f} MB"
 
 
 PARTS: dict[str, Callable[[Params, Path], Iterator[str]]] = {
