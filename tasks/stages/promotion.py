@@ -6,7 +6,7 @@ The candidate is paired with the champion on the same test rows. What cannot be 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +14,17 @@ from tasks import environment, files
 from tasks.artifacts import EncodedDataset, Evaluation, PreparedText, Promotion, TrainedModel
 from tasks.errors import ArtifactError, InputError
 from tasks.evaluation.gate import verdict, verdict_page
-from tasks.evaluation.gate.checks import Check, Resampling, decimal
+from tasks.evaluation.gate.checks import Resampling, decimal
 from tasks.evaluation.predictions import MODEL
 from tasks.params import Params
 from tasks.stages import Track
 from tasks.stages.evidence import Case, gather, open_case
+from tasks.stages.ruling import TAG, Ruling
 from tasks.tracking import circumstances, figures, runs
 from tasks.tracking.registry import Registry, Version
 from tasks.tracking.server import failing_closed
 
-VERDICT = "regraft.verdict"
-LARGEST = 50_000  # characters of a verdict kept whole; MLflow takes 100,000
-KEPT_PARTS = 50
 LONGEST = 4500  # characters of a description; databases hold 5,000
-
-
-@dataclass(frozen=True)
-class Decision:
-    """A verdict in its place; `basis` is the digest of all it rests on, empty if it may differ next time."""
-
-    outcome: str
-    reasons: tuple[str, ...]
-    checks: tuple[Check, ...]
-    candidate: str  # version
-    champion: str | None  # version that the candidate was judged against
-    basis: str = ""
-    moved: bool = False  # this verdict has moved the alias, now or before
-
-    @property
-    def figures(self) -> Mapping[str, float]:
-        """Under flat names: champion.p_value and the like."""
-        return {
-            f"{check.name.replace(' ', '_')}.{name}": value
-            for check in self.checks
-            for name, value in check.figures.items()
-        }
 
 
 @failing_closed()
@@ -58,14 +34,14 @@ def run(params: Params, root: Path, track: Track) -> Promotion:
     with case.registry.locked():
         candidate, champion = _register(case, serves=allowed), case.registry.champion()
         standing = _standing(case, candidate, champion)
-        decision = standing or _judge(case, candidate, champion)
-        if allowed and decision.outcome == "promote" and not decision.moved:
-            _note(case, candidate, decision)  # first: an alias never moves without its reasons
-            decision, champion = _move(case, decision, candidate), candidate
-        if decision is not standing:
-            _note(case, candidate, decision)
-    record = _write(case, decision, champion)
-    _tell(track, case, decision)
+        ruling = standing or _judge(case, candidate, champion)
+        if allowed and ruling.outcome == "promote" and not ruling.moved:
+            _note(case, candidate, ruling)  # first: an alias never moves without its reasons
+            ruling, champion = _move(case, ruling, candidate), candidate
+        if ruling is not standing:
+            _note(case, candidate, ruling)
+    record = _write(case, ruling, champion)
+    _tell(track, case, ruling)
     return record
 
 
@@ -81,13 +57,13 @@ def promote_by_hand(params: Params, root: Path, *, force: bool, reason: str) -> 
     with case.registry.locked():
         candidate, champion = _register(case, serves=not _experimental(root)), case.registry.champion()
         already = _already(case, candidate, champion)
-        decision = already or _ask(case, candidate, champion, force=force, reason=reason)
-        if decision.outcome == "promote" and not already:
-            _note(case, candidate, decision)
-            decision, champion = _move(case, decision, candidate), candidate
+        ruling = already or _ask(case, candidate, champion, force=force, reason=reason)
+        if ruling.outcome == "promote" and not already:
+            _note(case, candidate, ruling)
+            ruling, champion = _move(case, ruling, candidate), candidate
         if not already:
-            _note(case, candidate, decision)
-    return _write(case, decision, champion)
+            _note(case, candidate, ruling)
+    return _write(case, ruling, champion)
 
 
 def rollback(params: Params, root: Path, *, to: int | None, reason: str) -> str:
@@ -113,18 +89,19 @@ def _register(case: Case, *, serves: bool) -> Version:
     registry.note(version, about)
     if not registry.keeps_predictions(version, test=test):
         registry.keep_predictions(version, case.evaluation.path / "predictions.parquet", test=test)
-    _link(case)
+    _link(case, version)
     return version
 
 
-def _link(case: Case) -> None:
+def _link(case: Case, version: Version) -> None:
     """Put the test figures on the model's own page: evaluation ran before there was one."""
     run_id, found = runs.locate(Evaluation.stage, case.params, case.root), case.evaluation
     figures.link(
         _test_figures(case),
         run_id,
         case.root,
-        weights=case.trained.weights,
+        name=case.registry.name,
+        version=version,
         test=found.test,
         rows=found.rows,
     )
@@ -168,30 +145,30 @@ def _decision(case: Case) -> dict[str, str]:
     return {"regraft.decision": json.dumps(case.evaluation.decision)}
 
 
-def _standing(case: Case, candidate: Version, champion: Version | None) -> Decision | None:
+def _standing(case: Case, candidate: Version, champion: Version | None) -> Ruling | None:
     """What was decided before and still holds: nothing that it rests on has changed."""
     if already := _already(case, candidate, champion):
         return already
-    stored = _stored(candidate)
+    stored = Ruling.of(candidate)
     if candidate.number in case.registry.rolled_back():
         back = f"version {candidate.number} was champion and was rolled back: ask with `regraft promote`"
-        found = stored or Decision("hold", (), (), candidate.number, None)
+        found = stored or Ruling("hold", (), (), candidate.number, None)
         return replace(found, outcome="hold", reasons=(back, *found.reasons))
     return stored if stored and stored.basis == _basis(case, champion) else None
 
 
-def _already(case: Case, candidate: Version, champion: Version | None) -> Decision | None:
+def _already(case: Case, candidate: Version, champion: Version | None) -> Ruling | None:
     """A champion is not judged against itself: the verdict that made it champion is written again."""
     if champion is None or champion.number != candidate.number:
         return None
-    stored = _stored(candidate)
+    stored = Ruling.of(candidate)
     if stored and stored.moved:
         return stored
     if stored and stored.outcome == "promote" and _was_moved(case, candidate):
         return replace(stored, moved=True)  # the alias went, and nobody could write so any more
     told = f"version {candidate.number} is the champion of {case.registry.name} already, by other hands"
     reasons = (told, *(stored.reasons if stored else ()))
-    return Decision("promote", reasons, (), candidate.number, None, moved=True)
+    return Ruling("promote", reasons, (), candidate.number, None, moved=True)
 
 
 def _was_moved(case: Case, candidate: Version) -> bool:
@@ -200,7 +177,7 @@ def _was_moved(case: Case, candidate: Version) -> bool:
     return [(move.version, move.action) for move in last] == [(candidate.number, "promote")]
 
 
-def _ask(case: Case, candidate: Version, champion: Version | None, *, force: bool, reason: str) -> Decision:
+def _ask(case: Case, candidate: Version, champion: Version | None, *, force: bool, reason: str) -> Ruling:
     """The gate's verdict, with a person's word before it."""
     found = _judge(case, candidate, champion)
     if force and found.outcome != "promote":
@@ -209,7 +186,7 @@ def _ask(case: Case, candidate: Version, champion: Version | None, *, force: boo
     return replace(found, reasons=(f"by hand: {reason}", *found.reasons)) if reason else found
 
 
-def _judge(case: Case, candidate: Version, champion: Version | None) -> Decision:
+def _judge(case: Case, candidate: Version, champion: Version | None) -> Ruling:
     settings = case.params.evaluation
     found = verdict.gate(
         gather(case, candidate, champion),
@@ -219,7 +196,7 @@ def _judge(case: Case, candidate: Version, champion: Version | None) -> Decision
             alpha=case.params.promotion.alpha, resamples=settings.resamples, seed=settings.seed
         ),
     )
-    return Decision(
+    return Ruling(
         found.outcome,
         found.reasons,
         found.checks,
@@ -242,44 +219,24 @@ def _basis(case: Case, champion: Version | None) -> str:
     )
 
 
-def _move(case: Case, decision: Decision, candidate: Version) -> Decision:
-    case.registry.promote(candidate.number, reason="; ".join(decision.reasons), by=circumstances.user())
-    return replace(decision, moved=True)
+def _move(case: Case, ruling: Ruling, candidate: Version) -> Ruling:
+    case.registry.promote(candidate.number, reason="; ".join(ruling.reasons), by=circumstances.user())
+    return replace(ruling, moved=True)
 
 
-def _note(case: Case, candidate: Version, decision: Decision) -> None:
+def _note(case: Case, candidate: Version, ruling: Ruling) -> None:
     """Keep the verdict, whatever it is, on the version itself, its outcome on the champion that it met."""
     tags = {
-        VERDICT: _written(decision),
-        "regraft.outcome": decision.outcome,
+        TAG: ruling.written(),
+        "regraft.outcome": ruling.outcome,
     }
     name, found = next(iter(case.evaluation.metrics[MODEL].items()))
     told = f"test {name.replace('_', ' ')} {decimal(found['value'])}; "
-    told += f"{decision.outcome}: {'; '.join(decision.reasons)}"
+    told += f"{ruling.outcome}: {'; '.join(ruling.reasons)}"
     case.registry.note(candidate, tags, description=told[:LONGEST])
-    if decision.champion:
-        met = case.registry.version(decision.champion)
-        case.registry.note(met, {f"regraft.challenger.{candidate.number}": decision.outcome})
-
-
-def _written(decision: Decision) -> str:
-    """As JSON; of many slices only some that reject, where all would be more than a tag holds."""
-    whole = json.dumps(asdict(decision), ensure_ascii=False)
-    if len(whole) <= LARGEST:
-        return whole
-    checks = tuple(
-        replace(check, parts=tuple(part for part in check.parts if part.outcome == "reject")[:KEPT_PARTS])
-        for check in decision.checks
-    )
-    return json.dumps(asdict(replace(decision, checks=checks)), ensure_ascii=False)
-
-
-def _stored(version: Version) -> Decision | None:
-    if VERDICT not in version.tags:
-        return None
-    kept = json.loads(version.tags[VERDICT])
-    reasons, found = tuple(kept.pop("reasons")), tuple(Check.read(check) for check in kept.pop("checks", ()))
-    return Decision(**kept, reasons=reasons, checks=found)
+    if ruling.champion:
+        met = case.registry.version(ruling.champion)
+        case.registry.note(met, {f"regraft.challenger.{candidate.number}": ruling.outcome})
 
 
 def _experimental(root: Path) -> bool:
@@ -288,21 +245,21 @@ def _experimental(root: Path) -> bool:
     return known or environment.home(root) != root.resolve()
 
 
-def _write(case: Case, decision: Decision, champion: Version | None) -> Promotion:
-    """The record and the page: the same for the same decision and champion, however often it is asked."""
+def _write(case: Case, ruling: Ruling, champion: Version | None) -> Promotion:
+    """The record and the page: the same for the same ruling and champion, however often it is asked."""
     now = champion.number if champion else None
     fields: dict[str, Any] = {
         "model": case.registry.name,
-        "version": decision.candidate,
-        "alias_moved": decision.moved and now == decision.candidate,
-        "outcome": decision.outcome,
-        "reasons": decision.reasons,
+        "version": ruling.candidate,
+        "alias_moved": ruling.moved and now == ruling.candidate,
+        "outcome": ruling.outcome,
+        "reasons": ruling.reasons,
     }
     told = {
         **fields,
-        "checks": [asdict(check) for check in decision.checks],
-        "figures": dict(decision.figures),
-        "champion_before": decision.champion,
+        "checks": [asdict(check) for check in ruling.checks],
+        "figures": dict(ruling.figures),
+        "champion_before": ruling.champion,
     }
     with files.replace_directory(Promotion.folder(case.root)) as draft:
         files.write_text(draft / "verdict.json", files.canonical_json(told))
@@ -310,11 +267,11 @@ def _write(case: Case, decision: Decision, champion: Version | None) -> Promotio
     page = verdict_page.render(
         verdict_page.Facts(
             model=case.registry.name,
-            version=decision.candidate,
-            outcome=decision.outcome,
-            reasons=decision.reasons,
-            checks=decision.checks,
-            judged_against=decision.champion,
+            version=ruling.candidate,
+            outcome=ruling.outcome,
+            reasons=ruling.reasons,
+            checks=ruling.checks,
+            judged_against=ruling.champion,
             champion=now,
         )
     )
@@ -322,10 +279,10 @@ def _write(case: Case, decision: Decision, champion: Version | None) -> Promotio
     return Promotion.load(case.root)
 
 
-def _tell(track: Track, case: Case, decision: Decision) -> None:
+def _tell(track: Track, case: Case, ruling: Ruling) -> None:
     """The gate's figures, and the test figures once more: evaluation may have come from a cache."""
     track.metrics(_test_figures(case))
-    track.metrics({f"gate.{name}": value for name, value in decision.figures.items()})
+    track.metrics({f"gate.{name}": value for name, value in ruling.figures.items()})
     track.file(case.root / "reports" / "promotion.md")
 
 

@@ -1,6 +1,5 @@
 """What a registered version holds: a transformers directory, stored once per weights, and its answers."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ import mlflow.artifacts
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
 from mlflow.models import Model
-from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS, MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from tasks import files
 from tasks.errors import TrackingError
@@ -40,7 +39,7 @@ def log(
     experiment = run.info.experiment_id
     beside = files.digest_tree(directory, without=WEIGHTS_FILE)
     served = files.digest_json([beside, kind, max_length, stride])
-    if known := find(client, experiment, weights, served):
+    if known := _find(client, experiment, weights, served):
         return known
     shown = {tag: value for tag, value in run.data.tags.items() if tag.startswith("mlflow.source.")}
     tags = {WEIGHTS: weights, SERVED: served, **shown}
@@ -59,18 +58,10 @@ def log(
     return client.finalize_logged_model(made.model_id, "READY")
 
 
-def name_versions(client: MlflowClient, model_id: str, name: str, number: str) -> None:
-    """Say on the logged model's page which version it is; a client on a database is not told by MLflow."""
-    told = json.loads(client.get_logged_model(model_id).tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
-    if (name, number) not in {(one["name"], str(one["version"])) for one in told}:
-        more = json.dumps([*told, {"name": name, "version": number}])
-        client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: more})
-
-
-def find(client: MlflowClient, experiment: str, weights: str, served: str | None = None) -> Any | None:
+def _find(client: MlflowClient, experiment: str, weights: str, served: str) -> Any | None:
     """The complete MLflow model of these weights that answers as `served` says; None where there is none."""
     for found in client.search_logged_models([experiment], f"tags.`{WEIGHTS}` = '{weights}'"):
-        if found.status == "READY" and served in (None, found.tags.get(SERVED, served)):
+        if found.status == "READY" and found.tags.get(SERVED, served) == served:
             return found
     return None
 

@@ -24,6 +24,7 @@ from tasks.tracking.history import Move
 from tasks.tracking.origins import Origin
 
 ALIAS = "champion"
+MODEL = "regraft.model"  # tag of a version: its logged model, which MLflow's databases do not keep
 CHAMPION = "regraft.champion"  # tag: the version that the last finished move made champion
 WAIT = 900.0  # seconds for another promotion, which may have to run a model
 
@@ -37,6 +38,11 @@ class Version:
     @property
     def weights(self) -> str:
         return self.tags.get(WEIGHTS, "")
+
+    @property
+    def model_id(self) -> str:
+        """Of the logged model; empty of a version that other hands registered."""
+        return self.tags.get(MODEL, "")
 
     def reads(self, reading: Mapping[str, str]) -> bool:
         """Whether it takes rows, and calls its answers, as these tags say; one that it lacks says nothing."""
@@ -136,9 +142,12 @@ class Registry:
             )
             self._ensure()
             made = self._client.create_model_version(
-                self.name, model.artifact_location, run_id, tags, model_id=model.model_id
+                self.name,
+                model.artifact_location,
+                run_id,
+                {**tags, MODEL: model.model_id},
+                model_id=model.model_id,
             )
-            contents.name_versions(self._client, model.model_id, self.name, str(made.version))
         return _version(made)
 
     def origin(self, version: Version) -> Origin:

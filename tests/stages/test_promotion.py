@@ -28,6 +28,7 @@ from tasks.evaluation import predictions, slices
 from tasks.evaluation.gate.checks import Check
 from tasks.evaluation.predictions import Predictions
 from tasks.stages import champion, promotion
+from tasks.stages.ruling import TAG, Ruling
 from tasks.tracking import flavor, runs, server
 from tasks.tracking.registry import Registry, Version
 
@@ -853,10 +854,10 @@ def test_a_verdict_on_many_slices_fits_a_tag():
         Check(f"label = {number}", "reject" if number < 90 else "promote", "told " * 20)
         for number in range(2000)
     )
-    decision = promotion.Decision("reject", ("worse",), (Check("slices", "reject", "", {}, parts),), "1", "2")
-    text = promotion._written(decision)
+    whole = Ruling("reject", ("worse",), (Check("slices", "reject", "", {}, parts),), "1", "2")
+    text = whole.written()
     assert len(text) < 100_000
-    kept = promotion._stored(Version("1", "run", {promotion.VERDICT: text}))
+    kept = Ruling.of(Version("1", "run", {TAG: text}))
     assert kept.reasons == ("worse",)
     assert {part.outcome for part in kept.checks[0].parts} == {"reject"}
 

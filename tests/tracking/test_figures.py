@@ -1,11 +1,14 @@
 """Figures on MLflow's page of models: of an evaluation's run, linked to the model and to the test rows."""
 
+import json
+
 import pytest
 from mlflow import MlflowClient
 
-from tasks.tracking import contents, figures, server
+from tasks.tracking import figures, server
+from tasks.tracking.registry import Version
 
-WEIGHTS, TEST = "sha256:aa", "sha256:" + "b" * 64
+TEST = "sha256:" + "b" * 64
 DIGEST = "b" * 36
 VALUES = {"test.accuracy": 0.9, "test.macro f1 (all)": 0.8}
 
@@ -22,19 +25,20 @@ def experiment(client, tracked):
 
 @pytest.fixture
 def log(client, experiment):
-    """A logged model of these weights and a run; ids of both."""
+    """A logged model and a run; ids of both."""
 
-    def make(weights=WEIGHTS):
+    def make():
         run = client.create_run(experiment).info.run_id
-        made = client.create_logged_model(experiment, "reviews", run, tags={contents.WEIGHTS: weights})
+        made = client.create_logged_model(experiment, "reviews", run)
         client.finalize_logged_model(made.model_id, "READY")
         return made.model_id, client.create_run(experiment).info.run_id
 
     return make
 
 
-def link(root, run_id, values=VALUES, *, weights=WEIGHTS, test=TEST):
-    figures.link(values, run_id, root, weights=weights, test=test, rows=7)
+def link(root, run_id, model, values=VALUES, *, test=TEST, number="1"):
+    version = Version(number, run_id, {"regraft.model": model} if model else {})
+    figures.link(values, run_id, root, name="reviews", version=version, test=test, rows=7)
 
 
 def shown(client, model):
@@ -54,7 +58,7 @@ TOLD = {"test.accuracy": 0.9, "test.macro f1 _all_": 0.8}
 
 def test_a_models_figures_name_the_run_and_the_test_rows(tracked, client, log):
     model, run_id = log()
-    link(tracked, run_id)
+    link(tracked, run_id, model)
     assert shown(client, model) == expected(run_id, TOLD)
     inputs = client.get_run(run_id).inputs
     assert [one.model_id for one in inputs.model_inputs] == [model]
@@ -66,7 +70,7 @@ def test_a_point_that_the_run_has_is_linked_and_not_told_again(tracked, client, 
     model, run_id = log()
     for value, at in ((0.5, 1000), (0.9, 2000), (0.4, 3000)):
         client.log_metric(run_id, "test.accuracy", value, at, 0)
-    link(tracked, run_id, {"test.accuracy": 0.9})
+    link(tracked, run_id, model, {"test.accuracy": 0.9})
     assert [one.value for one in client.get_metric_history(run_id, "test.accuracy")] == [0.5, 0.9, 0.4]
     (found,) = client.get_logged_model(model).metrics
     assert (found.value, found.timestamp) == (0.9, 2000)
@@ -75,16 +79,16 @@ def test_a_point_that_the_run_has_is_linked_and_not_told_again(tracked, client, 
 def test_linking_twice_says_everything_once(tracked, client, log):
     model, run_id = log()
     for _ in range(2):
-        link(tracked, run_id)
+        link(tracked, run_id, model)
     assert shown(client, model) == expected(run_id, TOLD)
     assert len(client.get_metric_history(run_id, "test.accuracy")) == 1
 
 
 def test_other_test_rows_and_other_models_have_figures_of_their_own(tracked, client, log):
-    (first, early), (second, late) = log(), log("sha256:other")
-    link(tracked, early, {"test.accuracy": 0.9})
-    link(tracked, late, {"test.accuracy": 0.7}, weights="sha256:other")
-    link(tracked, late, {"test.accuracy": 0.6}, test="sha256:" + "c" * 64)
+    (first, early), (second, late) = log(), log()
+    link(tracked, early, first, {"test.accuracy": 0.9})
+    link(tracked, late, second, {"test.accuracy": 0.7})
+    link(tracked, late, first, {"test.accuracy": 0.6}, test="sha256:" + "c" * 64)
     assert shown(client, second) == expected(late, {"test.accuracy": 0.7})
     assert shown(client, first) == sorted(
         expected(early, {"test.accuracy": 0.9}) + expected(late, {"test.accuracy": 0.6}, "c" * 36)
@@ -96,9 +100,17 @@ def test_other_test_rows_and_other_models_have_figures_of_their_own(tracked, cli
     assert [model.model_id for model in ranked] == [second, first]
 
 
-def test_a_model_that_was_never_logged_has_no_page(tracked, client, log):
-    model, run_id = log("sha256:other")
-    link(tracked, run_id)
+def test_a_models_page_names_each_version_of_it_once(tracked, client, log):
+    model, run_id = log()
+    for number in ("1", "2", "1"):
+        link(tracked, run_id, model, number=number)
+    told = json.loads(client.get_logged_model(model).tags["mlflow.modelVersions"])
+    assert [(one["name"], one["version"]) for one in told] == [("reviews", "1"), ("reviews", "2")]
+
+
+def test_a_version_that_other_hands_registered_has_no_page(tracked, client, log):
+    model, run_id = log()
+    link(tracked, run_id, "")
     assert shown(client, model) == []
     assert client.get_run(run_id).data.metrics == {}
 
@@ -108,8 +120,8 @@ def test_a_server_links_as_a_file_does(served, tracked):
     client = MlflowClient(served.address)
     experiment = client.create_experiment("reviews")
     run_id = client.create_run(experiment).info.run_id
-    made = client.create_logged_model(experiment, "reviews", run_id, tags={contents.WEIGHTS: WEIGHTS})
+    made = client.create_logged_model(experiment, "reviews", run_id)
     client.finalize_logged_model(made.model_id, "READY")
     for _ in range(2):
-        link(tracked, run_id)
+        link(tracked, run_id, made.model_id)
     assert shown(client, made.model_id) == expected(run_id, TOLD)

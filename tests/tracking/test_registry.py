@@ -68,16 +68,19 @@ def test_a_model_is_registered_once_per_weights(reviews, register, client, run_i
     assert [output.model_id for output in client.get_run(run_id).outputs.model_outputs] != []
 
 
-def test_a_logged_model_is_told_apart_and_names_its_versions_and_source(reviews, register, client, run_id):
+def test_a_logged_model_is_told_apart_and_stands_under_its_run_and_the_one_above(
+    reviews, register, client, run_id
+):
+    above = client.create_run(client.get_run(run_id).info.experiment_id).info.run_id
+    client.set_tag(run_id, "mlflow.parentRunId", above)
     client.set_tag(run_id, "mlflow.source.name", "python -m tasks finetuning")
-    for reading in ({"regraft.clean": "[]"}, {"regraft.clean": '["html"]'}):
-        weights = register(reading=reading).weights
-    (output,) = client.get_run(run_id).outputs.model_outputs
-    model = client.get_logged_model(output.model_id)
-    assert model.name == f"reviews-{weights[7:15]}"
+    version = register()
+    for run in (run_id, above):
+        assert [one.model_id for one in client.get_run(run).outputs.model_outputs] == [version.model_id]
+    model = client.get_logged_model(version.model_id)
+    assert model.name == f"reviews-{version.weights[7:15]}"
     assert model.tags["mlflow.source.name"] == "python -m tasks finetuning"
-    told = json.loads(model.tags["mlflow.modelVersions"])
-    assert [(one["name"], one["version"]) for one in told] == [("reviews", "1"), ("reviews", "2")]
+    assert reviews.version(version.number) == version
 
 
 def test_the_same_weights_that_read_rows_otherwise_are_another_version(reviews, register):

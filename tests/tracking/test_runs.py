@@ -81,6 +81,10 @@ def test_a_stage_is_a_child_of_the_pipelines_run(root, client):
     assert (child.info.run_name, parent.info.run_name) == ("preparation", "head+upper+whole seed 1")
     assert (child.info.status, parent.info.status) == ("FINISHED", "FINISHED")
     assert [m.value for m in client.get_metric_history(run.id, "loss")] == [2.0, 1.0]
+    sources = [run.data.tags["mlflow.source.name"] for run in (child, parent)]
+    assert sources == ["python -m tasks preparation", "dvc.yaml"]
+    tags = client.get_experiment(child.info.experiment_id).tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"  # else MLflow shows pages of prompts
     assert child.data.params["threshold"] == "0.8"
     assert parent.data.params["finetuning.phases.1.depth"] == "half"
     assert child.data.metrics["system.seconds"] >= 0
@@ -366,8 +370,8 @@ def test_a_file_that_is_no_database_is_an_error(root):
         server.connect(root)
 
 
-def test_an_experiment_that_was_deleted_is_told_with_its_remedy(root, client, caplog):
-    client.delete_experiment(client.create_experiment("reviews"))
+def test_an_experiment_that_was_deleted_is_told_with_its_remedy(root, client, caplog, tmp_path):
+    client.delete_experiment(client.create_experiment("reviews", str(tmp_path / "artifacts")))
     with runs.open_run("preparation", PARAMS, root):
         pass
     assert "mlflow experiments restore" in caplog.text
