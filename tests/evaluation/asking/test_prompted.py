@@ -83,10 +83,10 @@ def test_an_output_table_that_is_missing_is_not_made_up(tiny):
 
 @pytest.mark.parametrize("frame", ["$A", "$A </s>"])
 def test_likelihoods_are_those_of_the_names_behind_the_prompt(frame, tiny):
-    """A token that closes every text is no part of a prompt."""
+    """A token that closes every text is no part of a prompt, and no text is a template."""
     pytest.importorskip("lm_eval")
     model, tokens = tiny("GPT2LMHeadModel"), tokenizer(frame)
-    texts = ["d e f", "g", *(f"{word} h" for word in 9 * "ab")]
+    texts = ["d e f", "{{ 'a' }} g", *(f"{word} h" for word in 9 * "ab")]
     found = prompted.score(model, tokens, PROMPT, texts)
     assert (found.likelihoods.shape, found.cut) == ((20, 2), 0)
     for text, row in zip(texts, found.likelihoods, strict=True):
