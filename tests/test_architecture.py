@@ -24,7 +24,7 @@ OWNERS = {  # library -> the only places that may import it
     "peft": ("tasks/model/adapters.py",),
     "optuna": ("flows/search.py",),
 }
-ROOMS = ("text", "weights", "model", "training", "evaluation", "tracking", "sweeps")
+ROOMS = ("text", "weights", "model", "training", "evaluation", "drift", "tracking", "sweeps")
 SUB_ROOMS = {  # a part of a room -> the only modules of its room that it may import, besides its own
     "tasks/evaluation/asking": ("predictions",),
     "tasks/evaluation/figures": ("predictions",),

@@ -84,7 +84,7 @@ def prepare(
     too small, and what `sources.read` raises.
     """
     kind, work, rules = kinds.KINDS[source.kind], into / "shards", _rules(settings, source.kind)
-    handling = _handling(source, settings, forgotten)
+    handling = shard_handling(source, settings, forgotten)
     theirs = _collect(evaluations, handling, work)
     gathered = _gather(path, source, settings, replace(handling, grams=theirs.file if theirs else None), work)
     signed = signatures.join([gathered.signed, theirs.signed], work / "all") if theirs else gathered.signed
@@ -150,7 +150,8 @@ def read_forgotten(path: Path) -> frozenset[str]:
     return frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))
 
 
-def _handling(source: TextSource, settings: PreparationParams, forgotten: frozenset[str]) -> Handling:
+def shard_handling(source: TextSource, settings: PreparationParams, forgotten: frozenset[str]) -> Handling:
+    """What is done to each shard of what params.yaml names."""
     return Handling(
         kind=source.kind,
         steps=settings.clean,
