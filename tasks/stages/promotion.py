@@ -30,7 +30,20 @@ LONGEST = 4500  # characters of a description; databases hold 5,000
 @failing_closed()
 def run(params: Params, root: Path, track: Track) -> Promotion:
     case = open_case(params, root)
-    allowed = params.promotion.move_alias and not _experimental(root)
+    ruling, record = _decide(case, allowed=params.promotion.move_alias and not _experimental(root))
+    _tell(track, case, ruling)
+    return record
+
+
+@failing_closed()
+def judge(params: Params, root: Path) -> Promotion:
+    """The gate's verdict on what is in data/finetuning, written as ever; the alias stays where it is."""
+    _, record = _decide(open_case(params, root), allowed=False)
+    return record
+
+
+def _decide(case: Case, *, allowed: bool) -> tuple[Ruling, Promotion]:
+    """The verdict and its record; the alias moves where that is `allowed` and the gate says so."""
     with case.registry.locked():
         candidate, champion = _register(case, serves=allowed), case.registry.champion()
         standing = _standing(case, candidate, champion)
@@ -40,27 +53,39 @@ def run(params: Params, root: Path, track: Track) -> Promotion:
             ruling, champion = _move(case, ruling, candidate), candidate
         if ruling is not standing:
             _note(case, candidate, ruling)
-    record = _write(case, ruling, champion)
-    _tell(track, case, ruling)
-    return record
+    return ruling, _write(case, ruling, champion)
 
 
 @failing_closed()
-def promote_by_hand(params: Params, root: Path, *, force: bool, reason: str) -> Promotion:
+def promote_by_hand(
+    params: Params,
+    root: Path,
+    *,
+    force: bool,
+    reason: str,
+    by: str | None = None,
+    version: str | None = None,
+) -> Promotion:
     """Ask the gate again and move the alias, with `force` whatever the gate says; both stand in the history.
 
-    Raises InputError where `force` comes without a reason.
+    by: who decides; None: whose process this is. version: that was decided about; None: whichever it is now.
+    Raises InputError where `force` comes without a reason, and where the candidate is another version.
     """
     if force and not reason.strip():
         raise InputError("--force needs --reason: why should this model be champion against the gate?")
     case = open_case(params, root)
     with case.registry.locked():
         candidate, champion = _register(case, serves=not _experimental(root)), case.registry.champion()
+        if version not in (None, candidate.number):
+            raise InputError(
+                f"version {candidate.number} is the candidate now, and version {version} was decided about: "
+                "nothing is moved, ask again"
+            )
         already = _already(case, candidate, champion)
         ruling = already or _ask(case, candidate, champion, force=force, reason=reason)
         if ruling.outcome == "promote" and not already:
             _note(case, candidate, ruling)
-            ruling, champion = _move(case, ruling, candidate), candidate
+            ruling, champion = _move(case, ruling, candidate, by=by), candidate
         if not already:
             _note(case, candidate, ruling)
     return _write(case, ruling, champion)
@@ -219,8 +244,9 @@ def _basis(case: Case, champion: Version | None) -> str:
     )
 
 
-def _move(case: Case, ruling: Ruling, candidate: Version) -> Ruling:
-    case.registry.promote(candidate.number, reason="; ".join(ruling.reasons), by=circumstances.user())
+def _move(case: Case, ruling: Ruling, candidate: Version, *, by: str | None = None) -> Ruling:
+    reason = "; ".join(ruling.reasons)
+    case.registry.promote(candidate.number, reason=reason, by=by or circumstances.user())
     return replace(ruling, moved=True)
 
 

@@ -483,6 +483,27 @@ def test_force_needs_a_reason_and_leaves_it_in_the_history(root, propose, review
     assert len(reviews.history()) == 2
 
 
+def test_judging_moves_nothing_and_who_decides_afterwards_is_in_the_history(root, propose, arrange, reviews):
+    propose(FAIR, seed=1)
+    arrange(root, BEST, seed=2)
+    record = promotion.judge(PARAMS, root)
+    assert (record.outcome, record.alias_moved, reviews.champion().number) == ("promote", False, "1")
+    decided = {"force": False, "reason": "read it", "by": "ann", "version": record.version}
+    assert promotion.promote_by_hand(PARAMS, root, **decided).alias_moved
+    last = reviews.history()[-1]
+    assert (last.version, last.by, last.reason.startswith("by hand: read it")) == ("2", "ann", True)
+
+
+def test_what_was_decided_about_another_version_moves_nothing(root, propose, arrange, reviews):
+    propose(FAIR, seed=1)
+    arrange(root, BEST, seed=2)
+    judged = promotion.judge(PARAMS, root)
+    arrange(root, BEST, seed=3)
+    with pytest.raises(InputError, match="version 3 is the candidate now, and version 2 was decided about"):
+        promotion.promote_by_hand(PARAMS, root, force=False, reason="", version=judged.version)
+    assert reviews.champion().number == "1"
+
+
 def test_an_evaluation_of_another_model_is_refused(root, arrange):
     arrange(root, FAIR, seed=1)
     evaluation = root / "kept"
