@@ -277,6 +277,24 @@ def plan(override: Override = None, probe: Probe = False, root: Root = HERE) -> 
 
 
 @app.command()
+def drift(
+    table: Annotated[
+        Path | None, typer.Argument(help="whose rows are looked at; default: the table of params.yaml")
+    ] = None,
+    root: Root = HERE,
+) -> None:
+    """Show how unlike the new rows of a table are to those that train now. Writes reports/drift.html.
+
+    New is what the last preparation has not seen. A table without labels is compared by its texts.
+    """
+    from flows import show
+    from tasks import params as parameters
+    from tasks.stages import drift
+
+    show.drift(drift.compare(parameters.load(root / "params.yaml"), root, table), root)
+
+
+@app.command()
 def compare(last: Annotated[int, typer.Option(help="how many runs")] = 4, root: Root = HERE) -> None:
     """Put the last runs side by side: the params in which they differ, and their test figures."""
     from flows import show

@@ -3,10 +3,11 @@
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from flows.diagnosis import Check
@@ -14,6 +15,9 @@ from flows.figures import size
 from flows.forecast import Source, StageForecast
 from flows.status import Part
 from tasks.artifacts import SPLITS, Evaluation, PreparedText, Promotion
+
+if TYPE_CHECKING:  # heavy, and no other command shows it
+    from tasks.stages.drift import Drift
 
 NAMES = {  # contestant -> what it is, in the order of the table
     "majority": "majority",
@@ -107,6 +111,26 @@ def forecast(stages: Sequence[StageForecast], sources: Sequence[Source]) -> None
     for source in sources:
         table.add_row(source.name, source.reference, source.found, _size(source.size))
     console.print(table)
+
+
+def drift(found: "Drift", root: Path) -> None:
+    """A line a measure, each beside what chance makes of as many rows."""
+    console = Console()
+    console.print(found.headline, highlight=False, soft_wrap=True)
+    if found.measures:
+        view = Table(box=SIMPLE_HEAD)
+        view.add_column("")
+        for column in ("value", "by chance", "p"):
+            view.add_column(column, justify="right")
+        view.add_column("", overflow="fold")
+        for one in found.measures:
+            figures = (f"{one.value:.4f}", f"{one.chance:.4f}", f"{one.p_value:.3f}")
+            verdict = "[red]differs[/red]" if one.differs else "alike"
+            view.add_row(one.name, *figures, f"{verdict}\n[dim]{escape(one.told)}[/dim]")
+        console.print(view)
+    for name, why in found.silent.items():
+        console.print(f"  {name}: {why}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"  {root / 'reports' / 'drift.html'}", highlight=False, soft_wrap=True, markup=False)
 
 
 def comparison(table: Sequence[Mapping[str, Any]]) -> None:

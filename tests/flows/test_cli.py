@@ -51,6 +51,7 @@ def test_the_command_starts_without_the_heavy_libraries():
         "run",
         "sweep",
         "compare",
+        "drift",
         "promote",
         "rollback",
         "predict",
