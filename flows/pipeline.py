@@ -22,7 +22,7 @@ from prefect.exceptions import PrefectException
 from prefect.states import Completed
 
 from flows import workspace
-from flows.stage import Leaf, Message, in_order, reproduce
+from flows.stage import Leaf, Message, Stage, in_order, reproduce
 from tasks import environment
 from tasks import params as parameters
 from tasks.errors import RegraftError
@@ -50,8 +50,10 @@ def transfer(
     overrides: tuple[str, ...] = (),
     leaf: Leaf = "subprocess",
     checkout: Path = Path(),
+    until: Stage = "promotion",
 ) -> str:
-    """Bring every stage up to date; returns the directory that holds data/ and reports/.
+    """Bring every stage up to date, or those `until` one of them; returns the directory that holds data/ and
+    reports/.
 
     Without `params` and `overrides` (`finetuning.seed=2`) the checkout runs as it stands. With either, the
     run gets a workspace of its own and moves no alias.
@@ -61,9 +63,14 @@ def transfer(
     if overrides:
         params = parameters.override(params or parameters.load(checkout / "params.yaml"), overrides)
     root = workspace.create(checkout, params) if params else checkout
-    for stage in in_order(root):
-        stage_task(stage)(stage, root, leaf)
+    bring_up_to_date(root, leaf, until=until)
     return str(root)
+
+
+def bring_up_to_date(root: Path, leaf: Leaf, *, until: Stage = "promotion") -> None:
+    """A task for each stage that `until` needs, and for itself; to be called inside a flow."""
+    for stage in in_order(root, until=until):
+        stage_task(stage)(stage, root, leaf)
 
 
 def stage_task(stage: str) -> Task[[str, Path, Leaf], State[None] | None]:

@@ -24,6 +24,16 @@ from tasks.__main__ import execute
 from tasks.errors import HeldError, InputError, RegraftError, TrainingError
 
 Leaf = Literal["subprocess", "inprocess"]
+Stage = Literal[
+    "sources",
+    "preparation",
+    "vocabulary",
+    "conversion",
+    "encoding",
+    "finetuning",
+    "evaluation",
+    "promotion",
+]
 Message = Mapping[str, Any]
 log = logging.getLogger(__name__)
 
@@ -38,12 +48,16 @@ class Outcome:
     messages: tuple[Message, ...]
 
 
-def in_order(root: Path) -> list[str]:
-    """The stages of `root`'s dvc.yaml, each after all that it depends on, otherwise as written."""
+def in_order(root: Path, *, until: str | None = None) -> list[str]:
+    """The stages of `root`'s dvc.yaml, each after all that it depends on, otherwise as written; those alone
+    that `until` depends on, and itself."""
     with Repo(str(root)) as repo:
+        graph = repo.index.graph.reverse()
         written = {stage: place for place, stage in enumerate(repo.index.stages)}
-        order = networkx.lexicographical_topological_sort(repo.index.graph.reverse(), key=written.get)
-        return [stage.name for stage in order if getattr(stage, "name", None)]
+        named = {stage.name: stage for stage in written if getattr(stage, "name", None)}
+        needed = set(written) if until is None else networkx.ancestors(graph, named[until]) | {named[until]}
+        order = networkx.lexicographical_topological_sort(graph, key=written.get)
+        return [stage.name for stage in order if stage in needed and stage in named.values()]
 
 
 def reproduce(

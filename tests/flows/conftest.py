@@ -5,9 +5,12 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import time
+import urllib.request
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 
 import pytest
@@ -122,6 +125,46 @@ def project(seed_project: Path, tmp_path: Path, variables: Mapping[str, str]) ->
     _run(root, "git", "add", "-A")
     _run(root, "git", "commit", "-q", "-m", "Start")
     return root
+
+
+@pytest.fixture(scope="module")
+def started_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Mapping[str, str], None, None]:
+    """A real Prefect server on a free port, and the variables by which a process finds it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder, address = tmp_path_factory.mktemp("prefect"), f"http://127.0.0.1:{port}/api"
+    found = {"PREFECT_HOME": str(folder), "PREFECT_API_URL": address}
+    words = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (folder / "server.log").open("w") as log:
+        process = subprocess.Popen(words, stdout=log, stderr=log, env=environ() | found)
+        try:
+            _answers(f"{address}/health", patience=180)
+            yield found
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def _answers(address: str, *, patience: float) -> None:
+    ends = time.monotonic() + patience
+    while time.monotonic() < ends:
+        try:
+            with urllib.request.urlopen(address, timeout=10):
+                return
+        except OSError:
+            time.sleep(1)
+    raise AssertionError(f"the Prefect server did not answer within {patience} s")
+
+
+@pytest.fixture
+def prefect_server(
+    started_server: Mapping[str, str], variables: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """The address of a real Prefect server that commands of this test talk to."""
+    for name, value in started_server.items():
+        monkeypatch.setenv(name, value)
+    return started_server["PREFECT_API_URL"]
 
 
 def _leave_untracked(root: Path) -> None:

@@ -2,11 +2,9 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 
 import pytest
@@ -15,12 +13,6 @@ from tasks.artifacts import Promotion
 
 pytestmark = pytest.mark.e2e
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _ask(path, body=None):
@@ -42,33 +34,13 @@ def _wait(condition, *, patience, what):
     raise AssertionError(f"{what} did not happen within {patience} s")
 
 
-def _answers():
-    try:
-        return _ask("/health")
-    except (urllib.error.URLError, OSError):
-        return False
-
-
 @pytest.fixture
-def server(project, monkeypatch, tmp_path):
-    port = _free_port()
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
-    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
-    log = (tmp_path / "server.log").open("w")
-    process = subprocess.Popen(
-        [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)], stdout=log, stderr=log
-    )
-    try:
-        _wait(_answers, patience=180, what="the start of the Prefect server")
-        yield project
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-        log.close()
+def server(project, prefect_server):
+    return project
 
 
 def _deploy(project, command):
-    command(*PREFECT, "work-pool", "create", "regraft", "--type", "process")
+    command(*PREFECT, "work-pool", "create", "cpu", "--overwrite", "--type", "process")
     command(*PREFECT, "deploy", "--all")
 
 
@@ -81,7 +53,7 @@ def test_the_nightly_schedule_makes_runs_and_a_worker_completes_one(server, comm
     assert all(run["auto_scheduled"] for run in scheduled)
     log = (tmp_path / "worker.log").open("w")
     worker = subprocess.Popen(
-        [*PREFECT, "worker", "start", "--pool", "regraft", "--type", "process"],
+        [*PREFECT, "worker", "start", "--pool", "cpu", "--type", "process"],
         cwd=tmp_path,
         stdout=log,
         stderr=log,
@@ -126,13 +98,13 @@ def _states():
 def test_the_form_of_a_deployment_is_the_schema_of_params(server, command):
     _deploy(server, command)
     refused = subprocess.run(
-        [*PREFECT, "deployment", "run", "transfer/by-hand", "--param", 'params={"finetuning": {"seed": "many"}}'],
+        [*PREFECT, "deployment", "run", "transfer/transfer", "--param", 'params={"finetuning": {"seed": "many"}}'],
         cwd=server, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert refused.returncode != 0
     assert "params" in refused.stdout + refused.stderr
     (form,) = [
-        d["parameter_openapi_schema"] for d in _ask("/deployments/filter", {}) if d["name"] == "by-hand"
+        d["parameter_openapi_schema"] for d in _ask("/deployments/filter", {}) if d["name"] == "transfer"
     ]
     described = json.dumps(form)
     for section in ("preparation", "finetuning", "promotion"):

@@ -1,0 +1,239 @@
+"""Retraining on new data and promotion by a person, by prefect.yaml as shipped, a real server and a real worker."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tasks import params as parameters
+from tasks.artifacts import PreparedText, TrainedModel
+from tasks.errors import RegraftError
+from tasks.tracking import server
+from tasks.tracking.registry import Registry
+
+REPOSITORY = Path(__file__).parents[2]
+pytestmark = pytest.mark.e2e
+PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
+ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+class Deployed:
+    """The deployments of a project on a server, asked as the UI asks."""
+
+    def __init__(self, address, project):
+        self.address, self.project = address, project
+
+    def ask(self, path, body=None, method=None):
+        data, kind = None if body is None else json.dumps(body).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.address + path, data, kind, method=method)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.loads(answer.read() or "null")
+
+    def start(self, name, **parameters):
+        deployment = self.ask(f"/deployments/name/{name}")["id"]
+        return self.ask(f"/deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"]
+
+    def unschedule(self, name):
+        """It runs when it is asked to."""
+        deployment = self.ask(f"/deployments/name/{name}")
+        for schedule in deployment["schedules"]:
+            self.ask(f"/deployments/{deployment['id']}/schedules/{schedule['id']}", method="DELETE")
+
+    def state(self, run, among, *, patience=900):
+        ends = time.monotonic() + patience
+        while time.monotonic() < ends:
+            state = self.ask(f"/flow_runs/{run}")["state"]
+            if state["type"] in among:
+                return state
+            assert state["type"] not in ENDED, state
+            time.sleep(1)
+        raise AssertionError(f"{run} is {state['name']} after {patience} s")
+
+    def ends(self, name, **parameters):
+        """Name and message of the state in which the run ends."""
+        state = self.state(self.start(name, **parameters), ENDED)
+        return state["name"], state["message"]
+
+    def artifacts(self):
+        return {artifact["key"]: artifact for artifact in self.ask("/artifacts/filter", {})}
+
+
+@pytest.fixture
+def deployed(reproduced, command, prefect_server, tmp_path):
+    """With a worker that has one run at a time, as the README says."""
+    command(*PREFECT, "work-pool", "create", "cpu", "--type", "process", "--overwrite")
+    command(*PREFECT, "work-pool", "set-concurrency-limit", "cpu", "1")
+    command(*PREFECT, "deploy", "--all")
+    found = Deployed(prefect_server, reproduced)
+    for name in ("transfer/prepare-nightly", "transfer/nightly", "retrain/retrain-on-new-data"):
+        found.unschedule(name)
+    with _worker(tmp_path):
+        yield found
+
+
+@contextmanager
+def _worker(folder):
+    words = [*PREFECT, "worker", "start", "--pool", "cpu", "--type", "process"]
+    with (folder / "worker.log").open("w") as log:
+        worker = subprocess.Popen(words, cwd=folder, stdout=log, stderr=log)
+        try:
+            yield
+        finally:
+            worker.terminate()
+            worker.wait(timeout=60)
+
+
+def _add_rows(project, count):
+    """Unlike the others: half as long, of other words, nearly all good."""
+    chance = random.Random(7)
+    with (project / "reviews.csv").open("a") as stream:
+        for number in range(count):
+            said = " ".join(chance.sample(["sofa", "lamp", "rug", "chair", "desk", "shelf"], 3))
+            stream.write(f"{said} {number},{'bad' if number % 10 == 0 else 'good'}\n")
+
+
+def test_new_rows_are_looked_at_and_then_trained_on(deployed):
+    project, where = deployed.project, {"checkout": str(deployed.project), "leaf": "inprocess"}
+    before = TrainedModel.load(project).weights
+    assert deployed.ends("retrain/retrain-on-new-data", **where) == (
+        "Skipped",
+        "nothing new: the last run was made from this very data",
+    )
+    assert not (project / "reports" / "drift.html").exists()
+    _add_rows(project, 80)
+    name, message = deployed.ends("retrain/retrain-on-new-data", maximum_drift=0.2, **where)
+    assert name == "Held", message
+    assert "80 of 320 rows are new: unlike the training rows in length, words, classes" in message
+    assert PreparedText.load(project).rows_in == 240, "held before anything was prepared"
+    assert {"drift", "drift-measures"} <= deployed.artifacts().keys()
+    name, message = deployed.ends("retrain/retrain-on-new-data", **where)
+    assert (name, message.partition(".")[0]) == ("Retrained", "the text source has changed")
+    assert PreparedText.load(project).rows_in == 320
+    assert TrainedModel.load(project).weights != before
+    assert "80 of 320 rows are new" in (project / "reports" / "drift.html").read_text()
+    assert deployed.ends("retrain/retrain-on-new-data", **where)[0] == "Skipped"
+
+
+def test_a_person_says_no_and_then_yes(deployed):
+    project = deployed.project
+    _dethrone(project)
+    registry = Registry(project, "reviews")
+    run = _paused(deployed)
+    assert "promotion-verdict" in deployed.artifacts()
+    state = _answered(deployed, run, approve=False, by="bob", reason="not before the release")
+    assert state["name"] == "Refused"
+    assert state["message"].endswith("bob said no: not before the release")
+    assert registry.champion() is None
+    run = _paused(deployed)
+    assert (
+        deployed.ends("retrain/retrain-on-new-data", checkout=str(project), leaf="inprocess")[0] == "Skipped"
+    )
+    state = _answered(deployed, run, approve=True, by="ann", reason="read the errors")
+    assert state["name"] == "Promoted"
+    last = registry.history()[-1]
+    assert (registry.champion().number, last.by) == (last.version, "ann")
+    assert last.reason.startswith("by hand: read the errors")
+
+
+def _dethrone(project):
+    """As before the first promotion, and with a pipeline that only judges."""
+    path = project / "params.yaml"
+    changed = parameters.override(parameters.load(path), ["promotion.move_alias=false"])
+    path.write_text(parameters.dump(changed))
+    client = MlflowClient(tracking_uri=server.uri(project))
+    client.delete_registered_model_alias("reviews", "champion")
+
+
+def _paused(deployed):
+    run = deployed.start("promote/promote", checkout=str(deployed.project), poll_seconds=1)
+    deployed.state(run, {"PAUSED"})
+    return run
+
+
+def _answered(deployed, run, **answer):
+    said = deployed.ask(f"/flow_runs/{run}/resume", {"run_input": answer})
+    assert said["status"] == "ACCEPT", said
+    return deployed.state(run, ENDED)
+
+
+def test_a_run_that_broke_off_is_not_finished(reproduced):
+    from flows.retraining import arrived
+    from flows.stage import reproduce
+
+    assert arrived(reproduced) is None
+    _add_rows(reproduced, 40)
+    for stage, told in (
+        ("sources", "the text source has changed"),
+        ("preparation", "the last run did not finish: vocabulary has not seen this data"),
+        ("vocabulary", "the last run did not finish: conversion has not seen this data"),
+    ):
+        reproduce(stage, reproduced, "inprocess", lambda message: None)
+        assert arrived(reproduced) == told
+
+
+def test_a_flow_may_end_at_a_stage(reproduced):
+    from typing import get_args
+
+    from flows.stage import Stage, in_order
+
+    assert in_order(reproduced, until="preparation") == ["sources", "preparation"]
+    assert in_order(reproduced, until="encoding") == ["sources", "preparation", "vocabulary", "encoding"]
+    assert sorted(get_args(Stage)) == sorted(in_order(reproduced))
+    assert in_order(reproduced, until="promotion") == in_order(reproduced)
+
+
+@pytest.fixture
+def importing(tmp_path, variables):
+    """A repository whose table DVC imported from a path beside it."""
+    root, origin = tmp_path / "a project", tmp_path / "origin.csv"
+    origin.write_text("text,label\nfirst,a\n")
+    root.mkdir()
+    for words in (
+        ["git", "init", "-q"],
+        ["dvc", "init", "-q"],
+        ["dvc", "import-url", str(origin), "data.csv"],
+    ):
+        subprocess.run(words, cwd=root, check=True, capture_output=True)
+    shipped = parameters.load(REPOSITORY / "params.yaml")
+    mine = parameters.override(shipped, ["sources.text.path=data.csv"])
+    (root / "params.yaml").write_text(parameters.dump(mine))
+    return root
+
+
+def test_an_imported_table_is_fetched_from_where_it_comes_from(importing, tmp_path):
+    from flows.retraining import fetch
+
+    (tmp_path / "origin.csv").write_text("text,label\nfirst,a\nsecond,b\n")
+    assert fetch(importing)
+    assert (importing / "data.csv").read_text().endswith("second,b\n")
+    (tmp_path / "origin.csv").unlink()
+    with pytest.raises(RegraftError, match=r"data\.csv\.dvc cannot be brought up to date: .*`dvc update"):
+        fetch(importing)
+
+
+def test_a_tracked_table_that_is_missing_is_pulled(importing, command, tmp_path):
+    from flows.retraining import fetch
+
+    (importing / "data.csv.dvc").unlink()
+    command("dvc", "remote", "add", "-d", "store", str(tmp_path / "store"))
+    command("dvc", "add", "data.csv")
+    command("dvc", "push")
+    (importing / "data.csv").unlink()
+    shutil.rmtree(importing / ".dvc" / "cache")
+    assert fetch(importing)
+    assert (importing / "data.csv").read_text().endswith("first,a\n")
+
+
+def test_a_table_that_dvc_does_not_keep_is_left_alone(importing):
+    from flows.retraining import fetch
+
+    (importing / "data.csv.dvc").unlink()
+    assert not fetch(importing)
