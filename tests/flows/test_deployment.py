@@ -46,6 +46,8 @@ def _deploy(project, command):
 
 def test_the_nightly_schedule_makes_runs_and_a_worker_completes_one(server, command, tmp_path):
     _deploy(server, command)
+    often = "retrain/retrain-on-new-data"  # might come between
+    command(*PREFECT, "deployment", "schedule", "clear", often, "--accept-yes")
     scheduled = _wait(
         lambda: _ask("/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}),
         patience=90, what="a run made by the cron schedule",
