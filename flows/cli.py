@@ -416,6 +416,36 @@ def forget(
         typer.echo(line)
 
 
+@app.command()
+def clean(
+    older_than: Annotated[
+        str, typer.Option("--older-than", metavar="AGE", help="days or hours since anything touched it")
+    ] = "30d",
+    keep_champions: Annotated[
+        bool,
+        typer.Option(
+            "--keep-champions",
+            help="of registered versions keep those that are or were champion; by default every one stays",
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="delete; without it nothing is")] = False,
+    root: Root = HERE,
+) -> None:
+    """Show what old work has left behind, kind by kind; with --yes delete it.
+
+    Workspaces, resume points, hidden states, downloaded champions, MLflow runs, what nothing names in DVC's
+    cache. What a registered version is made again from stays, and what waits to be sent to MLflow. Refuses
+    while a stage runs; interrupted, give the same command again. Exit code 1 where something could not be
+    looked at or deleted.
+    """
+    from flows import housekeeping, show
+
+    logging.getLogger("dvc").setLevel(logging.WARNING)
+    ground = housekeeping.ground(root, older_than, champions_only=keep_champions)
+    kinds = housekeeping.carry_out(ground) if yes else housekeeping.look(ground)
+    raise typer.Exit(1 if show.leftovers(kinds, deleted=yes) else 0)
+
+
 @app.command("plan-weights")
 def plan_weights(
     source: Annotated[str, typer.Argument(help=CHECKPOINT)],

@@ -13,6 +13,7 @@ from rich.table import Table
 from flows.diagnosis import Check
 from flows.figures import size
 from flows.forecast import Source, StageForecast
+from flows.housekeeping import Kind
 from flows.status import Part
 from tasks.artifacts import SPLITS, Evaluation, PreparedText, Promotion
 
@@ -95,6 +96,21 @@ def parts(found: Iterable[Part]) -> None:
         for line in part.lines or ("none yet",):
             style = "red" if part.fault else None
             console.print(f"  {line}", style=style, highlight=False, soft_wrap=True, markup=False)
+
+
+def leftovers(kinds: Iterable[Kind], *, deleted: bool) -> bool:
+    """Each kind as soon as it is known, and bytes in all; whether one could not be looked at or deleted."""
+    console, total, fault = Console(), 0, False
+    for kind in kinds:
+        console.print(f"[bold]{kind.name}[/bold]")
+        lines = [f"{size(one.size):>9}  {one.name}: {one.reason}" for one in kind.leftovers]
+        for line in [*lines, *kind.told] or ["nothing"]:
+            style = "red" if kind.fault and line in kind.told else None
+            console.print(f"  {line}", style=style, highlight=False, soft_wrap=True, markup=False)
+        total, fault = total + sum(one.size for one in kind.leftovers), fault or kind.fault
+    end = "deleted: {} freed" if deleted else "{} in all; nothing was deleted: --yes deletes"
+    console.print(end.format(size(total)), highlight=False)
+    return fault
 
 
 def forecast(stages: Sequence[StageForecast], sources: Sequence[Source]) -> None:

@@ -1,9 +1,7 @@
 """`regraft status`: the champion, what the last runs came to, which data these are, what fills the disk."""
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from flows.figures import size
+from tasks import files
 from tasks.artifacts import SPLITS, PreparedText, Promotion, Sources
 from tasks.errors import RegraftError
 from tasks.params import Params
@@ -81,23 +80,8 @@ def _disk(params: Params, root: Path) -> Iterator[str]:
         cache = Path(repo.cache.local_cache_dir)
     seen: set[tuple[int, int]] = set()
     for name, folder in (("DVC's cache", cache), ("data", root / "data"), (".regraft", root / ".regraft")):
-        yield f"{size(_taken(folder, seen))} {name}"
+        yield f"{size(files.taken(folder, seen))} {name}"
     yield f"{size(shutil.disk_usage(root).free)} free"
-
-
-def _taken(folder: Path, seen: set[tuple[int, int]]) -> int:
-    """Bytes on the disk; a file that is linked to several names counts once."""
-    if not folder.is_dir():
-        return 0
-    total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with suppress(FileNotFoundError):  # a run at work takes its files away
-                about = os.lstat(Path(place) / name)
-                if (key := (about.st_dev, about.st_ino)) not in seen:
-                    seen.add(key)
-                    total += about.st_blocks * 512
-    return total
 
 
 PARTS: dict[str, Callable[[Params, Path], Iterator[str]]] = {

@@ -56,6 +56,7 @@ def test_the_command_starts_without_the_heavy_libraries():
         "rollback",
         "predict",
         "forget",
+        "clean",
         "report",
         "inspect",
         "plan-weights",
