@@ -248,6 +248,21 @@ def doctor(root: Root = HERE) -> None:
 
 
 @app.command()
+def migrate(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="tell what would change; write nothing")] = False,
+    root: Root = HERE,
+) -> None:
+    """Write the params.yaml of a former regraft under today's names; comments stay.
+
+    Tells what else is not of this version, stages of dvc.yaml and outputs in data, and what to do.
+    """
+    from flows import upgrade
+
+    for line in upgrade.migrate(root, dry_run=dry_run):
+        typer.echo(line)
+
+
+@app.command()
 def status(root: Root = HERE) -> None:
     """Who is champion and since when, the last verdict and runs, the data, what lies on the disk.
 

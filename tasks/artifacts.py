@@ -13,6 +13,7 @@ from tasks import files
 from tasks.errors import ArtifactError
 
 MANIFEST = "manifest.json"
+FORMAT = 1  # of manifests; another number where a field no longer means what it did
 SPLITS = ("train", "validation", "test")
 
 
@@ -36,7 +37,7 @@ class Artifact:
             raise TypeError(f"{cls.__name__} takes {sorted(known)}, not {sorted(values)}")
         body = json.loads(files.canonical_json(values))
         digest = files.digest_json({"files": files.digest_tree(draft, without=MANIFEST), "fields": body})
-        text = files.canonical_json({"record": cls.__name__, "format": 1, "digest": digest, **body})
+        text = files.canonical_json({"record": cls.__name__, "format": FORMAT, "digest": digest, **body})
         files.write_text(draft / MANIFEST, text)
 
     @classmethod
@@ -50,10 +51,7 @@ class Artifact:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ArtifactError(f"{folder} holds no manifest: run `dvc repro {cls.stage}` first") from None
-        if manifest.pop("record", None) != cls.__name__ or manifest.pop("format") != 1:
-            raise ArtifactError(
-                f"{folder / MANIFEST} is not a {cls.__name__}: run `dvc repro -f {cls.stage}`"
-            )
+        _demand_known(cls, folder / MANIFEST, manifest)
         return cls(path=folder, **{name: _frozen(value) for name, value in manifest.items()})
 
     def figures(self) -> Mapping[str, float]:
@@ -183,6 +181,22 @@ class Promotion(Artifact):
     alias_moved: bool
     outcome: str  # promote | hold | reject
     reasons: tuple[str, ...]
+
+
+def _demand_known(record: type[Artifact], path: Path, manifest: dict[str, Any]) -> None:
+    """Take record and format off `manifest`; ArtifactError where another version of regraft wrote it."""
+    kind, number = manifest.pop("record", None), manifest.pop("format", None)
+    if kind != record.__name__:
+        raise ArtifactError(f"{path} is not a {record.__name__}: run `dvc repro -f {record.stage}`")
+    known = {field.name for field in fields(record)} - {"path"}
+    faults = [f"its format is {number}, not {FORMAT}"] if number != FORMAT else []
+    faults += [f"it lacks {name}" for name in sorted(known - manifest.keys())]
+    faults += [f"{name} is unknown" for name in sorted(manifest.keys() - known)]
+    if faults:
+        raise ArtifactError(
+            f"{path} is of another version of regraft ({'; '.join(faults)}): run "
+            f"`dvc repro -f {record.stage}`, or use that version"
+        )
 
 
 def _frozen(value: Any) -> Any:

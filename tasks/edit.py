@@ -43,6 +43,56 @@ def rewrite(
     return result
 
 
+def migrate(text: str, *, name: str = "params.yaml") -> tuple[str, dict[str, str]]:
+    """`text` with today's names in the place of former ones, and which these were (former -> today's).
+
+    Raises ParamsError for a text that is no params.yaml under today's names either, and where a name cannot
+    be changed in place.
+    """
+    text += "" if text.endswith("\n") else _newline(text)
+    found = {}
+    for former, now in reversed([*parameters.FORMER.items()]):  # each goes before its siblings
+        if (entry := _entry(text, former)) is not None:
+            text, found[former] = _renamed(text, entry, former, now, name), now
+    parameters.parse(text, name=name)
+    return text, found
+
+
+def _entry(text: str, dotted: str) -> tuple[Any, Any, Any] | None:
+    """The mapping that holds the key, the key and its value, where it is there."""
+    *above, last = dotted.split(".")
+    node = parameters.compose(text)
+    for key in above:
+        if key not in _children(node):
+            return None
+        node = _children(node)[key][1]
+    return (node, *_children(node)[last]) if last in _children(node) else None
+
+
+def _renamed(text: str, entry: tuple[Any, Any, Any], former: str, now: str, name: str) -> str:
+    """A key gets another name where it stands; what moves a level down becomes the first below its
+    new parent, which is made there if it is missing."""
+    holder, key, value = entry
+    *_, parent, last = now.split(".")
+    if former.count(".") == now.count("."):
+        return str(text[: key.start_mark.index] + last + text[key.end_mark.index :])
+    above = _children(holder).get(parent)
+    if holder.flow_style or (above and getattr(above[1], "flow_style", True)):
+        line = key.start_mark.line + 1
+        raise ParamsError(f"{name}:{line}: {former} cannot be moved in place: write {now} by hand")
+    lines = text.splitlines(keepends=True)
+    first, stop = key.start_mark.line, text.count("\n", 0, _stop(value)) + 1
+    moved = [f"  {line}" if line.strip() else line for line in lines[first:stop]]
+    del lines[first:stop]
+    if above is None:
+        place, moved = first, [f"{' ' * key.start_mark.column}{parent}:{_newline(text)}", *moved]
+    else:
+        place = above[0].start_mark.line + 1
+        place -= len(moved) * (place > first)
+    lines[place:place] = moved
+    return "".join(lines)
+
+
 def _demand(result: str, wanted: Params, name: str, keys: list[str]) -> None:
     try:
         same = parameters.parse(result, name=name) == wanted

@@ -29,6 +29,15 @@ LEVELS = ("content", "inverse", "digests", "load", "parity", "similarity", "loss
 DEFAULT_LEVELS = ("content", "load", "parity", "similarity")
 
 
+SCHEMA = 1  # of params.yaml; a file says `schema: N` only where it is not this one
+FORMER: Mapping[str, str] = {  # keys of former versions, and what they are called today
+    "sources.text.text": "sources.text.columns.text",
+    "sources.text.label": "sources.text.columns.label",
+    "preparation.maximum_quarantine": "preparation.max_quarantine_fraction",
+    "promotion.must_beat": "promotion.gate.must_beat",
+}
+
+
 def _known_levels(names: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
     faults = [f"no level {name!r}; {did_you_mean(name, known)}" for name in names if name not in known]
     if faults:
@@ -527,7 +536,13 @@ def parse(text: str, *, name: str = "params.yaml") -> Params:
         node, value = yaml.compose(text), yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ParamsError(f"{name} is not YAML: {error}") from None
-    return check(value, name=name, lines=dict(_lines((), node)))
+    lines = dict(_lines((), node))
+    if isinstance(value, dict) and (schema := value.pop("schema", SCHEMA)) != SCHEMA:
+        raise ParamsError(
+            f"{name}:{lines['schema',]}: schema {schema!r}: this regraft knows {SCHEMA}; install one that "
+            "knows the file, or write the file anew with `regraft init`"
+        )
+    return check(value, name=name, lines=lines)
 
 
 def check(value: Any, *, name: str, lines: Mapping[tuple[str, ...], int] | None = None) -> Params:
@@ -637,6 +652,8 @@ def _sentence(fault: Any, name: str, lines: Mapping[tuple[str, ...], int]) -> st
     path = tuple(str(key) for key in fault["loc"] if not str(key).startswith(("constrained-", "literal[")))
     line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
     where = f"{name}:{line}" if line else name
+    if now := FORMER.get(".".join(path)):
+        return f"{where}: {'.'.join(path)} is called {now} today: `regraft migrate` rewrites it"
     if fault["type"] == "extra_forbidden":
         return f"{where}: unknown key {'.'.join(path)!r}; {did_you_mean(path[-1], _keys(path[:-1]))}"
     message = fault["msg"].removeprefix("Value error, ")

@@ -62,3 +62,25 @@ def test_another_kind_of_manifest_is_refused(tmp_path):
 
 def test_figures_are_the_numbers_under_flat_names(tmp_path):
     assert _save(tmp_path).figures() == {"size": 5.0, "kept": 5.0, "fresh": 0.0, "special.pad": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"format": 2}, "its format is 2, not 1"),
+        ({"format": None}, "its format is None, not 1"),
+        ({"size": None}, "it lacks size"),
+        ({"color": "red"}, "color is unknown"),
+    ],
+)
+def test_an_artifact_of_another_version_is_refused_with_the_remedy(tmp_path, change, fault):
+    path = _save(tmp_path).path / "manifest.json"
+    manifest = {
+        name: value for name, value in (json.loads(path.read_text()) | change).items() if value is not None
+    }
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError) as caught:
+        Vocabulary.load(tmp_path)
+    assert f"of another version of regraft ({fault}): run `dvc repro -f vocabulary`, or use" in str(
+        caught.value
+    )

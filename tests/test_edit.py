@@ -106,3 +106,55 @@ def test_a_value_that_serves_two_keys_is_not_changed_under_the_other():
     wanted = params.override(params.parse(text), ["sources.text.id=number"])
     with pytest.raises(ParamsError, match=r"sources\.text\.id cannot be changed in place: give every key"):
         edit.rewrite(text, wanted)
+
+
+FORMER = Path(__file__).parent / "former"  # params.yaml of four revisions of this project
+
+
+@pytest.mark.parametrize("path", sorted(FORMER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_former_file_is_refused_with_the_remedy_and_migrated_with_its_comments(path):
+    text = path.read_text(encoding="utf-8")
+    with pytest.raises(
+        ParamsError, match=r"promotion\.must_beat is called promotion\.gate\.must_beat today: `regr"
+    ):
+        params.parse(text)
+    new, renamed = edit.migrate(text)
+    found = params.parse(new)
+    assert found.sources.text.columns == {"text": "text", "label": "sentiment"}
+    assert found.promotion.gate.must_beat in ("auto", ("majority", "tfidf", "frozen"))
+    assert found.preparation.max_quarantine_fraction == 0.1
+    gone, came = _changed(text, new)
+    assert [line.split(":")[0].strip() for line in gone] == [
+        key.rpartition(".")[2] for key in params.FORMER if key in renamed
+    ]
+    assert len(came) == len(gone) + len(
+        {now.rpartition(".")[0] for now in renamed.values()} - {"preparation"}
+    )
+    assert [line.partition("#")[2] for line in gone] == [
+        line.partition("#")[2] for line in came if not line.endswith(":")
+    ]
+    assert edit.migrate(new) == (new, {})
+
+
+def test_former_names_move_below_a_parent_that_is_there_and_line_ends_stay():
+    text = TEXT.replace("  move_alias: true\n", "  must_beat: [majority]  # mine").replace("\n", "\r\n")
+    text = text.replace("    must_beat: auto", "    # must_beat: auto")
+    new, renamed = edit.migrate(text)
+    assert renamed == {"promotion.must_beat": "promotion.gate.must_beat"}
+    assert "    must_beat: [majority]  # mine\r\n" in new
+    assert params.parse(new).promotion.gate.must_beat == ("majority",)
+    assert new.count("\n") == new.count("\r\n")
+
+
+def test_what_cannot_be_moved_in_place_is_left_to_a_person():
+    text = f"{TEXT[: TEXT.index('promotion:')]}promotion: {{model: mine, must_beat: [majority]}}\n"
+    with pytest.raises(
+        ParamsError, match=r"must_beat cannot be moved in place: write promotion\.gate\.must_beat"
+    ):
+        edit.migrate(text)
+
+
+def test_a_migrated_file_with_other_faults_is_refused():
+    text = (FORMER / "params-b784300.yaml").read_text().replace("save_every", "save_evry")
+    with pytest.raises(ParamsError, match="did you mean 'save_every'"):
+        edit.migrate(text)

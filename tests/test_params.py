@@ -132,3 +132,12 @@ def test_a_wrong_override_is_refused(assignment, message):
 def test_a_missing_file_names_the_remedy(tmp_path):
     with pytest.raises(ParamsError, match="brings the shipped one back"):
         params.load(tmp_path / "params.yaml")
+
+
+def test_a_file_may_say_its_schema_and_that_of_another_regraft_is_refused():
+    text = TEXT
+    assert params.parse(f"schema: {params.SCHEMA}\n{text}") == params.parse(text)
+    with pytest.raises(
+        ParamsError, match=r"params\.yaml:1: schema 2: this regraft knows 1; install one that knows"
+    ):
+        params.parse(f"schema: 2\n{text}")

@@ -57,6 +57,7 @@ def test_the_command_starts_without_the_heavy_libraries():
         "predict",
         "forget",
         "clean",
+        "migrate",
         "report",
         "inspect",
         "plan-weights",
