@@ -67,7 +67,7 @@ def _young(odb: Any, before: float) -> set[HashInfo]:
     """What was kept since `before`; of a directory all its files, of which some may be older."""
     recent = {HashInfo(odb.hash_name, oid) for oid in odb.all() if _changed(odb.oid_to_path(oid)) >= before}
     trees = [Tree.load(odb, one) for one in recent if one.isdir]
-    return recent | {one.hash_info for tree in trees for _, one in tree}
+    return recent | {found for tree in trees for _, _, found in tree}
 
 
 def _others(odb: Any, used: set[HashInfo]) -> list[Path]:
