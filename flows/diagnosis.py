@@ -5,12 +5,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from flows import figures, reach
+from flows.check import Check
 from tasks import params as parameters
 from tasks import references
 from tasks.errors import RegraftError
@@ -19,20 +20,18 @@ from tasks.params import Params
 GIGABYTE = 10**9
 
 
-@dataclass(frozen=True)
-class Check:
-    name: str
-    ok: bool
-    finding: str
-    remedy: str = ""
+# Of the checkpoint's size, at most: converted and trained model, a copy of each in DVC's cache, one in
+# MLflow, and a resume point with two moments a weight.
+COPIES = 8
+FLOOR = 2 * GIGABYTE  # where its size is not known
 
 
 def examine(root: Path) -> Iterator[Check]:
+    """Every check on its own: what one finds keeps no other from being made. None takes long."""
+    yield _platform(sys.platform)
     yield _python()
     yield from _packages()
     yield _repository(root)
-    yield _disk(root)
-    yield _device()
     params = None
     try:
         params = parameters.load(root / "params.yaml")
@@ -41,7 +40,18 @@ def examine(root: Path) -> Iterator[Check]:
         yield Check("params.yaml", False, str(error), "mend the lines named above")
     if params:
         yield from _sources(params, root)
+        yield _device(params)
         yield _tracking(root)
+    yield _disk(root, params)
+    yield from reach.prefect(root)
+    if (root / ".dvc").is_dir():
+        yield from reach.remotes(root)
+
+
+def _platform(name: str) -> Check:
+    told = {"linux": "Linux", "darwin": "macOS: best effort, no test runs there"}.get(name)
+    remedy = "on Windows use WSL (https://learn.microsoft.com/windows/wsl): natively no stage runs"
+    return Check("platform", told is not None, told or f"{name} is not supported", remedy)
 
 
 def _python() -> Check:
@@ -67,25 +77,55 @@ def _packages() -> Iterator[Check]:
 
 
 def _repository(root: Path) -> Check:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
     remedy = "run in a git clone of the project with at least one commit"
+    if shutil.which("git") is None:
+        return Check("git and dvc", False, "git is not installed", remedy)
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
     ok = done.returncode == 0 and (root / ".dvc").is_dir()
     return Check("git and dvc", ok, done.stdout.strip()[:12] if ok else "no commit or no .dvc here", remedy)
 
 
-def _disk(root: Path) -> Check:
-    free = shutil.disk_usage(root).free
-    return Check(
-        "disk", free > 2 * GIGABYTE, f"{free / GIGABYTE:.1f} GB free", "free 2 GB: weights are kept twice"
-    )
+def _disk(root: Path, params: Params | None) -> Check:
+    free, needed = shutil.disk_usage(root).free, FLOOR
+    if params and (size := _checkpoint_size(params, root)):
+        needed = COPIES * size
+    found = f"{figures.size(free)} free, {figures.size(needed)} wanted for copies of the weights"
+    return Check("disk", free > needed, found, "free some: `regraft clean` shows what old work has left")
 
 
-def _device() -> Check:
+def _checkpoint_size(params: Params, root: Path) -> int | None:
+    """None where it is not on this disk."""
+    wanted = params.sources.checkpoint
+    try:
+        if references.is_remote(wanted.path, root=root):
+            return None
+        found = references.locate(wanted.path, root=root, revision=wanted.revision)
+    except RegraftError:
+        return None
+    return sum(path.stat().st_size for path in [found, *found.rglob("*")] if path.is_file())
+
+
+def _device(params: Params) -> Check:
     import torch
 
+    from tasks.training import device
+
+    try:
+        device.demand_enough(device.choose(params.finetuning.device), params.finetuning.processes)
+    except RegraftError as error:
+        return Check("device", False, str(error), "change params.yaml, or see what `nvidia-smi` says")
     if not torch.cuda.is_available():
-        return Check("device", True, f"CPU with {torch.get_num_threads()} threads")
-    return Check("device", True, torch.cuda.get_device_name())
+        seen = shutil.which("nvidia-smi") is not None
+        found = f"CPU with {torch.get_num_threads()} threads{', though there is nvidia-smi' * seen}"
+        return Check("device", not seen, found, "install the torch for your driver: https://pytorch.org")
+    return Check("device", True, "; ".join(map(_gpu, range(torch.cuda.device_count()))))
+
+
+def _gpu(number: int) -> str:
+    import torch
+
+    free, total = torch.cuda.mem_get_info(number)
+    return f"{torch.cuda.get_device_name(number)}, {figures.size(free)} of {figures.size(total)} free"
 
 
 def _sources(params: Params, root: Path) -> Iterator[Check]:

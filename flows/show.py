@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.diagnosis import Check
+from flows.check import Check
 from flows.figures import size
 from flows.forecast import Source, StageForecast
 from flows.housekeeping import Kind

@@ -2,7 +2,6 @@
 are, and how large this process is."""
 
 import os
-import resource
 import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -52,5 +51,7 @@ def home(root: Path) -> Path:
 
 def peak_memory() -> int:
     """Largest resident set of this process so far, in bytes."""
+    import resource  # late: native Windows has none, where `regraft doctor` shall say what to do
+
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -580,6 +580,15 @@ def source_paths(text: str) -> list[str]:
     return [source["path"] for entry in several for source in entry]
 
 
+def deployments(text: str) -> list[tuple[str, str]]:
+    """Name and work pool of each deployment of a prefect.yaml. Raises ParamsError where it is none."""
+    try:
+        listed = (yaml.safe_load(text) or {}).get("deployments") or []
+        return [(str(one["name"]), str(one["work_pool"]["name"])) for one in listed]
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise ParamsError(f"prefect.yaml: each deployment needs name and work_pool.name ({error})") from None
+
+
 def compose(text: str) -> Any:
     """The nodes of a YAML document, each with where it stands in `text`."""
     return yaml.compose(text)
