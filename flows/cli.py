@@ -455,7 +455,7 @@ def clean(
     """
     from flows import housekeeping, show
 
-    logging.getLogger("dvc").setLevel(logging.WARNING)
+    logging.getLogger("dvc").setLevel(logging.ERROR)  # it warns of each commit before the first `dvc repro`
     ground = housekeeping.ground(root, older_than, champions_only=keep_champions)
     kinds = housekeeping.carry_out(ground) if yes else housekeeping.look(ground)
     raise typer.Exit(1 if show.leftovers(kinds, deleted=yes) else 0)

@@ -21,7 +21,7 @@ from tasks.errors import ParamsError
 if TYPE_CHECKING:  # slow to import, and not always needed
     from prefect.client.orchestration import SyncPrefectClient
 
-PATIENCE = 5.0  # seconds for an answer of Prefect's
+PATIENCE = 10.0  # seconds for an answer of Prefect's
 LISTING = 20.0  # seconds for a remote, the start of a process included
 LONGEST = 300  # characters of somebody else's message
 NONE = "PREFECT_API_URL is not set: `regraft run` starts a server of its own"
