@@ -461,6 +461,44 @@ def clean(
     raise typer.Exit(1 if show.leftovers(kinds, deleted=yes) else 0)
 
 
+@app.command()
+def servers(
+    host: Annotated[
+        str, typer.Option(help="who can reach them: 0.0.0.0 is everybody, who then needs a password")
+    ] = "127.0.0.1",
+    name: Annotated[str, typer.Option(help="what other machines call this one; default: its host name")] = "",
+    database: Annotated[
+        str | None,
+        typer.Option(
+            metavar="postgresql://USER@HOST/",
+            help="a PostgreSQL server, for more than one worker; password: PGPASSWORD; default: SQLite files",
+        ),
+    ] = None,
+    artifacts: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|s3://…", help="where MLflow keeps models and pages, for who asks it alone"),
+    ] = None,
+    prefect_port: Annotated[int, typer.Option(help="Prefect's")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="MLflow's")] = 5000,
+    root: Root = HERE,
+) -> None:
+    """Start a Prefect and an MLflow server for a team; Ctrl-C stops both.
+
+    Tells what to export where work is done. On a host that others can reach three secrets must stand in the
+    environment: PREFECT_SERVER_API_AUTH_STRING (user:password), MLFLOW_AUTH_ADMIN_PASSWORD and
+    MLFLOW_FLASK_SERVER_SECRET_KEY. What travels is not encrypted: use a private network, or a proxy with TLS.
+    """
+    from flows import servers as serving
+
+    folder = (root / ".regraft" / "servers").resolve()
+    kept = artifacts if artifacts is None or "://" in artifacts else str(Path(artifacts).resolve())
+    plan = serving.Plan(folder, host, name, database, kept, prefect_port, mlflow_port)
+    try:
+        serving.serve(plan, typer.echo)
+    except KeyboardInterrupt:
+        typer.echo("stopped")
+
+
 @app.command("plan-weights")
 def plan_weights(
     source: Annotated[str, typer.Argument(help=CHECKPOINT)],

