@@ -499,6 +499,26 @@ def servers(
         typer.echo("stopped")
 
 
+@app.command()
+def automations(
+    notify: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND/NAME",
+            help="tell verdicts and failures through this block of the server's, such as slack-webhook/team",
+        ),
+    ] = None,
+) -> None:
+    """Let the Prefect server mark runs whose worker died, start them again, and tell people. Give it once.
+
+    A run without a sign of life for two minutes is Crashed and goes on with another worker, in three attempts
+    at most. The same command again brings them up to date.
+    """
+    from flows import automations as installed
+
+    installed.install(notify, typer.echo)
+
+
 @app.command("plan-weights")
 def plan_weights(
     source: Annotated[str, typer.Argument(help=CHECKPOINT)],
@@ -599,6 +619,7 @@ def _orchestration(root: Path) -> None:
         home.mkdir(parents=True, exist_ok=True)  # Prefect makes no parents, and its server then cannot start
         os.environ["PREFECT_HOME"] = str(home)
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
+    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")  # what flows/automations.py waits for
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # its errors reach the user as ours
 
 

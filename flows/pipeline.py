@@ -3,6 +3,7 @@
 import contextvars
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.exceptions import PrefectException
 from prefect.states import Completed
 
-from flows import workspace
+from flows import automations, workspace
 from flows.stage import Leaf, Message, Stage, in_order, reproduce
 from tasks import environment
 from tasks import params as parameters
-from tasks.errors import RegraftError
+from tasks.artifacts import Promotion
+from tasks.errors import ArtifactError, RegraftError
 from tasks.params import Params
 
 log = logging.getLogger(__name__)
@@ -68,9 +70,22 @@ def transfer(
 
 
 def bring_up_to_date(root: Path, leaf: Leaf, *, until: Stage = "promotion") -> None:
-    """A task for each stage that `until` needs, and for itself; to be called inside a flow."""
+    """A task for each stage that `until` needs, and for itself; to be called inside a flow.
+
+    A new verdict of the checkout, not of a workspace, is an event of the server's.
+    """
+    former = _verdict(root)
     for stage in in_order(root, until=until):
         stage_task(stage)(stage, root, leaf)
+    verdict = _verdict(root)
+    if verdict and verdict != former and environment.home(root) == root:
+        automations.verdict(verdict)
+
+
+def _verdict(root: Path) -> Promotion | None:
+    with suppress(ArtifactError):
+        return Promotion.load(root)
+    return None
 
 
 def stage_task(stage: str) -> Task[[str, Path, Leaf], State[None] | None]:

@@ -1,25 +1,30 @@
 """Servers for a team, as `regraft servers` starts them: PostgreSQL, passwords, a whole run, and no secret in it."""
 
 import base64
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tasks.artifacts import Promotion
 from tasks.tracking.registry import Registry
 
 pytestmark = pytest.mark.e2e
+PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 REGRAFT = [sys.executable, "-m", "flows.cli"]
 SECRETS = {
     "PREFECT_SERVER_API_AUTH_STRING": "team:planted-prefect-7c1e",
@@ -144,3 +149,141 @@ def test_a_whole_run_through_them_leaves_no_secret_anywhere(member, project, com
         places |= {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert len(places) > 100
     assert [place for place, content in places.items() if any(trace in content for trace in TRACES)] == []
+
+
+def _ask(path, body=None):
+    key = base64.b64encode(SECRETS["PREFECT_API_AUTH_STRING"].encode()).decode()
+    request = urllib.request.Request(
+        os.environ["PREFECT_API_URL"] + path,
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"Content-Type": "application/json", "Authorization": f"Basic {key}"},
+    )
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return json.loads(answer.read())
+
+
+@pytest.fixture
+def told():
+    """What a notification block of the server's has sent."""
+    found = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_POST(self):
+            found.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format, *words):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Listener)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", found
+    server.shutdown()
+    server.server_close()
+
+
+def _block(command, address):
+    command(
+        sys.executable, "-c",
+        "from prefect.blocks.notifications import CustomWebhookNotificationBlock as Block\n"
+        f"Block(name='hook', url='{address}', json_data={{'subject': '{{{{subject}}}}', 'body': '{{{{body}}}}'}})"
+        ".save('team', overwrite=True)",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def worker(project, tmp_path):
+    """Starts a worker; none outlives the test."""
+    begun = []
+
+    def start():
+        with (tmp_path / "worker.log").open("a") as log:
+            words = [*PREFECT, "worker", "start", "--pool", "regraft", "--type", "process"]
+            begun.append(subprocess.Popen(words, cwd=tmp_path, stdout=log, stderr=log))
+        return psutil.Process(begun[-1].pid)
+
+    yield start
+    for process in begun:
+        _kill(psutil.Process(process.pid)) if process.poll() is None else None
+        process.wait(timeout=60)
+
+
+def _kill(process):
+    for one in [process, *process.children(recursive=True)]:
+        one.kill()
+
+
+def _deploy(command):
+    command(*PREFECT, "work-pool", "create", "regraft", "--type", "process", "--overwrite")
+    command(*PREFECT, "deploy", "--all")
+
+
+def _started(command):
+    command(*PREFECT, "deployment", "run", "transfer/nightly")
+    runs = {"deployments": {"name": {"any_": ["nightly"]}}, "sort": "START_TIME_DESC"}
+    manual = [run for run in _ask("/flow_runs/filter", runs) if not run["auto_scheduled"]]
+    return max(manual, key=lambda run: run["created"])["id"]
+
+
+def _states(run):
+    return [state["name"] for state in sorted(_history(run), key=lambda state: state["timestamp"])]
+
+
+def _history(run):
+    return _ask(f"/flow_run_states/?flow_run_id={run}")
+
+
+def _points(project):
+    return list((project / ".regraft" / "resume").glob("*/point.safetensors"))
+
+
+def test_a_run_whose_worker_died_is_marked_and_goes_on_elsewhere(
+    member, project, command, told, worker, tmp_path
+):
+    address, notified = told
+    _deploy(command)
+    _block(command, address)
+    assert command(*REGRAFT, "automations", "--notify", "custom-webhook/team").stdout.count("made: ") == 5
+    again = command(*REGRAFT, "automations", "--notify", "custom-webhook/team").stdout
+    assert again.count("brought up to date: ") == len(_ask("/automations/filter", {})) == 5
+    first, run = worker(), _started(command)
+    _wait(lambda: _points(project), patience=300, what="fine-tuning")
+    processes = first.children(recursive=True)
+    first.kill()
+    for process in processes:  # the flow too, as when a machine is gone; the stage's must see that by itself
+        if "tasks" not in process.cmdline():
+            process.kill()
+    assert psutil.wait_procs(processes, timeout=30)[1] == []
+    assert "Running" in _states(run)[-1]
+    worker()
+    _wait(lambda: _states(run)[-1] == "Completed", patience=500, what="the end of the second attempt")
+    names = _states(run)
+    assert names.index("Crashed") < names.index("AwaitingRetry") < names.index("Completed"), names
+    assert _ask(f"/flow_runs/{run}")["run_count"] == 2
+    assert "no sign of life" in next(
+        state["message"] for state in _history(run) if state["name"] == "Crashed"
+    )
+    _wait(lambda: len(notified) > 1, patience=60, what="two notifications")
+    subjects = sorted(one["subject"] for one in notified)
+    assert subjects[0].startswith("Crashed: flow-run"), notified
+    assert subjects[1].endswith(": reviews version 1") or "reviews version" in subjects[1], notified
+
+
+def test_a_cancelled_run_stops_within_seconds_and_the_next_goes_on(
+    member, project, command, worker, tmp_path
+):
+    _deploy(command)
+    first, run = worker(), _started(command)
+    _wait(lambda: _points(project), patience=300, what="fine-tuning")
+    stages = [one for one in first.children(recursive=True) if "tasks" in one.cmdline()]
+    assert stages
+    _ask(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    assert psutil.wait_procs(stages, timeout=60)[1] == []
+    _wait(lambda: _states(run)[-1] == "Cancelled", patience=90, what="the end of the run")
+    assert _points(project), "nothing is left to go on from"
+    assert not (project / "data" / "finetuning" / "manifest.json").exists()
+    later = _started(command)
+    _wait(lambda: _states(later)[-1] == "Completed", patience=400, what="the next run")
+    assert "going on from phase" in (tmp_path / "worker.log").read_text()
