@@ -265,25 +265,13 @@ def test_a_run_whose_worker_died_is_marked_and_goes_on_elsewhere(
     assert "no sign of life" in next(
         state["message"] for state in _history(run) if state["name"] == "Crashed"
     )
-    _wait(lambda: len(notified) > 1, patience=60, what="two notifications")
-    subjects = sorted(one["subject"] for one in notified)
-    assert subjects[0].startswith("Crashed: flow-run"), notified
-    assert subjects[1].endswith(": reviews version 1") or "reviews version" in subjects[1], notified
+    for begins, ends in (("Crashed: flow-run ", ""), ("", ": reviews version 1")):
+        _wait(
+            lambda b=begins, e=ends: _notified(notified, b, e),
+            patience=60,
+            what=f"a notification {begins}…{ends}",
+        )
 
 
-def test_a_cancelled_run_stops_within_seconds_and_the_next_goes_on(
-    member, project, command, worker, tmp_path
-):
-    _deploy(command)
-    first, run = worker(), _started(command)
-    _wait(lambda: _points(project), patience=300, what="fine-tuning")
-    stages = [one for one in first.children(recursive=True) if "tasks" in one.cmdline()]
-    assert stages
-    _ask(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
-    assert psutil.wait_procs(stages, timeout=60)[1] == []
-    _wait(lambda: _states(run)[-1] == "Cancelled", patience=90, what="the end of the run")
-    assert _points(project), "nothing is left to go on from"
-    assert not (project / "data" / "finetuning" / "manifest.json").exists()
-    later = _started(command)
-    _wait(lambda: _states(later)[-1] == "Completed", patience=400, what="the next run")
-    assert "going on from phase" in (tmp_path / "worker.log").read_text()
+def _notified(messages, begins, ends):
+    return [one for one in messages if one["subject"].startswith(begins) and one["subject"].endswith(ends)]
