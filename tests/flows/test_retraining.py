@@ -11,12 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
 from tasks import params as parameters
 from tasks.artifacts import PreparedText, TrainedModel
 from tasks.errors import RegraftError
-from tasks.tracking import server
 from tasks.tracking.registry import Registry
 
 REPOSITORY = Path(__file__).parents[2]
@@ -124,8 +122,8 @@ def test_new_rows_are_looked_at_and_then_trained_on(deployed):
 
 def test_a_person_says_no_and_then_yes(deployed):
     project = deployed.project
-    _dethrone(project)
-    registry = Registry(project, "reviews")
+    _judge_alone(project)
+    registry = Registry(project, "opinions")
     run = _paused(deployed)
     assert "promotion-verdict" in deployed.artifacts()
     state = _answered(deployed, run, approve=False, by="bob", reason="not before the release")
@@ -143,13 +141,10 @@ def test_a_person_says_no_and_then_yes(deployed):
     assert last.reason.startswith("by hand: read the errors")
 
 
-def _dethrone(project):
-    """As before the first promotion, and with a pipeline that only judges."""
-    path = project / "params.yaml"
-    changed = parameters.override(parameters.load(path), ["promotion.move_alias=false"])
-    path.write_text(parameters.dump(changed))
-    client = MlflowClient(tracking_uri=server.uri(project))
-    client.delete_registered_model_alias("reviews", "champion")
+def _judge_alone(project):
+    """A pipeline that only judges, before the first promotion under this name."""
+    path, changes = project / "params.yaml", ["promotion.move_alias=false", "promotion.model=opinions"]
+    path.write_text(parameters.dump(parameters.override(parameters.load(path), changes)))
 
 
 def _paused(deployed):
@@ -173,7 +168,10 @@ def test_a_run_that_broke_off_is_not_finished(reproduced):
     for stage, told in (
         ("sources", "the text source has changed"),
         ("preparation", "the last run did not finish: vocabulary has not seen this data"),
-        ("vocabulary", "the last run did not finish: conversion has not seen this data"),
+        (
+            "vocabulary",
+            "the last run did not finish: encoding has not seen this data",
+        ),  # the tokenizer is the same
     ):
         reproduce(stage, reproduced, "inprocess", lambda message: None)
         assert arrived(reproduced) == told
