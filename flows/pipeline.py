@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from httpx import HTTPError
@@ -20,9 +20,9 @@ from prefect.artifacts import (
 )
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.exceptions import PrefectException
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 
-from flows import automations, workspace
+from flows import automations, elsewhere, handover, workspace
 from flows.stage import Leaf, Message, Stage, in_order, reproduce
 from tasks import environment
 from tasks import params as parameters
@@ -31,6 +31,7 @@ from tasks.errors import ArtifactError, RegraftError
 from tasks.params import Params
 
 log = logging.getLogger(__name__)
+Way = Leaf | Literal["elsewhere"]  # on the deployment that operations.finetuning names
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,18 @@ def transfer(
 def bring_up_to_date(root: Path, leaf: Leaf, *, until: Stage = "promotion") -> None:
     """A task for each stage that `until` needs, and for itself; to be called inside a flow.
 
-    A new verdict of the checkout, not of a workspace, is an event of the server's.
+    Of the checkout, not of a workspace, a new verdict is an event of the server's, and the lock file is
+    committed where params.yaml says so.
     """
-    former = _verdict(root)
+    former, operations = _verdict(root), parameters.load(root / "params.yaml").operations
     for stage in in_order(root, until=until):
-        stage_task(stage)(stage, root, leaf)
-    verdict = _verdict(root)
-    if verdict and verdict != former and environment.home(root) == root:
+        away = stage == elsewhere.STAGE and operations.finetuning
+        stage_task(stage)(stage, root, "elsewhere" if away else leaf)
+    if environment.home(root) != root:
+        return
+    if operations.commit_lock:
+        Task(handover.commit, name="commit")(root, operations.remote)
+    if (verdict := _verdict(root)) and verdict != former:
         automations.verdict(verdict)
 
 
@@ -88,7 +94,33 @@ def _verdict(root: Path) -> Promotion | None:
     return None
 
 
-def stage_task(stage: str) -> Task[[str, Path, Leaf], State[None] | None]:
+@flow(
+    name="finetune",
+    description="Fine-tuning for a run whose other stages are elsewhere; it is called by that.",
+)
+def finetune(
+    run: str, revision: str, params: str, remote: str | None = None, checkout: Path = Path()
+) -> State[Any] | None:
+    """Take what the `run` hands over, train at its `revision` with its params.yaml, hand the model over.
+
+    `checkout` is a clone of the same project; it is not edited. A failure's state bears the error's name.
+    """
+    environment.quiet()
+    checkout = checkout.resolve()
+    try:
+        place = workspace.borrow(checkout, revision, params)
+        try:
+            handover.take(place, run, elsewhere.needed(place), remote)
+            stage_task(elsewhere.STAGE)(elsewhere.STAGE, place, "subprocess")
+            handover.give(place, run, [elsewhere.STAGE], remote)
+        finally:
+            workspace.remove(checkout, place)
+    except RegraftError as error:
+        return Failed(name=type(error).__name__, message=str(error))
+    return None
+
+
+def stage_task(stage: str) -> Task[[str, Path, Way], State[None] | None]:
     """Brings a stage up to date, visibly: `stage_task(name)(name, root, leaf)`."""
     policy = POLICIES.get(stage, Policy())
     return Task(
@@ -101,14 +133,18 @@ def stage_task(stage: str) -> Task[[str, Path, Leaf], State[None] | None]:
     )
 
 
-def _bring_up_to_date(stage: str, root: Path, leaf: Leaf) -> State[None] | None:
-    outcome = reproduce(stage, root, leaf, _artifacts(stage))
+def _bring_up_to_date(stage: str, root: Path, way: Way) -> State[None] | None:
+    outcome = reproduce(stage, root, _away if way == "elsewhere" else way, _artifacts(stage))
     if outcome.ran:
         log.info("%s: done", stage)
         return None
     found = "restored from the cache" if outcome.restored else "unchanged"
     log.info("%s: %s", stage, found)
     return Completed(name="Skipped", message=f"DVC: {found}")
+
+
+def _away(stage: str, root: Path) -> None:
+    elsewhere.fine_tune(root, parameters.load(root / "params.yaml").operations)
 
 
 def _worth_another_try(task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:

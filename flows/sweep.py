@@ -99,7 +99,7 @@ def before_learning(root: Path) -> list[str]:
 
 
 def _name(space: Space, trials: int | None) -> str:
-    asked = [space.base.model_dump(mode="json"), [(axis.key, axis.told) for axis in space.axes], trials]
+    asked = [space.base.contents(), [(axis.key, axis.told) for axis in space.axes], trials]
     return files.digest_json(asked).removeprefix("sha256:")[:8]
 
 

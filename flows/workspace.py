@@ -8,19 +8,22 @@ import secrets
 import shutil
 import subprocess
 from collections.abc import Sequence
-from contextlib import chdir
+from contextlib import chdir, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from dvc.repo import Repo
 from filelock import FileLock
 
+from tasks import files
 from tasks import params as parameters
 from tasks.artifacts import PreparedText, Sources
-from tasks.errors import WorkspaceError
+from tasks.errors import InputError, WorkspaceError
 from tasks.params import Params
 
 RUNS, REBUILDS = Path(".regraft") / "runs", Path(".regraft") / "rebuilds"
+SNAPSHOT = "regraft workspace"  # of uncommitted changes, which no other clone has
+CODE = ("tasks", "dvc.yaml")  # what the stages themselves consist of
 IDENTITY = ("-c", "user.name=regraft", "-c", "user.email=regraft@localhost")
 
 
@@ -37,7 +40,9 @@ def create(
     """
     with FileLock(_lock(checkout)):  # git itself does not wait for another's index.lock
         _git(checkout, "status", "--porcelain")  # refreshes the index: `stash create` fails on a stale one
-        revision = _git(checkout, *IDENTITY, "stash", "create") or _git(checkout, "rev-parse", "HEAD")
+        revision = _git(checkout, *IDENTITY, "stash", "create", SNAPSHOT) or _git(
+            checkout, "rev-parse", "HEAD"
+        )
     name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     target = checkout / RUNS / name
     _git(checkout, "worktree", "add", "--detach", "--quiet", str(target), revision)
@@ -68,6 +73,62 @@ def rebuild(checkout: Path, revision: str, params: str) -> Path:
         remove(checkout, target)
         raise
     return target
+
+
+def borrow(checkout: Path, revision: str, params: str) -> Path:
+    """A worktree `.regraft/runs/<id>` of `checkout` at `revision`, with the params.yaml `params`, where no
+    stage has run: for one of a run whose others are elsewhere. Resume points are `checkout`'s.
+
+    Raises InputError where neither this clone nor its remotes have `revision`.
+    """
+    with FileLock(_lock(checkout)):
+        if not _has(checkout, revision):
+            _git(checkout, "fetch", "--all", "--quiet")
+        if not _has(checkout, revision):
+            raise InputError(
+                f"{checkout} has no commit {revision}, and neither have its git remotes: push it from where "
+                "the run began"
+            )
+        target = checkout / RUNS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        _git(checkout, "worktree", "add", "--detach", "--quiet", str(target), revision)
+    try:
+        _configure(checkout, target)
+        (target / "dvc.lock").unlink(missing_ok=True)
+        files.write_text(target / "params.yaml", params)
+    except BaseException:
+        remove(checkout, target)
+        raise
+    return target
+
+
+def _has(checkout: Path, revision: str) -> bool:
+    with suppress(WorkspaceError):
+        return bool(_git(checkout, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"))
+    return False
+
+
+def committed(root: Path) -> str:
+    """The commit that other clones may have of `root`, a checkout or a workspace of one.
+
+    Raises InputError with the files of our code that differ from it: they cannot go there.
+    """
+    subject = _git(root, "log", "-1", "--format=%s")
+    revision = _git(root, "rev-parse", "HEAD^1" if subject.endswith(f": {SNAPSHOT}") else "HEAD")
+    differing = _git(root, "diff", "--name-only", "--relative", revision, "--", *CODE)
+    unknown = _git(root, "ls-files", "--others", "--exclude-standard", "--", *CODE)
+    if names := [*differing.splitlines(), *unknown.splitlines()]:
+        raise InputError(
+            f"changes that are not committed cannot go to another machine: {', '.join(names)}; commit and "
+            "push them, or set operations.finetuning to null"
+        )
+    return revision
+
+
+def commit(checkout: Path, name: str, message: str) -> None:
+    """Commit one file as it is now, if it has changed; what else is staged stays staged."""
+    _git(checkout, "add", "--", name)
+    if _git(checkout, "status", "--porcelain", "--", name):
+        _git(checkout, "commit", "--quiet", "--only", "-m", message, "--", name)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -119,7 +180,7 @@ def _git(checkout: Path, *words: str) -> str:
         raise WorkspaceError("git is not installed, and a run with overrides needs a worktree") from None
     except subprocess.CalledProcessError as error:
         raise WorkspaceError(
-            f"git {' '.join(words)} failed in {checkout}: {error.stderr.strip()}; a run with overrides "
-            "needs a git repository with at least one commit"
+            f"git {' '.join(words)} failed in {checkout}: {error.stderr.strip()}; what is asked "
+            "for needs a git repository with at least one commit"
         ) from None
     return done.stdout.strip()

@@ -503,6 +503,22 @@ class PromotionParams(Section):
     move_alias: bool = Field(True, description="false writes the verdict and touches no alias")
 
 
+class OperationsParams(Section):
+    """Where stages run and what is handed on: no part of what is made, nor of any digest."""
+
+    finetuning: Annotated[
+        Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")] | None,
+        Field(description="Prefect deployment that fine-tunes elsewhere, such as finetune/gpu; null: here"),
+    ] = None
+    remote: Annotated[
+        str | None,
+        Field(description="DVC remote by which workers hand data to one another; null: the default one"),
+    ] = None
+    commit_lock: Annotated[
+        bool, Field(description="after a run in the checkout itself, push the data and commit dvc.lock")
+    ] = False
+
+
 class Params(Section):
     """The whole of params.yaml, in the order of the stages."""
 
@@ -514,6 +530,11 @@ class Params(Section):
     finetuning: FinetuningParams
     evaluation: EvaluationParams
     promotion: PromotionParams
+    operations: OperationsParams = OperationsParams()
+
+    def contents(self) -> dict[str, Any]:
+        """All that says what is made: runs with equal contents are the same, wherever their stages run."""
+        return self.model_dump(mode="json", exclude={"operations"})
 
 
 def load(path: Path) -> Params:
@@ -603,8 +624,8 @@ def inline(value: Any) -> str:
 
 
 def flatten(params: Params) -> dict[str, Any]:
-    """Dotted names to plain values, for tracking and comparison."""
-    return dict(_flat("", params.model_dump(mode="json")))
+    """Dotted names to plain values of all that says what is made, for tracking and comparison."""
+    return dict(_flat("", params.contents()))
 
 
 def _flat(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:

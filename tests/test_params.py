@@ -22,7 +22,7 @@ def test_the_shipped_file_hides_no_default():
     import yaml
 
     written = dict(params._flat("", yaml.safe_load(TEXT)))
-    known = params.flatten(params.parse(TEXT))
+    known = dict(params._flat("", params.parse(TEXT).model_dump(mode="json")))
     absent = known.keys() - written.keys()
     assert all(name.startswith("finetuning.phases.") for name in absent)
     assert all(f" {name}" in TEXT for name in params.Phase.model_fields), "named in a comment at least"
@@ -76,12 +76,24 @@ def test_the_shipped_file_hides_no_default():
             "verify: [contents, x",
             rf":{line('verify:')}: conversion.verify: no level 'contents'; did you mean 'content'\?; no level 'x'; known: content",
         ),
+        (
+            "finetuning: null",
+            "finetuning: gpu",
+            r"operations.finetuning: string should match pattern .*, not 'gpu'",
+        ),
         ("seed: 17", "seed: [", r"params.yaml is not YAML"),
     ],
 )
 def test_a_fault_is_a_sentence_with_its_line(old, new, message):
     with pytest.raises(ParamsError, match=message):
         params.parse(TEXT.replace(old, new, 1))
+
+
+def test_where_stages_run_is_no_part_of_what_is_made():
+    here = params.parse(TEXT)
+    elsewhere = params.override(here, ["operations.finetuning=finetune/gpu", "operations.commit_lock=true"])
+    assert here.contents() == elsewhere.contents() != params.override(here, ["finetuning.seed=2"]).contents()
+    assert params.flatten(here) == params.flatten(elsewhere)
 
 
 def test_all_faults_are_told_at_once():

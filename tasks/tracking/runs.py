@@ -214,7 +214,7 @@ def table(root: Path, experiment: str, last: int) -> list[dict[str, Any]]:
 
 def parent_key(params: Params, root: Path) -> str:
     """All that determines a pipeline run; the same whether DVC or Prefect runs it."""
-    return files.digest_json({"params": params.model_dump(mode="json"), "sources": Sources.load(root).digest})
+    return files.digest_json({"params": params.contents(), "sources": Sources.load(root).digest})
 
 
 def child_key(stage: str, params: Params, root: Path) -> str:
@@ -236,7 +236,7 @@ def _opening(stage: str, values: Params, root: Path) -> Opening:
     source = {"mlflow.source.name": f"python -m tasks {stage}", "mlflow.source.type": "LOCAL"}
     if dvc := os.environ.get("DVC_STAGE"):
         source["dvc.stage"] = dvc
-    flat, digest = params.flatten(values), files.digest_json(values.model_dump(mode="json"))
+    flat, digest = params.flatten(values), files.digest_json(values.contents())
     return Opening(
         stage=stage,
         experiment=values.promotion.model,

@@ -40,7 +40,8 @@ def server(project, prefect_server):
 
 
 def _deploy(project, command):
-    command(*PREFECT, "work-pool", "create", "cpu", "--overwrite", "--type", "process")
+    for pool in ("cpu", "gpu"):
+        command(*PREFECT, "work-pool", "create", pool, "--overwrite", "--type", "process")
     command(*PREFECT, "deploy", "--all")
 
 
