@@ -18,7 +18,7 @@ def main() -> int:
     settings, root = params.parse(order.task["params"]), Path(order.task["root"])
     try:
         with processes.joined(order) as ranks:
-            finetuning.assist(settings, root, ranks)
+            finetuning.assist(settings, root, ranks, order.device)
     except GoneError:
         return processes.LOST
     except RegraftError as error:

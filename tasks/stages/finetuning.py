@@ -58,15 +58,20 @@ FINISHED = "finished"  # marks a resume point whose training has ended well
 
 def run(params: Params, root: Path, track: Track) -> TrainedModel:
     settings = params.finetuning
-    device.demand_enough(device.choose(settings.device), settings.processes)
+    with device.taken(settings.device, settings.processes) as devices:
+        return _run(params, root, track, devices)
+
+
+def _run(params: Params, root: Path, track: Track, devices: Sequence[str]) -> TrainedModel:
+    settings = params.finetuning
     converted, encoded = ConvertedCheckpoint.load(root), EncodedDataset.load(root)
     learning.agree(converted, encoded)
     point = _point(root, Vocabulary.load(root), converted, encoded, settings)
-    job = learning.prepare(root, point.parent / "kept", converted, encoded, settings)
+    job = learning.prepare(root, point.parent / "kept", converted, encoded, settings, where=devices[0])
     with FileLock(_prepared(point.parent).with_suffix(".lock")):  # two at once would share one resume point
         general = _general(job, Vocabulary.load(root), encoded)
         before = _knowledge(job, general)
-        with _together(job, params, root) as ranks:
+        with _together(devices, params, root) as ranks:
             told = _fine_tune(replace(job, ranks=ranks), point, track)
         drifted = _drift(before, _knowledge(job, general))
         facts = _facts(job, converted, encoded, told, drifted)  # before an adapter is merged
@@ -83,25 +88,23 @@ def run(params: Params, root: Path, track: Track) -> TrainedModel:
     return TrainedModel.load(root)
 
 
-def assist(params: Params, root: Path, ranks: Ranks) -> None:
-    """What every process but the first does: the same training, of which it tells and keeps nothing."""
+def assist(params: Params, root: Path, ranks: Ranks, where: str) -> None:
+    """What every process but the first does, on the device `where`: the same training, of which it tells and
+    keeps nothing."""
     converted, encoded, settings = (
         ConvertedCheckpoint.load(root),
         EncodedDataset.load(root),
         params.finetuning,
     )
     point = _point(root, Vocabulary.load(root), converted, encoded, settings)
-    job = learning.prepare(root, point.parent / "kept", converted, encoded, settings, ranks)
+    job = learning.prepare(root, point.parent / "kept", converted, encoded, settings, ranks, where=where)
     for _ in _events(job, learning.planned(job), point):
         pass
 
 
-def _together(job: Job, params: Params, root: Path) -> AbstractContextManager[Ranks]:
+def _together(devices: Sequence[str], params: Params, root: Path) -> AbstractContextManager[Ranks]:
     return processes.together(
-        params.finetuning.processes,
-        module=OTHERS,
-        task={"params": parameters.dump(params), "root": str(root.resolve())},
-        device=job.model.device.type,
+        devices, module=OTHERS, task={"params": parameters.dump(params), "root": str(root.resolve())}
     )
 
 

@@ -80,11 +80,13 @@ def prepare(
     encoded: EncodedDataset,
     settings: FinetuningParams,
     ranks: Ranks = ALONE,
+    *,
+    where: str | None = None,
 ) -> Job:
+    """where: the device that was taken for it; None: whichever `finetuning.device` means."""
     objective = objectives.find(encoded.kind)
     objective.selected(settings.select)
-    where = device.of_rank(device.choose(settings.device), ranks.rank)
-    model = floors.load(converted.path / "model", device=where)
+    model = floors.load(converted.path / "model", device=where or device.choose(settings.device))
     device.demand_one(model)
     _adapt(model, settings)
     if settings.gradient_checkpointing:

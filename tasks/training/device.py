@@ -1,11 +1,21 @@
 """Where the arithmetic happens, and how exactly."""
 
-from collections.abc import Callable, Sequence
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from tasks.errors import TrainingError
+
+PAUSE = 1.0  # seconds between two looks for a free device
+log = logging.getLogger(__name__)
 
 
 def choose(wanted: str) -> str:
@@ -16,9 +26,67 @@ def choose(wanted: str) -> str:
     return "cuda" if present and wanted != "cpu" else "cpu"
 
 
-def of_rank(chosen: str, rank: int) -> str:
-    """The device of one of several processes: each has a GPU of its own."""
-    return f"{chosen}:{rank}" if chosen == "cuda" else chosen
+@contextmanager
+def taken(wanted: str, processes: int) -> Iterator[tuple[str, ...]]:
+    """The device of each of `processes`, such as ("cuda:2", "cuda:3"): meanwhile no other training of this
+    user on this machine has it. A CPU is shared.
+
+    Raises TrainingError as `choose` and `demand_enough` do.
+    """
+    chosen = choose(wanted)
+    demand_enough(chosen, processes)
+    if chosen == "cpu":
+        yield (chosen,) * processes
+        return
+    known = names(torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    with leased(known, processes, Path(tempfile.gettempdir()) / f"regraft-devices-{os.getuid()}") as places:
+        torch.cuda.set_device(places[0])  # what asks for no device by number means this one
+        yield tuple(f"{chosen}:{place}" for place in places)
+
+
+def names(count: int, visible: str | None) -> list[str]:
+    """What the `count` devices that torch numbers from 0 are called by every process of this machine."""
+    listed = [entry.strip().replace("/", "-") for entry in visible.split(",")] if visible else []
+    return listed[:count] or [str(place) for place in range(count)]
+
+
+@contextmanager
+def leased(known: Sequence[str], count: int, home: Path) -> Iterator[tuple[int, ...]]:
+    """Places in `known` of the first `count` devices that are free, held by locks in the directory `home`.
+
+    The system drops a lock with the process that holds it, however that ends. Where too few are free this
+    waits, holding none, so that two that want several cannot wait for one another.
+    """
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    told = False
+    while True:
+        with ExitStack() as held:
+            places = _free(known, count, home, held)
+            if len(places) == count:
+                yield tuple(places)
+                return
+        if not told:
+            log.info("%d of %d GPUs are free, %d needed: waiting", len(places), len(known), count)
+            told = True
+        time.sleep(PAUSE)
+
+
+def _free(known: Sequence[str], count: int, home: Path, held: ExitStack) -> list[int]:
+    """One process looks at a time: what it takes and gives back at once must not seem busy to another."""
+    places: list[int] = []
+    with FileLock(home / "choosing.lock"):
+        for place, name in enumerate(known):
+            lock = FileLock(home / f"{name}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            held.callback(lock.release)
+            places.append(place)
+            if len(places) == count:
+                return places
+        held.close()
+    return places
 
 
 def demand_enough(chosen: str, processes: int) -> None:

@@ -62,24 +62,25 @@ class _Process:
 
 @contextmanager
 def together(
-    size: int, *, module: str, task: Mapping[str, Any], device: str, patience: float = PATIENCE
+    devices: Sequence[str], *, module: str, task: Mapping[str, Any], patience: float = PATIENCE
 ) -> Iterator[Ranks]:
-    """Meanwhile `size` processes train together, of which this is the first; the others run `module`.
+    """Meanwhile a process for each of `devices` (cpu or cuda:2) trains, the first is this; the others run
+    `module`.
 
-    task: what they are told, as JSON can say it. device: cpu or cuda.
+    task: what they are told, as JSON can say it.
     Raises TrainingError where one ends or is silent for `patience` seconds, with its last words.
     """
-    if size == 1:
+    if (size := len(devices)) == 1:
         yield ALONE
         return
     store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=patience))
     with ExitStack() as stack:
         others = []
         for rank in range(1, size):
-            order = Order(rank, size, store.port, device, patience, task)
+            order = Order(rank, size, store.port, devices[rank], patience, task)
             others.append(stack.enter_context(_begun(module, order)))
         _await(store, others, patience)
-        stack.enter_context(_joined(0, size, store, device, patience))
+        stack.enter_context(_joined(0, size, store, devices[0], patience))
         yield Ranks(0, size, lambda: _lost(others, patience))
 
 
@@ -122,7 +123,11 @@ def _begun(module: str, order: Order) -> Iterator[_Process]:
             stderr=said,
             text=True,
             start_new_session=True,
-            env={**variables, **_about(order.rank, order.size), "PYTHONPATH": os.pathsep.join(paths)},
+            env={
+                **variables,
+                **_about(order.rank, order.size, order.device),
+                "PYTHONPATH": os.pathsep.join(paths),
+            },
         )
         try:
             assert popen.stdin
@@ -135,12 +140,14 @@ def _begun(module: str, order: Order) -> Iterator[_Process]:
             popen.communicate()
 
 
-def _about(rank: int, size: int) -> dict[str, str]:
-    """The variables from which accelerate learns who it is; gloo stays on this host, and each process has its
-    share of the cores."""
+def _about(rank: int, size: int, device: str) -> dict[str, str]:
+    """The variables from which accelerate learns who it is and on which GPU; gloo stays on this host, and
+    each process has its share of the cores."""
+    place = device.partition(":")[2] or str(rank)
     threads = max(1, len(os.sched_getaffinity(0)) // size)
     return {
-        **{name: str(rank) for name in ("RANK", "LOCAL_RANK")},
+        "RANK": str(rank),
+        "LOCAL_RANK": place,
         **{name: str(size) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")},
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", LOOPBACK),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
@@ -159,7 +166,7 @@ def _await(store: Store, others: Sequence[_Process], patience: float) -> None:
 @contextmanager
 def _joined(rank: int, size: int, store: Store, device: str, patience: float) -> Iterator[None]:
     """One process group, which accelerate keeps for the whole process; left as it was found."""
-    about, threads = _about(rank, size), torch.get_num_threads()
+    about, threads = _about(rank, size, device), torch.get_num_threads()
     former = {name: os.environ.get(name) for name in (*about, PORT)}
     PartialState._reset_state()  # of a process that was alone
     try:

@@ -63,7 +63,7 @@ if __name__ == "__main__":
 FIRST = """
 import time
 from tasks.training import processes
-with processes.together(2, module="other", task={"fault": "stuck"}, device="cpu"):
+with processes.together(["cpu"] * 2, module="other", task={"fault": "stuck"}):
     print("together", flush=True)
     time.sleep(600)
 """
@@ -80,7 +80,7 @@ def train(tmp_path, monkeypatch):
 
     def run(size, fault, patience=60.0):
         task = {"fault": fault}
-        with processes.together(size, module="other", task=task, device="cpu", patience=patience) as ranks:
+        with processes.together(["cpu"] * size, module="other", task=task, patience=patience) as ranks:
             return module.train(ranks, fault)
 
     return run
@@ -138,6 +138,6 @@ def test_every_row_is_in_one_share_and_few_rows_leave_some_without():
 
 
 def test_alone_nothing_is_begun_and_nothing_waited_for():
-    with processes.together(1, module="none", task={}, device="cpu") as ranks:
+    with processes.together(["cpu"], module="none", task={}) as ranks:
         assert ranks.gather([1.0, 2.0]) == [[1.0, 2.0]]
         assert not torch.distributed.is_initialized()
