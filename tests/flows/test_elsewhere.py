@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from tasks import params as parameters
-from tasks.artifacts import PreparedText, Promotion
+from tasks.artifacts import Promotion
 
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 
@@ -147,6 +147,10 @@ def _outs(root):
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
 
 
+def _cached(root, digest):
+    return (root / ".dvc" / "cache" / "files" / "md5" / digest[:2] / digest[2:]).exists()
+
+
 @pytest.mark.e2e
 def test_a_worker_elsewhere_fine_tunes_as_it_would_be_done_here(clones, served, server, request, tmp_path):
     here, there = clones
@@ -169,7 +173,8 @@ def test_a_worker_elsewhere_fine_tunes_as_it_would_be_done_here(clones, served, 
         "the same digests, wherever the model was trained"
     )
     assert Promotion.load(here).outcome == "promote"
-    assert not (there / PreparedText.folder(there)).exists(), "what is not needed there does not go there"
+    assert _cached(there, _outs(here)["data/finetuning"])
+    assert not _cached(there, _outs(here)["data/preparation"]), "texts that are not needed there stay here"
     assert not list((there / ".regraft" / "runs").iterdir())
     assert _git(here, "log", "-1", "--format=%s") == "Reproduce"
     assert not _git(here, "status", "--porcelain")
