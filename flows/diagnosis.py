@@ -43,7 +43,7 @@ def examine(root: Path) -> Iterator[Check]:
         yield _device(params)
         yield _tracking(root)
     yield _disk(root, params)
-    yield from reach.prefect(root)
+    yield from reach.prefect(root, params.operations.finetuning if params else None)
     if (root / ".dvc").is_dir():
         yield from reach.remotes(root)
 

@@ -24,11 +24,13 @@ if TYPE_CHECKING:  # slow to import, and not always needed
 PATIENCE = 10.0  # seconds for an answer of Prefect's
 LISTING = 20.0  # seconds for a remote, the start of a process included
 LONGEST = 300  # characters of somebody else's message
+ELSEWHERE = "flows.pipeline.finetune"
 NONE = "PREFECT_API_URL is not set: `regraft run` starts a server of its own"
 
 
-def prefect(root: Path) -> Iterator[Check]:
-    """The server, and for each pool that prefect.yaml names whether deployments and a worker are there."""
+def prefect(root: Path, finetuning: str | None) -> Iterator[Check]:
+    """The server, and for each pool that prefect.yaml names whether deployments and a worker are there; of
+    one for fine-tuning elsewhere only where `finetuning` (operations.finetuning) is it."""
     if not (address := os.environ.get("PREFECT_API_URL")):
         yield Check("prefect", True, NONE)
         return
@@ -45,12 +47,12 @@ def prefect(root: Path) -> Iterator[Check]:
             return
         try:
             yield Check("prefect", True, f"{address}, version {client.api_version()}")
-            yield from _pools(root, client)
+            yield from _pools(root, client, finetuning)
         except HTTPError as error:
             yield Check("prefect", False, _short(str(error)), "look into the log of the server")
 
 
-def _pools(root: Path, client: "SyncPrefectClient") -> Iterator[Check]:
+def _pools(root: Path, client: "SyncPrefectClient", finetuning: str | None) -> Iterator[Check]:
     try:
         wanted = parameters.deployments((root / "prefect.yaml").read_text(encoding="utf-8"))
     except (FileNotFoundError, ParamsError) as error:
@@ -59,10 +61,11 @@ def _pools(root: Path, client: "SyncPrefectClient") -> Iterator[Check]:
         )
         return
     known = {one.name for one in client.read_deployments()}
-    missing = [name for name, _ in wanted if name not in known]
-    told = f"not there: {', '.join(missing)}" if missing else ", ".join(name for name, _ in wanted)
+    missing = [one.name for one in wanted if one.name not in known]
+    told = f"not there: {', '.join(missing)}" if missing else ", ".join(one.name for one in wanted)
     yield Check("deployments", not missing, told, "`prefect --no-prompt deploy --all`")
-    for pool in dict.fromkeys(pool for _, pool in wanted):
+    idle = [one for one in wanted if one.entrypoint == ELSEWHERE and f"finetune/{one.name}" != finetuning]
+    for pool in dict.fromkeys(one.pool for one in wanted if one not in idle):
         yield _pool(pool, client)
 
 

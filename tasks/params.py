@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -601,13 +601,24 @@ def source_paths(text: str) -> list[str]:
     return [source["path"] for entry in several for source in entry]
 
 
-def deployments(text: str) -> list[tuple[str, str]]:
-    """Name and work pool of each deployment of a prefect.yaml. Raises ParamsError where it is none."""
+class Deployment(NamedTuple):
+    name: str
+    entrypoint: str
+    pool: str
+
+
+def deployments(text: str) -> list[Deployment]:
+    """Those of a prefect.yaml. Raises ParamsError where it is none."""
     try:
         listed = (yaml.safe_load(text) or {}).get("deployments") or []
-        return [(str(one["name"]), str(one["work_pool"]["name"])) for one in listed]
+        return [
+            Deployment(str(one["name"]), str(one["entrypoint"]), str(one["work_pool"]["name"]))
+            for one in listed
+        ]
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-        raise ParamsError(f"prefect.yaml: each deployment needs name and work_pool.name ({error})") from None
+        raise ParamsError(
+            f"prefect.yaml: each deployment needs name, entrypoint and work_pool.name ({error})"
+        ) from None
 
 
 def compose(text: str) -> Any:

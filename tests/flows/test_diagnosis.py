@@ -78,34 +78,37 @@ def test_a_full_disk_is_told_by_the_weights_it_must_hold(project, monkeypatch):
 
 def test_the_pools_of_prefect_yaml_are_read_through_anchors(project):
     text = (project / "prefect.yaml").read_text()
-    assert ("nightly", "regraft") in parameters.deployments(text)
-    assert ("by-hand", "regraft") in parameters.deployments(text)
-    with pytest.raises(ParamsError, match=r"needs name and work_pool\.name"):
+    found = parameters.deployments(text)
+    assert ("nightly", "flows.pipeline.transfer", "cpu") in found
+    assert ("gpu", reach.ELSEWHERE, "gpu") in found
+    with pytest.raises(ParamsError, match=r"needs name, entrypoint and work_pool\.name"):
         parameters.deployments("deployments: [{name: nightly}]")
 
 
 @pytest.mark.e2e
 def test_a_prefect_server_is_asked_for_deployments_pools_and_workers(
-    project, served_prefect, command, tmp_path, monkeypatch
+    project, prefect_server, command, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(reach, "PATIENCE", 300.0)  # how busy a machine is proves nothing
     prefect = (sys.executable, "-m", "prefect", "--no-prompt")
-    checks = found(reach.prefect(project))
+    checks = found(reach.prefect(project, None))
     assert checks["prefect"].ok
-    assert checks["deployments"].finding.startswith("not there: nightly, by-hand")
-    assert checks["pool regraft"].remedy == "`prefect work-pool create regraft --type process`"
-    command(*prefect, "work-pool", "create", "regraft", "--type", "process")
-    assert "no worker is online" in found(reach.prefect(project))["pool regraft"].finding
-    command(*prefect, "work-pool", "pause", "regraft")
-    assert found(reach.prefect(project))["pool regraft"].remedy == "`prefect work-pool resume regraft`"
-    command(*prefect, "work-pool", "resume", "regraft")
+    assert checks["deployments"].finding.startswith("not there: prepare-nightly, nightly")
+    assert checks["pool cpu"].remedy == "`prefect work-pool create cpu --type process`"
+    assert "pool gpu" not in checks, "nothing is trained elsewhere"
+    assert not found(reach.prefect(project, "finetune/gpu"))["pool gpu"].ok
+    command(*prefect, "work-pool", "create", "cpu", "--type", "process")
+    assert "no worker is online" in found(reach.prefect(project, None))["pool cpu"].finding
+    command(*prefect, "work-pool", "pause", "cpu")
+    assert found(reach.prefect(project, None))["pool cpu"].remedy == "`prefect work-pool resume cpu`"
+    command(*prefect, "work-pool", "resume", "cpu")
     worker = subprocess.Popen(
-        [*prefect, "worker", "start", "--pool", "regraft", "--type", "process", "--name", "bee"],
+        [*prefect, "worker", "start", "--pool", "cpu", "--type", "process", "--name", "bee"],
         cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         for _ in range(120):
-            check = found(reach.prefect(project))["pool regraft"]
+            check = found(reach.prefect(project, None))["pool cpu"]
             if check.ok:
                 break
             time.sleep(1)

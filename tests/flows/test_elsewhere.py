@@ -115,21 +115,6 @@ def clones(seed_project, remote, tmp_path, variables):
     return here, there
 
 
-@pytest.fixture
-def server(tmp_path, variables, monkeypatch):
-    port = _free_port()
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
-    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
-    words = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with _running(words, tmp_path / "server.log"):
-        _wait(
-            lambda: _answers(os.environ["PREFECT_API_URL"] + "/health"),
-            patience=180,
-            what="the start of the Prefect server",
-        )
-        yield tmp_path / "server.log"
-
-
 def _worker(pool, clone, log):
     own = {"REGRAFT_CHECKOUT": str(clone), "PYTHONPATH": str(clone), "DVC_SITE_CACHE_DIR": f"{clone}.site"}
     words = [*PREFECT, "worker", "start", "--pool", pool, "--type", "process"]
@@ -152,16 +137,18 @@ def _cached(root, digest):
 
 
 @pytest.mark.e2e
-def test_a_worker_elsewhere_fine_tunes_as_it_would_be_done_here(clones, served, server, request, tmp_path):
+def test_a_worker_elsewhere_fine_tunes_as_it_would_be_done_here(
+    clones, served, prefect_server, request, tmp_path
+):
     here, there = clones
-    for pool in {_pool(here, "by-hand"), "gpu"}:
+    for pool in {_pool(here, "transfer"), "gpu"}:
         subprocess.run([*PREFECT, "work-pool", "create", pool, "--type", "process"], cwd=here, check=True)
-    for name in ("by-hand", "gpu"):
+    for name in ("transfer", "gpu"):
         subprocess.run([*PREFECT, "deploy", "--name", name], cwd=here, check=True)
-    call = [*PREFECT, "deployment", "run", "transfer/by-hand", "--param", 'leaf="inprocess"']
+    call = [*PREFECT, "deployment", "run", "transfer/transfer", "--param", 'leaf="inprocess"']
     subprocess.run(call, cwd=here, check=True)
     log = tmp_path / "workers.log"
-    with _worker(_pool(here, "by-hand"), here, log), _worker("gpu", there, log):
+    with _worker(_pool(here, "transfer"), here, log), _worker("gpu", there, log):
         _wait(
             lambda: all(run["state_type"] in {"COMPLETED", "FAILED", "CRASHED"} for run in _runs("transfer")),
             patience=500,

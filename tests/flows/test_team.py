@@ -200,7 +200,7 @@ def worker(project, tmp_path):
 
     def start():
         with (tmp_path / "worker.log").open("a") as log:
-            words = [*PREFECT, "worker", "start", "--pool", "regraft", "--type", "process"]
+            words = [*PREFECT, "worker", "start", "--pool", "cpu", "--type", "process"]
             begun.append(subprocess.Popen(words, cwd=tmp_path, stdout=log, stderr=log))
         return psutil.Process(begun[-1].pid)
 
@@ -216,7 +216,8 @@ def _kill(process):
 
 
 def _deploy(command):
-    command(*PREFECT, "work-pool", "create", "regraft", "--type", "process", "--overwrite")
+    for pool in ("cpu", "gpu"):
+        command(*PREFECT, "work-pool", "create", pool, "--type", "process", "--overwrite")
     command(*PREFECT, "deploy", "--all")
 
 
