@@ -36,6 +36,7 @@ Stage = Literal[
 ]
 Body = Callable[[str, Path], object]  # does what the stage's command would, for its name and root
 Message = Mapping[str, Any]
+PARTING = 25.0  # seconds to end; Prefect's worker kills a cancelled flow after 30
 log = logging.getLogger(__name__)
 
 
@@ -143,12 +144,17 @@ def _listen(
 
 @contextmanager
 def _no_orphans() -> Iterator[None]:
-    """If the body does not end well (time-out, cancellation), kill the processes it started."""
+    """If the body does not end well (time-out, cancellation), end the processes it started: a training saves
+    its step first."""
     before = set(psutil.Process().children(recursive=True))
     try:
         yield
     except BaseException:
-        for child in set(psutil.Process().children(recursive=True)) - before:
+        started = set(psutil.Process().children(recursive=True)) - before
+        for child in started:
+            with suppress(psutil.NoSuchProcess):
+                child.terminate()
+        for child in psutil.wait_procs(started, timeout=PARTING)[1]:
             with suppress(psutil.NoSuchProcess):
                 child.kill()
         raise

@@ -25,6 +25,7 @@ from tasks.tracking import timings
 UNTRACKED = {"sources"}  # what a run is about is known only afterwards: runs are keyed by its digests
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 INTERRUPTED, TERMINATED = 130, 143
+PARTING = 60.0  # seconds to save a training whose caller is gone; it writes no output any more
 
 
 class Silence:
@@ -91,8 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def die_with_caller(*, every: float = 1.0, always: bool = False) -> None:
-    """End this process when the one that ran it is gone, so that a killed `dvc` leaves no orphan behind that
-    overwrites the outputs of the next run.
+    """End this process, as SIGTERM does, when the one that ran it is gone, so that a killed `dvc` leaves no
+    orphan behind that overwrites the outputs of the next run.
 
     Only where somebody listens or DVC runs us, or `always`: a person may close the terminal of a stage that
     goes on.
@@ -112,6 +113,8 @@ def _callers() -> list[psutil.Process]:
 def _watch(callers: Sequence[psutil.Process], every: float) -> None:
     while all(_lives(process) for process in callers):
         time.sleep(every)
+    os.kill(os.getpid(), signal.SIGTERM)  # as everybody else would end this: what was learned is saved
+    time.sleep(PARTING)
     os._exit(TERMINATED)
 
 
@@ -123,6 +126,7 @@ def _lives(process: psutil.Process) -> bool:
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, lambda *_: None)  # once is enough: what now lets go must not be broken off
     raise SystemExit(TERMINATED)
 
 

@@ -1,6 +1,7 @@
 """`python -m tasks.rank`: one more process of a fine-tuning; the first one starts it and ends it."""
 
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tasks.training.ranks import GoneError
 def main() -> int:
     environment.quiet()
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # the first process alone decides to stop
     order = processes.received(sys.stdin)
     settings, root = params.parse(order.task["params"]), Path(order.task["root"])
     try:

@@ -15,7 +15,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def postponed() -> Iterator[Callable[[Callable[[], None]], None]]:
-    """Meanwhile the first signal waits until it is asked for; the second acts at once.
+    """Meanwhile the first signal waits until it is asked for; a second Ctrl-C acts at once. A second SIGTERM
+    says nothing new: who ends a group of processes, and each of them too, sends several.
 
     Yields `obey(save)`: where a signal has come, it saves and lets the signal do what it would have done.
     Signals reach only the main thread: in any other nothing is postponed.
@@ -27,14 +28,18 @@ def postponed() -> Iterator[Callable[[Callable[[], None]], None]]:
     former = {number: handler for number in SIGNALS if (handler := signal.getsignal(number)) is not None}
 
     def note(number: int, _: FrameType | None) -> None:
-        came.append(number)
-        log.warning("stopping after this step, which is saved; once more stops at once")
-        _restore(former)
+        if not came:
+            came.append(number)
+            log.warning("stopping after this step, which is saved; Ctrl-C once more stops at once")
+        elif number == signal.SIGINT:
+            _restore(former)
+            os.kill(os.getpid(), number)
 
     def obey(save: Callable[[], None]) -> None:
         if came:
             save()
             log.warning("saved: the same command goes on from here")
+            _restore(former)
             os.kill(os.getpid(), came.pop())
 
     for number in former:

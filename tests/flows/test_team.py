@@ -278,3 +278,21 @@ def test_a_run_whose_worker_died_is_marked_and_goes_on_elsewhere(
 
 def _notified(messages, begins, ends):
     return [one for one in messages if one["subject"].startswith(begins) and one["subject"].endswith(ends)]
+
+
+def test_a_cancelled_run_stops_within_seconds_and_the_next_goes_on(
+    member, project, command, worker, tmp_path
+):
+    _deploy(command)
+    first, run = worker(), _started(command)
+    _wait(lambda: _points(project), patience=300, what="fine-tuning")
+    stages = [one for one in first.children(recursive=True) if "tasks" in one.cmdline()]
+    assert stages
+    _ask(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    assert psutil.wait_procs(stages, timeout=60)[1] == []
+    _wait(lambda: _states(run)[-1] == "Cancelled", patience=90, what="the end of the run")
+    assert "saved: the same command goes on from here" in (tmp_path / "worker.log").read_text()
+    assert not (project / "data" / "finetuning" / "manifest.json").exists()
+    later = _started(command)
+    _wait(lambda: _states(later)[-1] == "Completed", patience=400, what="the next run")
+    assert "going on from phase" in (tmp_path / "worker.log").read_text()

@@ -466,6 +466,33 @@ def test_a_second_ctrl_c_stops_at_once(tiny_bert, data, tmp_path):
     assert twice == [1]
 
 
+@pytest.fixture
+def ended():
+    """SIGTERM ends this process as it does a stage."""
+
+    def end(number, frame):
+        raise SystemExit(143)
+
+    former = signal.signal(signal.SIGTERM, end)
+    yield
+    signal.signal(signal.SIGTERM, former)
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_who_is_told_to_end_several_times_still_saves_the_step(tiny_bert, data, tmp_path, ended, first):
+    """Who cancels a run ends a group of processes, and then each of them."""
+
+    def tell(*_):
+        for number in (first, signal.SIGTERM, signal.SIGTERM):
+            signal.raise_signal(number)
+
+    hook = register_optimizer_step_post_hook(tell)
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        _train(tiny_bert(), data, tmp_path)
+    hook.remove()
+    assert sum(isinstance(event, Step) for event in resume.load(tmp_path / "point").told) == 1
+
+
 def test_ctrl_c_during_frozen_work_acts_at_once(tiny_bert, data, tmp_path):
     plan = _planned(tiny_bert(), data, "head", 0)
     model, reached = tiny_bert(), []
