@@ -18,7 +18,7 @@ from tasks.artifacts import (
     Vocabulary,
 )
 from tasks.errors import ArtifactError, ParamsError
-from tasks.params import Params
+from tasks.stages import STAGES
 
 RECORDS = (
     Sources,
@@ -60,7 +60,7 @@ def _stages(root: Path) -> Iterator[str]:
     except DvcException as error:
         yield f"dvc.yaml cannot be read: {error}"
         return
-    if missing := [name for name in Params.model_fields if name not in there]:
+    if missing := [name for name in STAGES if name not in there]:
         yield (
             f"dvc.yaml lacks {', '.join(missing)}: take the dvc.yaml that came with this regraft (`git "
             "merge` its release), then `dvc repro`"

@@ -64,7 +64,7 @@ def _runs(flow):
     request = urllib.request.Request(
         os.environ["PREFECT_API_URL"] + "/flow_runs/filter", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )  # fmt: skip
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return json.loads(answer.read())
 
 

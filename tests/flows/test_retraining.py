@@ -32,7 +32,7 @@ class Deployed:
     def ask(self, path, body=None, method=None):
         data, kind = None if body is None else json.dumps(body).encode(), {"Content-Type": "application/json"}
         request = urllib.request.Request(self.address + path, data, kind, method=method)
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.loads(answer.read() or "null")
 
     def start(self, name, **parameters):
@@ -67,7 +67,8 @@ class Deployed:
 @pytest.fixture
 def deployed(reproduced, command, prefect_server, tmp_path):
     """With a worker that has one run at a time, as the README says."""
-    command(*PREFECT, "work-pool", "create", "cpu", "--type", "process", "--overwrite")
+    for pool in ("cpu", "gpu"):
+        command(*PREFECT, "work-pool", "create", pool, "--type", "process", "--overwrite")
     command(*PREFECT, "work-pool", "set-concurrency-limit", "cpu", "1")
     command(*PREFECT, "deploy", "--all")
     found = Deployed(prefect_server, reproduced)

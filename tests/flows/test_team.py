@@ -132,7 +132,7 @@ def test_who_has_no_password_is_refused(team, path):
     address = (team.mlflow if "mlflow" in path else team.prefect) + path
     request = urllib.request.Request(address, b'{"max_results": 1}', {"Content-Type": "application/json"})
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(request, timeout=20)
+        urllib.request.urlopen(request, timeout=60)
     assert refused.value.code == 401
 
 
@@ -158,7 +158,7 @@ def _ask(path, body=None):
         data=None if body is None else json.dumps(body).encode(),
         headers={"Content-Type": "application/json", "Authorization": f"Basic {key}"},
     )
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return json.loads(answer.read())
 
 
