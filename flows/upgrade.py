@@ -7,29 +7,8 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from tasks import edit, files
-from tasks.artifacts import (
-    ConvertedCheckpoint,
-    EncodedDataset,
-    Evaluation,
-    PreparedText,
-    Promotion,
-    Sources,
-    TrainedModel,
-    Vocabulary,
-)
 from tasks.errors import ArtifactError, ParamsError
 from tasks.stages import STAGES
-
-RECORDS = (
-    Sources,
-    PreparedText,
-    Vocabulary,
-    ConvertedCheckpoint,
-    EncodedDataset,
-    TrainedModel,
-    Evaluation,
-    Promotion,
-)
 
 
 def migrate(root: Path, *, dry_run: bool) -> Iterator[str]:
@@ -69,7 +48,7 @@ def _stages(root: Path) -> Iterator[str]:
 
 def _artifacts(root: Path) -> Iterator[str]:
     """Those that are there, and that this version does not read."""
-    for record in RECORDS:
+    for record in STAGES.values():
         if record.folder(root).exists():
             try:
                 record.load(root)
