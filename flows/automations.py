@@ -20,9 +20,9 @@ HEARTBEAT = 30  # seconds between two signs of life of a run; Prefect takes no l
 SILENCE = timedelta(seconds=4 * HEARTBEAT)  # after which a run is dead
 START = timedelta(minutes=10)  # from a worker's taking a run to its first sign of life
 ATTEMPTS = 3  # of one run: a run that kills its worker each time shall not do so for ever
-FLOWS = ("transfer", "retrain", "promote", "finetune")  # ours: a team's server has other runs too
+OURS = "prefect.tag.regraft"  # of the deployments in prefect.yaml: a server may have other people's runs too
 VERDICT, MODEL = "regraft.verdict", "regraft.model."
-ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
+TOLD = ("Failed", "Crashed", "TimedOut", "Held", "Paused")  # states of runs, some of them ours
 RUN = "flow-run {{ flow_run.name }} of {{ deployment.name if deployment else flow.name }}"
 
 
@@ -70,11 +70,7 @@ def _silent() -> AutomationCore:
     return AutomationCore(
         name="regraft: a silent run has crashed",
         description=f"No sign of life for {SILENCE.seconds} s: its worker is gone.",
-        trigger=_missing(
-            {"prefect.flow-run.heartbeat"},
-            {"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in ENDS)},
-            SILENCE,
-        ),
+        trigger=_missing({"prefect.flow-run.heartbeat"}, SILENCE),
         actions=[_crash("no sign of life: its worker is gone")],
     )
 
@@ -83,7 +79,7 @@ def _never_begun() -> AutomationCore:
     return AutomationCore(
         name="regraft: a run that never began has crashed",
         description=f"Taken by a worker {START.seconds // 60} minutes ago: that one is gone.",
-        trigger=_missing({"prefect.flow-run.Pending"}, {"prefect.flow-run.*"}, START),
+        trigger=_missing({"prefect.flow-run.Pending"}, START),
         actions=[_crash("a worker took it and never began it")],
     )
 
@@ -109,10 +105,11 @@ def _again() -> AutomationCore:
     )
 
 
-def _missing(after: set[str], expected: set[str], within: timedelta) -> EventTrigger:
+def _missing(after: set[str], within: timedelta) -> EventTrigger:
+    """Nothing at all is heard of a run; states have names of ours too, such as Skipped."""
     return EventTrigger(
         after=after,
-        expect=expected,
+        expect={"prefect.flow-run.*"},
         match={"prefect.resource.id": "prefect.flow-run.*"},
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
@@ -123,8 +120,7 @@ def _missing(after: set[str], expected: set[str], within: timedelta) -> EventTri
 
 
 def _ours() -> ResourceSpecification:
-    named = {"prefect.resource.role": "flow", "prefect.resource.name": list(FLOWS)}
-    return ResourceSpecification.model_validate(named)
+    return ResourceSpecification.model_validate({"prefect.resource.id": OURS})
 
 
 def _crash(message: str) -> ActionTypes:
@@ -147,9 +143,9 @@ def _notifications(block: UUID) -> Iterator[AutomationCore]:
         ],
     )
     yield AutomationCore(
-        name="regraft: tell failures",
+        name="regraft: tell what needs a person",
         trigger=EventTrigger(
-            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
+            expect={f"prefect.flow-run.{state}" for state in TOLD},
             match={"prefect.resource.id": "prefect.flow-run.*"},
             posture=Posture.Reactive,
             match_related=_ours(),

@@ -505,7 +505,8 @@ def automations(
         str | None,
         typer.Option(
             metavar="KIND/NAME",
-            help="tell verdicts and failures through this block of the server's, such as slack-webhook/team",
+            help="tell verdicts, failures and what waits for a person through this block of the server's, "
+            "such as slack-webhook/team",
         ),
     ] = None,
 ) -> None:
@@ -631,6 +632,8 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     environment.quiet()
     signal.signal(signal.SIGTERM, _terminated)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # the terminal is gone, and `nohup` was not used
+        signal.signal(signal.SIGHUP, _terminated)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("flows", "tasks"):
         logging.getLogger(name).setLevel(logging.INFO)

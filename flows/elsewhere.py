@@ -30,6 +30,8 @@ from tasks.params import OperationsParams
 
 STAGE = TrainedModel.stage
 PAUSE = 2.0  # seconds between two looks at a run that is elsewhere
+REVIVAL = 60.0  # seconds in which a crashed run is scheduled again, if it is
+PATIENCE = 12 * 3600.0  # seconds in one state until a worker begins: others' trainings come first
 KINDS: Mapping[str, type[RegraftError]] = {
     name: kind
     for name, kind in vars(errors).items()
@@ -59,13 +61,15 @@ def fine_tune(root: Path, operations: OperationsParams) -> None:
     }
     with get_client(sync_client=True) as client:
         _demand(client, name)
-        handover.give(root, run, needed(root), remote)
-        state = _done(client, name, order)
-    if not state.is_completed():
-        _raise(name, state)
-    handover.take(root, run, [STAGE], remote)
+        try:
+            handover.give(root, run, needed(root), remote)
+            state = _done(client, name, order)
+            if not state.is_completed():
+                _raise(name, state)
+            handover.take(root, run, [STAGE], remote)
+        finally:
+            handover.forget(root, run, remote)
     _agree(root)
-    handover.forget(root, run, remote)
     progress.tell("summary", stage=STAGE, figures=TrainedModel.load(root).figures())
 
 
@@ -91,8 +95,12 @@ def _done(client: SyncPrefectClient, name: str, order: Mapping[str, Any]) -> Sta
 
 
 def _final(client: SyncPrefectClient, run: UUID, name: str) -> State[Any]:
-    """A server that is away for a while loses nobody's training."""
-    seen = ""
+    """A server that is away for a while loses nobody's training, and a run that crashed may go on with
+    another worker, as `regraft automations` has it.
+
+    Raises TrainingError where no worker takes it.
+    """
+    seen, since = "", time.monotonic()
     while True:
         try:
             state = client.read_flow_run(run).state
@@ -100,10 +108,16 @@ def _final(client: SyncPrefectClient, run: UUID, name: str) -> State[Any]:
             log.warning("%s: Prefect's server does not answer: %s; asking again", name, error)
             state = None
         if state and state.name != seen:
-            seen = state.name or ""
+            seen, since = state.name or "", time.monotonic()
             log.info("%s: %s", name, seen)
-        if state and state.is_final():
+        waited = time.monotonic() - since
+        if state and state.is_final() and (not state.is_crashed() or waited > REVIVAL):
             return state
+        if state and (state.is_scheduled() or state.is_pending()) and waited > PATIENCE:
+            raise TrainingError(
+                f"{name}: no worker took the run within {waited / 3600:.0f} h: `regraft doctor` tells which "
+                "pool wants one"
+            )
         time.sleep(PAUSE)
 
 

@@ -67,13 +67,14 @@ def forget(root: Path, run: str, remote: str | None) -> None:
 
 
 def commit(root: Path, remote: str | None) -> None:
-    """Push all that dvc.lock names, and commit dvc.lock where it has changed, and nothing else.
+    """Push all that dvc.lock names, and commit it, and the `.dvc` files of imported tables, where they have
+    changed, and nothing else.
 
     Raises InputError without a remote, WorkspaceError where it or git refuses.
     """
     with _opened(root, remote) as (repo, store):
         repo.push(remote=store.name)
-    workspace.commit(root, LOCK_FILE, "Reproduce")
+    workspace.commit(root, "Reproduce")
 
 
 @contextmanager

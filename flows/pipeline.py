@@ -82,10 +82,10 @@ def bring_up_to_date(root: Path, leaf: Leaf, *, until: Stage = "promotion") -> N
         stage_task(stage)(stage, root, "elsewhere" if away else leaf)
     if environment.home(root) != root:
         return
-    if operations.commit_lock:
-        Task(handover.commit, name="commit")(root, operations.remote)
     if (verdict := _verdict(root)) and verdict != former:
         automations.verdict(verdict)
+    if operations.commit_lock:
+        Task(handover.commit, name="commit")(root, operations.remote)
 
 
 def _verdict(root: Path) -> Promotion | None:

@@ -11,6 +11,7 @@ from prefect.input import RunInput
 from prefect.states import Completed
 from pydantic import Field
 
+from flows import automations
 from tasks import environment
 from tasks import params as parameters
 from tasks.artifacts import Promotion
@@ -75,6 +76,7 @@ def _promoted(params: Params, root: Path, judged: Promotion, answer: Approval, *
         version=judged.version,
     )
     _show(root)
+    automations.verdict(record)
     name = "Promoted" if record.alias_moved else "Held"  # the champion may have changed meanwhile
     return Completed(name=name, message=_said(record))
 

@@ -5,6 +5,7 @@ own way, some of them after minutes.
 """
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,6 +99,7 @@ def _remote(root: Path, name: str, place: str) -> Check:
         f"remote {name}",
         f"`dvc remote modify {name} …` for address and credentials; is the network there?",
     )
+    place = re.sub("//[^/@]*@", "//", place)  # never a password
     words = [sys.executable, "-m", "flows.reach", str(root.resolve()), name]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=LISTING, check=False)

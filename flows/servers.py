@@ -91,6 +91,7 @@ def serve(plan: Plan, tell: Callable[[str], None]) -> None:
     if plan.database:
         _create_databases(plan.database)
     plan.folder.mkdir(parents=True, exist_ok=True)
+    plan.folder.chmod(0o700)  # databases, models and logs are for who asks the servers
     with ExitStack() as running:
         children = {server: running.enter_context(_running(server, plan.folder)) for server in servers(plan)}
         _wait(children, plan.folder)

@@ -23,7 +23,8 @@ from tasks.params import Params
 
 RUNS, REBUILDS = Path(".regraft") / "runs", Path(".regraft") / "rebuilds"
 SNAPSHOT = "regraft workspace"  # of uncommitted changes, which no other clone has
-CODE = ("tasks", "dvc.yaml")  # what the stages themselves consist of
+CODE = ("tasks", "dvc.yaml", ".dvc/config")  # what the stages themselves consist of
+LOCK = "dvc.lock"
 IDENTITY = ("-c", "user.name=regraft", "-c", "user.email=regraft@localhost")
 
 
@@ -121,14 +122,26 @@ def committed(root: Path) -> str:
             f"changes that are not committed cannot go to another machine: {', '.join(names)}; commit and "
             "push them, or set operations.finetuning to null"
         )
-    return revision
+    return _pushed(root, revision)
 
 
-def commit(checkout: Path, name: str, message: str) -> None:
-    """Commit one file as it is now, if it has changed; what else is staged stays staged."""
-    _git(checkout, "add", "--", name)
-    if _git(checkout, "status", "--porcelain", "--", name):
-        _git(checkout, "commit", "--quiet", "--only", "-m", message, "--", name)
+def _pushed(root: Path, revision: str) -> str:
+    """The commit that git's remotes have, where none since has changed our code, as those of dvc.lock; else
+    `revision` itself."""
+    unpushed = _git(root, "rev-list", "--first-parent", revision, "--not", "--remotes").splitlines()
+    if not unpushed or not _git(root, "branch", "--remotes"):
+        return revision
+    parents = _git(root, "rev-list", "--parents", "--max-count=1", unpushed[-1]).split()[1:]
+    same = parents and not _git(root, "diff", "--name-only", parents[0], revision, "--", *CODE)
+    return parents[0] if same else revision
+
+
+def commit(checkout: Path, message: str) -> None:
+    """Commit dvc.lock, and each changed `.dvc` file, as they are now; what else is staged stays staged."""
+    _git(checkout, "add", "--", LOCK)
+    if changed := _git(checkout, "diff", "--name-only", "--relative", "HEAD", "--", LOCK, "*.dvc"):
+        how = ("--quiet", "--no-verify", "--no-gpg-sign", "-m", message)  # nobody is there to be asked
+        _git(checkout, *IDENTITY, "commit", *how, "--only", "--", *changed.splitlines())
 
 
 def _link(source: Path, target: Path) -> None:

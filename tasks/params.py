@@ -532,6 +532,15 @@ class Params(Section):
     promotion: PromotionParams
     operations: OperationsParams = OperationsParams()
 
+    @model_validator(mode="after")
+    def _device_is_everywhere(self) -> Self:
+        if self.operations.finetuning and self.finetuning.device == "cuda":
+            raise ValueError(
+                "operations.finetuning trains elsewhere, and evaluation is done here by the same "
+                "finetuning.device: set that to auto"
+            )
+        return self
+
     def contents(self) -> dict[str, Any]:
         """All that says what is made: runs with equal contents are the same, wherever their stages run."""
         return self.model_dump(mode="json", exclude={"operations"})

@@ -75,12 +75,9 @@ def promote_by_hand(
         raise InputError("--force needs --reason: why should this model be champion against the gate?")
     case = open_case(params, root)
     with case.registry.locked():
+        if version is not None:
+            _demand_same(case, version)
         candidate, champion = _register(case, serves=not _experimental(root)), case.registry.champion()
-        if version not in (None, candidate.number):
-            raise InputError(
-                f"version {candidate.number} is the candidate now, and version {version} was decided about: "
-                "nothing is moved, ask again"
-            )
         already = _already(case, candidate, champion)
         ruling = already or _ask(case, candidate, champion, force=force, reason=reason)
         if ruling.outcome == "promote" and not already:
@@ -89,6 +86,17 @@ def promote_by_hand(
         if not already:
             _note(case, candidate, ruling)
     return _write(case, ruling, champion)
+
+
+def _demand_same(case: Case, version: str) -> None:
+    """Before anything is noted: what a version answers may change with that."""
+    known = case.registry.candidate(case.trained.weights, _reading(case))
+    if known is None or known.number != version:
+        now = f"version {known.number}" if known else "a model without a version"
+        raise InputError(
+            f"{now} is the candidate now, and version {version} was decided about: nothing is moved, ask "
+            "again"
+        )
 
 
 def rollback(params: Params, root: Path, *, to: int | None, reason: str) -> str:

@@ -5,8 +5,9 @@ MLflow deletes softly: a deleted run keeps its place and its files until `mlflow
 
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,10 @@ def old(
         if (experiment := client.get_experiment_by_name(model)) is None:
             return []
         trees = _trees(_all_runs(client, experiment.experiment_id))
-        versions = list(client.search_model_versions())
+        versions = _all(client.search_model_versions)
         free = _free(client, model, before, {*keep}) if champions_only else set()
         bound = {run for one in versions if (one.name, str(one.version)) not in free for run in _made_in(one)}
-        logged = list(client.search_logged_models([experiment.experiment_id]))
+        logged = _all(partial(client.search_logged_models, [experiment.experiment_id]))
         gone = [runs for runs in trees if _may_go(runs, before, bound)]
         leaving = {run.info.run_id for runs in gone for run in runs}
         sources = {one.source for one in versions if not leaving & _made_in(one)}
@@ -81,6 +82,9 @@ def delete(root: Path, model: str, tree: Tree) -> None:
                     raise TrackingError(f"{model} version {number} became champion just now: it stays")
                 client.delete_model_version(model, number)
     with server.asking(client.tracking_uri):
+        made = {run for one in _all(client.search_model_versions) for run in _made_in(one)}
+        if made & {*tree.runs}:
+            raise TrackingError(f"{tree.name}: a version was registered in it just now: it stays")
         for one in tree.models:
             client.delete_logged_model(one)
         for run in tree.runs:
@@ -116,10 +120,15 @@ def purge(root: Path, trees: Sequence[Tree]) -> str:
 
 def _all_runs(client: MlflowClient, experiment: str) -> list[Any]:
     """Deleted ones too: what was begun is finished the next time."""
+    return _all(partial(client.search_runs, [experiment], "", ViewType.ALL, PAGE))
+
+
+def _all(search: Callable[..., Any]) -> list[Any]:
+    """Of every page."""
     found: list[Any] = []
     token: str | None = ""
     while token is not None:
-        page = client.search_runs([experiment], "", ViewType.ALL, PAGE, page_token=token or None)
+        page = search(page_token=token or None)
         found += page
         token = page.token or None
     return found
@@ -157,7 +166,7 @@ def _free(client: MlflowClient, model: str, before: float, keep: set[str]) -> se
         return set()
     moved = {move.version for move in history.read(about.tags)} | {about.tags.get(CHAMPION, "")}
     taken = keep | moved | {str(number) for number in about.aliases.values()}
-    versions = client.search_model_versions(f"name = '{model}'")
+    versions = _all(partial(client.search_model_versions, f"name = '{model}'"))
     old = [one for one in versions if one.creation_timestamp / 1000 < before]
     return {(model, str(one.version)) for one in old if str(one.version) not in taken}
 

@@ -110,6 +110,33 @@ def test_changes_that_are_not_committed_cannot_travel(reproduced):
         workspace.committed(place)
 
 
+def test_commits_of_the_lock_alone_need_no_push(clone):
+    """Where each night commits dvc.lock and nobody pushes, a worker elsewhere has the commit before all that."""
+    pushed = workspace.committed(clone)
+    for _ in range(2):
+        _change(clone / "dvc.lock")
+        workspace.commit(clone, "Reproduce")
+    assert workspace.committed(clone) == pushed
+    _change(clone / "tasks" / "files.py")
+    _git(clone, "commit", "-q", "-am", "Change the code")
+    assert workspace.committed(clone) not in ("", pushed), "that one has to be pushed"
+
+
+def test_a_commit_asks_nobody_for_a_name(clone, monkeypatch):
+    for role in ("AUTHOR", "COMMITTER"):
+        for key in ("NAME", "EMAIL"):
+            monkeypatch.delenv(f"GIT_{role}_{key}", raising=False)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    table = clone / "data.csv.dvc"
+    table.write_text("outs: []\n")
+    _git(clone, "add", "-f", "data.csv.dvc")
+    workspace.commit(clone, "Reproduce")
+    said = subprocess.run(["git", "log", "-1", "--format=%an %s"], cwd=clone, capture_output=True, text=True)
+    assert said.stdout.strip() == "regraft Reproduce"
+    left = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=clone, capture_output=True, text=True)
+    assert left.stdout == "", "the imported table's file goes along"
+
+
 def test_what_was_made_from_something_else_is_refused(reproduced):
     elsewhere._agree(reproduced)
     path = EncodedDataset.folder(reproduced) / MANIFEST
@@ -121,10 +148,10 @@ def test_what_was_made_from_something_else_is_refused(reproduced):
 
 def test_the_lock_alone_is_committed(reproduced, store):
     lock = reproduced / "dvc.lock"
+    head = workspace.committed(reproduced)
     handover.commit(reproduced, None)
     assert list((store / "files").rglob("*")), "what it names is where others find it"
-    head = workspace.committed(reproduced)
-    assert head == workspace.committed(reproduced)
+    assert head == workspace.committed(reproduced), "nothing had changed"
     _change(lock)
     _change(reproduced / "README.md")
     _git(reproduced, "add", "README.md")
