@@ -74,8 +74,13 @@ def bring_up_to_date(root: Path, leaf: Leaf, *, until: Stage = "promotion") -> N
     """A task for each stage that `until` needs, and for itself; to be called inside a flow.
 
     Of the checkout, not of a workspace, a new verdict is an event of the server's, and the lock file is
-    committed where params.yaml says so.
+    committed where params.yaml says so. Raises WorkspaceError where another flow is at work in `root`.
     """
+    with workspace.alone(root):
+        _bring_all(root, leaf, until)
+
+
+def _bring_all(root: Path, leaf: Leaf, until: Stage) -> None:
     former, operations = _verdict(root), parameters.load(root / "params.yaml").operations
     for stage in in_order(root, until=until):
         away = stage == elsewhere.STAGE and operations.finetuning

@@ -4,16 +4,17 @@ The checkout is never edited, and runs at the same time cannot collide.
 """
 
 import configparser
+import logging
 import secrets
 import shutil
 import subprocess
-from collections.abc import Sequence
-from contextlib import chdir, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import chdir, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from dvc.repo import Repo
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from tasks import files
 from tasks import params as parameters
@@ -26,6 +27,37 @@ SNAPSHOT = "regraft workspace"  # of uncommitted changes, which no other clone h
 CODE = ("tasks", "dvc.yaml", ".dvc/config")  # what the stages themselves consist of
 LOCK = "dvc.lock"
 IDENTITY = ("-c", "user.name=regraft", "-c", "user.email=regraft@localhost")
+PATIENCE = 30.0  # seconds for a run that was cancelled to end: longer than it may take (flows.stage.PARTING)
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def alone(root: Path, *, wait: float = PATIENCE) -> Iterator[None]:
+    """Inside, no other flow brings the checkout or workspace `root` up to date; ends with its process.
+
+    DVC would let two take turns stage by stage, and either could judge what the other has just made.
+    Raises WorkspaceError where another is still at work after `wait` seconds.
+    """
+    held = FileLock(_folder(root) / "flow.lock")
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting up to %g s: another run is at work in %s", wait, root)
+        _await(held, root, wait)
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def _await(held: FileLock, root: Path, wait: float) -> None:
+    try:
+        held.acquire(timeout=wait)
+    except Timeout:
+        raise WorkspaceError(
+            f"another run is at work in {root}: give this one again when that has ended, or with -S "
+            "KEY=VALUE, which works in a workspace of its own"
+        ) from None
 
 
 def create(
@@ -152,9 +184,13 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _lock(checkout: Path) -> Path:
-    folder = checkout / RUNS.parent
+    return _folder(checkout) / "workspace.lock"
+
+
+def _folder(root: Path) -> Path:
+    folder = root / RUNS.parent
     folder.mkdir(exist_ok=True)
-    return folder / "workspace.lock"
+    return folder
 
 
 def remove(checkout: Path, target: Path) -> None:

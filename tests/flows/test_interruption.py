@@ -1,5 +1,6 @@
 """Killed, interrupted, out of room: nothing half-written, and the same result afterwards."""
 
+import json
 import os
 import random
 import shutil
@@ -10,6 +11,7 @@ import time
 import psutil
 import pytest
 
+from flows.stage import reproduce
 from tasks.artifacts import TrainedModel
 from tasks.stages import STAGES
 
@@ -79,6 +81,15 @@ def test_a_killed_dvc_leaves_no_orphan(reproduced, command):
     assert alive == []
     command("dvc", "repro", "finetuning")
     assert _drafts(project) == []
+
+
+@pytest.mark.parametrize("torn", ["", '{"write": {"/half'])
+def test_a_lock_of_dvc_that_was_torn_by_kill_9_stops_no_later_run(shared, command, torn):
+    lock = shared / ".dvc" / "tmp" / "rwlock"
+    lock.write_text(torn)
+    reproduce("vocabulary", shared, "subprocess", lambda message: None)
+    assert json.loads(lock.read_text()).keys() <= {"read", "write"}
+    command("dvc", "repro", "vocabulary", cwd=shared)
 
 
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "sources"])

@@ -35,6 +35,21 @@ def test_settings_of_the_user_come_along(project):
     assert f"dir = {project / 'shared'}" in text
 
 
+def test_whoever_meets_another_run_is_refused_and_goes_on_when_that_has_ended(tmp_path, caplog):
+    with workspace.alone(tmp_path):
+        with (
+            caplog.at_level("INFO"),
+            pytest.raises(WorkspaceError, match="another run is at work"),
+            workspace.alone(tmp_path, wait=0.1),
+        ):
+            pytest.fail("two at once")
+        assert "waiting up to 0.1 s" in caplog.text
+        with workspace.alone(tmp_path / ".regraft", wait=0.1):
+            pass  # another place is nobody's business
+    with workspace.alone(tmp_path, wait=0.1):
+        pass
+
+
 def test_without_a_repository_the_remedy_is_named(tmp_path, project):
     params = parameters.load(project / "params.yaml")
     with pytest.raises(WorkspaceError, match="needs a git repository with at least one commit"):
