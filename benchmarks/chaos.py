@@ -128,9 +128,9 @@ def soak(folder: Path, trials: int, seed: int = 1) -> list[Trial]:
 def draw(seed: int) -> Strike:
     """Victims take turns; what else there is to choose is drawn."""
     chance = random.Random(seed)
-    first = chance.randrange(len(DUE))
-    stage = chance.choice(DUE[first:])
-    return Strike(seed, VICTIMS[seed % len(VICTIMS)], DUE[first], stage, chance.uniform(0, LASTING))
+    place = chance.randrange(len(DUE))
+    due, after = chance.choice(DUE[: place + 1]), chance.uniform(0, LASTING)
+    return Strike(seed, VICTIMS[seed % len(VICTIMS)], due, DUE[place], after)
 
 
 def figures(trials: Sequence[Trial]) -> dict[str, float]:
