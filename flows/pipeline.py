@@ -10,7 +10,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 from httpx import HTTPError
-from prefect import Task, flow
+from prefect import Task, flow, runtime
 from prefect.artifacts import (
     create_link_artifact,
     create_markdown_artifact,
@@ -30,6 +30,7 @@ from tasks.artifacts import Promotion
 from tasks.errors import ArtifactError, RegraftError
 from tasks.params import Params
 
+SHIFT = 12 * 3600.0  # seconds that a deployed run waits for another in the same checkout
 log = logging.getLogger(__name__)
 Way = Leaf | Literal["elsewhere"]  # on the deployment that operations.finetuning names
 
@@ -76,7 +77,8 @@ def bring_up_to_date(root: Path, leaf: Leaf, *, until: Stage = "promotion") -> N
     Of the checkout, not of a workspace, a new verdict is an event of the server's, and the lock file is
     committed where params.yaml says so. Raises WorkspaceError where another flow is at work in `root`.
     """
-    with workspace.alone(root):
+    wait = SHIFT if runtime.deployment.id else workspace.PATIENCE  # a person would rather be told
+    with workspace.alone(root, wait=wait):
         _bring_all(root, leaf, until)
 
 

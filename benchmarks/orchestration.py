@@ -1,0 +1,145 @@
+"""`python -m benchmarks.orchestration [--quick]`: what orchestration costs, and whether a schedule is kept.
+
+A small project runs whole in four ways that take turns: its stages' bodies called one after the other in one
+process, by `dvc repro`, by the flow in one process, by the flow as shipped. Then once more, with nothing
+changed. What a way costs more than plain calls is told as a share of the default run's time. Then a
+deployment is due every second for a while, and runs are struck at random moments (benchmarks.chaos). Prints
+all and writes benchmarks/results/orchestration.json; a quick run orchestration-quick.json, and the other only
+where no full run has.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import chaos, project, record, schedules
+from benchmarks.project import Cost
+
+LIBRARIES = ("prefect", "dvc", "mlflow", "torch")
+PLAIN, REPRO, FLOW, SHIPPED = "plain calls", "dvc repro", "flow, one process", "flow"
+WAYS: Mapping[str, Sequence[str]] = {  # contestant -> command
+    PLAIN: ("python", "-m", "benchmarks.project"),
+    REPRO: ("dvc", "repro"),
+    FLOW: ("regraft", "run", "--leaf", "inprocess"),
+    SHIPPED: ("regraft", "run"),
+}
+UNCHANGED = (REPRO, SHIPPED)
+ENDS = (0, 3)  # whatever the gate says of a model that learned next to nothing
+HELP = ("python", "-m", "tasks", "--help")
+LOOKS = 5  # at the help text
+MOST = 0.05  # of the default run, that orchestration may take
+
+
+class Size(NamedTuple):
+    repetitions: int
+    ways: tuple[str, ...]
+    runs: int
+    workers: int
+    trials: int
+
+
+FULL = Size(3, tuple(WAYS), 100, 4, 50)
+QUICK = Size(1, (PLAIN, REPRO, SHIPPED), 4, 2, 1)
+
+
+class Turn(NamedTuple):
+    name: str
+    cost: Cost
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.orchestration", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one turn, few runs: figures to try out")
+    parser.add_argument("--into", type=Path, default=record.RESULTS, help="directory of the results")
+    parser.add_argument("--trials", type=int, help="of chaos: how many runs are struck")
+    options = parser.parse_args(arguments)
+    size = QUICK if options.quick else FULL
+    trials = size.trials if options.trials is None else options.trials
+    helped = statistics.median(project.timed(HELP, project.REPOSITORY).cpu for _ in range(LOOKS))
+    with tempfile.TemporaryDirectory() as scratch:
+        turns = list(measure(Path(scratch), size))
+        default = (options.quick and _kept()) or _default(Path(scratch))
+        kept = schedules.keep(Path(scratch) / "schedule", runs=size.runs, workers=size.workers)
+        struck = chaos.soak(Path(scratch) / "chaos", trials)
+    figures = {
+        "help_cpu_s": helped,
+        **_figures(turns, default),
+        **schedules.figures(kept),
+        **chaos.figures(struck),
+    }
+    lines = [*_lines(turns, default), schedules.line(kept)]
+    targets = record.targets(options.into, "orchestration", quick=options.quick)
+    for target in targets:
+        record.write(
+            target, figures, [*lines, *chaos.lines(struck)], libraries=LIBRARIES, quick=options.quick
+        )
+    told = [{"figure": name, "value": value} for name, value in figures.items()]
+    parts = record.table(lines), record.table(chaos.lines(struck)), record.table(told)
+    print(*parts, *targets, sep="\n\n")
+
+
+def measure(folder: Path, size: Size) -> Iterator[Turn]:
+    """Each way on a project of its own, then again there with nothing changed; they take turns."""
+    for number in range(size.repetitions):
+        for name in size.ways:
+            record.say(f"{name}, {number + 1} of {size.repetitions}")
+            root = project.make(folder / f"{name} {number}")
+            yield Turn(name, project.timed(WAYS[name], root, codes=ENDS))
+            if name in UNCHANGED:
+                yield Turn(f"{name}, unchanged", project.timed(WAYS[name], root, codes=ENDS))
+            shutil.rmtree(root)
+
+
+def _default(folder: Path) -> float:
+    """Seconds of `regraft run` in a fresh clone, on the params that are shipped."""
+    record.say("the default run: minutes")
+    return project.timed(WAYS[SHIPPED], project.make(folder / "default", ()), codes=ENDS).wall
+
+
+def _kept() -> float | None:
+    """What a full run has measured last."""
+    known = record.RESULTS / "orchestration.json"
+    if not known.exists():
+        return None
+    return float(json.loads(known.read_text(encoding="utf-8"))["figures"]["default_run_s"])
+
+
+def _figures(turns: Sequence[Turn], default: float) -> dict[str, float]:
+    """What the flow as shipped takes longer than plain calls, as a share of the default run."""
+    wall = {name: cost.wall for name, cost in _medians(turns).items()}
+    return {
+        "unchanged_repro_s": wall[f"{REPRO}, unchanged"],
+        "unchanged_flow_s": wall[f"{SHIPPED}, unchanged"],
+        "overhead_share": (wall[SHIPPED] - wall[PLAIN]) / default,
+        "default_run_s": default,
+    }
+
+
+def _lines(turns: Sequence[Turn], default: float) -> list[dict[str, Any]]:
+    found = _medians(turns)
+    return [
+        {
+            "contestant": name,
+            "wall_s": cost.wall,
+            "cpu_s": cost.cpu,
+            "of_default_run": (cost.wall - found[PLAIN].wall) / default
+            if name in WAYS
+            else cost.wall / default,
+        }
+        for name, cost in found.items()
+    ]
+
+
+def _medians(turns: Sequence[Turn]) -> dict[str, Cost]:
+    names = dict.fromkeys(turn.name for turn in turns)
+    groups = {name: [turn.cost for turn in turns if turn.name == name] for name in names}
+    return {name: Cost(*map(statistics.median, zip(*costs, strict=True))) for name, costs in groups.items()}
+
+
+if __name__ == "__main__":
+    main()
