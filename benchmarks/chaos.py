@@ -26,12 +26,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
-from dvc.rwlock import RWLOCK_FILE
 from dvc.utils.serialize import modify_yaml
 from mlflow import MlflowClient
 
 from benchmarks import project, record
-from flows import servers
+from flows import housekeeping, servers
 from tasks.stages import STAGES
 from tasks.tracking import circumstances, spool
 
@@ -292,8 +291,7 @@ def _left(root: Path) -> Iterator[str]:
     tops = [root / top for top in ("data", "reports", ".regraft/resume")]
     yield from (f"{path} is left" for top in tops for path in top.rglob(".*.draft"))
     yield from (f"{path} was not sent" for path in spool.waiting(root))
-    if (noted := root / ".dvc" / "tmp" / RWLOCK_FILE).exists() and "pid" in noted.read_text(encoding="utf-8"):
-        yield f"DVC is locked: {noted.read_text(encoding='utf-8')}"
+    yield from housekeeping.at_work(root)  # whom DVC has locks of; those of the dead it passes over
     yield from (f"process {one.pid} is left" for one in psutil.process_iter() if _works_in(one, root))
 
 
