@@ -70,8 +70,8 @@ def _entry(text: str, dotted: str) -> tuple[Any, Any, Any] | None:
 
 
 def _renamed(text: str, entry: tuple[Any, Any, Any], former: str, now: str, name: str) -> str:
-    """A key gets another name where it stands; what moves a level down becomes the first below its
-    new parent, which is made there if it is missing."""
+    """A key gets another name where it stands; what moves a level down, with the comments right above it,
+    becomes the first below its new parent, which is made there if it is missing."""
     holder, key, value = entry
     *_, parent, last = now.split(".")
     if former.count(".") == now.count("."):
@@ -81,7 +81,7 @@ def _renamed(text: str, entry: tuple[Any, Any, Any], former: str, now: str, name
         line = key.start_mark.line + 1
         raise ParamsError(f"{name}:{line}: {former} cannot be moved in place: write {now} by hand")
     lines = text.splitlines(keepends=True)
-    first, stop = key.start_mark.line, text.count("\n", 0, _stop(value)) + 1
+    first, stop = _comments(lines, key.start_mark), text.count("\n", 0, _stop(value)) + 1
     moved = [f"  {line}" if line.strip() else line for line in lines[first:stop]]
     del lines[first:stop]
     if above is None:
@@ -91,6 +91,14 @@ def _renamed(text: str, entry: tuple[Any, Any, Any], former: str, now: str, name
         place -= len(moved) * (place > first)
     lines[place:place] = moved
     return "".join(lines)
+
+
+def _comments(lines: list[str], mark: Any) -> int:
+    """The first line of the comments that stand right above a key, at its column; else the key's own."""
+    first: int = mark.line
+    while first and lines[first - 1].startswith(f"{' ' * mark.column}#"):
+        first -= 1
+    return first
 
 
 def _demand(result: str, wanted: Params, name: str, keys: list[str]) -> None:

@@ -146,6 +146,15 @@ def test_former_names_move_below_a_parent_that_is_there_and_line_ends_stay():
     assert new.count("\n") == new.count("\r\n")
 
 
+def test_a_comment_above_a_key_goes_with_it():
+    text = TEXT.replace("  move_alias: true\n", "  # two lines\n  # of mine\n  must_beat: [majority]\n")
+    text = text.replace("    must_beat: auto", "    # must_beat: auto")
+    new, _ = edit.migrate(text)
+    assert "gate:  #" in new or "gate:\n" in new
+    assert "    # two lines\n    # of mine\n    must_beat: [majority]\n" in new
+    assert params.parse(new).promotion.gate.must_beat == ("majority",)
+
+
 def test_what_cannot_be_moved_in_place_is_left_to_a_person():
     text = f"{TEXT[: TEXT.index('promotion:')]}promotion: {{model: mine, must_beat: [majority]}}\n"
     with pytest.raises(
