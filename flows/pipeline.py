@@ -3,7 +3,7 @@
 import contextvars
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -67,22 +67,25 @@ def transfer(
     if overrides:
         params = parameters.override(params or parameters.load(checkout / "params.yaml"), overrides)
     root = workspace.create(checkout, params) if params else checkout
-    bring_up_to_date(root, leaf, until=until)
+    with turn(root):
+        bring_up_to_date(root, leaf, until=until)
     return str(root)
 
 
+def turn(root: Path) -> AbstractContextManager[None]:
+    """Inside, no other flow works in `root`: a deployed one waits its turn, a person would rather be told.
+
+    Raises WorkspaceError where another is still at work.
+    """
+    return workspace.alone(root, wait=SHIFT if runtime.deployment.id else workspace.PATIENCE)
+
+
 def bring_up_to_date(root: Path, leaf: Leaf, *, until: Stage = "promotion") -> None:
-    """A task for each stage that `until` needs, and for itself; to be called inside a flow.
+    """A task for each stage that `until` needs, and for itself; to be called inside a flow, in its `turn`.
 
     Of the checkout, not of a workspace, a new verdict is an event of the server's, and the lock file is
-    committed where params.yaml says so. Raises WorkspaceError where another flow is at work in `root`.
+    committed where params.yaml says so.
     """
-    wait = SHIFT if runtime.deployment.id else workspace.PATIENCE  # a person would rather be told
-    with workspace.alone(root, wait=wait):
-        _bring_all(root, leaf, until)
-
-
-def _bring_all(root: Path, leaf: Leaf, until: Stage) -> None:
     former, operations = _verdict(root), parameters.load(root / "params.yaml").operations
     for stage in in_order(root, until=until):
         away = stage == elsewhere.STAGE and operations.finetuning

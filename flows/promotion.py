@@ -12,6 +12,7 @@ from prefect.states import Completed
 from pydantic import Field
 
 from flows import automations
+from flows.pipeline import turn
 from tasks import environment
 from tasks import params as parameters
 from tasks.artifacts import Promotion
@@ -48,8 +49,9 @@ def promote(
     environment.quiet()
     root = checkout.resolve()
     params = parameters.load(root / "params.yaml")
-    judged = promotion.judge(params, root)
-    _show(root)
+    with turn(root):
+        judged = promotion.judge(params, root)
+        _show(root)
     if judged.alias_moved:
         return Completed(name="Skipped", message=f"{judged.model} version {judged.version} is champion")
     if judged.outcome != "promote" and not force:
@@ -67,15 +69,16 @@ def promote(
 
 
 def _promoted(params: Params, root: Path, judged: Promotion, answer: Approval, *, force: bool) -> State[str]:
-    record = promotion.promote_by_hand(
-        params,
-        root,
-        force=force,
-        reason=answer.reason,
-        by=answer.by or None,
-        version=judged.version,
-    )
-    _show(root)
+    with turn(root):  # a run that rewrites data/evaluation meanwhile would lose a person's yes
+        record = promotion.promote_by_hand(
+            params,
+            root,
+            force=force,
+            reason=answer.reason,
+            by=answer.by or None,
+            version=judged.version,
+        )
+        _show(root)
     automations.verdict(record)
     name = "Promoted" if record.alias_moved else "Held"  # the champion may have changed meanwhile
     return Completed(name=name, message=_said(record))

@@ -12,7 +12,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from flows.pipeline import bring_up_to_date, stage_task
+from flows.pipeline import bring_up_to_date, stage_task, turn
 from flows.stage import Leaf
 from tasks import environment
 from tasks import params as parameters
@@ -37,6 +37,11 @@ def retrain(
     """
     environment.quiet()
     root = checkout.resolve()
+    with turn(root):
+        return _retrain(root, maximum_drift, leaf)
+
+
+def _retrain(root: Path, maximum_drift: float | None, leaf: Leaf) -> State[str]:
     Task(fetch, name="fetch", retries=2, retry_delay_seconds=[10, 60])(root)
     stage_task(Sources.stage)(Sources.stage, root, leaf)
     if not (news := arrived(root)):
