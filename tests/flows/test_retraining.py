@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ REPOSITORY = Path(__file__).parents[2]
 pytestmark = pytest.mark.e2e
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+BUSY = 60  # seconds that a server may answer 503: two write to its SQLite file at once
 
 
 class Deployed:
@@ -32,8 +34,15 @@ class Deployed:
     def ask(self, path, body=None, method=None):
         data, kind = None if body is None else json.dumps(body).encode(), {"Content-Type": "application/json"}
         request = urllib.request.Request(self.address + path, data, kind, method=method)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.loads(answer.read() or "null")
+        for _ in range(BUSY):
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    return json.loads(answer.read() or "null")
+            except urllib.error.HTTPError as error:
+                if error.code != 503:
+                    raise
+            time.sleep(1)
+        raise AssertionError(f"{path}: the server's SQLite file stays locked")
 
     def start(self, name, **parameters):
         deployment = self.ask(f"/deployments/name/{name}")["id"]
