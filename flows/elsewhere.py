@@ -68,9 +68,17 @@ def fine_tune(root: Path, operations: OperationsParams) -> None:
                 _raise(name, state)
             handover.take(root, run, [STAGE], remote)
         finally:
-            handover.forget(root, run, remote)
+            _forget(root, run, remote)
     _agree(root)
     progress.tell("summary", stage=STAGE, figures=TrainedModel.load(root).figures())
+
+
+def _forget(root: Path, run: str, remote: str | None) -> None:
+    """A remote that is gone by now costs nobody a training that came back, and hides no other error."""
+    try:
+        handover.forget(root, run, remote)
+    except RegraftError as error:
+        log.warning("%s/%s stays on the remote: %s", handover.FOLDER, run, error)
 
 
 def _demand(client: SyncPrefectClient, name: str) -> None:

@@ -153,3 +153,8 @@ def test_a_file_may_say_its_schema_and_that_of_another_regraft_is_refused():
         ParamsError, match=r"params\.yaml:1: schema 2: this regraft knows 1; install one that knows"
     ):
         params.parse(f"schema: 2\n{text}")
+
+
+def test_a_device_that_evaluation_may_lack_is_refused_with_training_elsewhere():
+    with pytest.raises(ParamsError, match="trains elsewhere, and evaluation is done here"):
+        params.override(params.parse(TEXT), ["operations.finetuning=finetune/gpu", "finetuning.device=cuda"])

@@ -55,6 +55,15 @@ def test_a_remote_that_does_not_answer_is_given_up(project, tmp_path, monkeypatc
     assert (check.ok, "did not answer within 0.01 s" in check.finding) == (False, True)
 
 
+def test_a_remotes_password_is_not_shown(project, monkeypatch):
+    place = "https://ann:planted-secret@127.0.0.1:9/store"
+    subprocess.run(["dvc", "remote", "add", "store", place], cwd=project, check=True)
+    monkeypatch.setattr(reach, "LISTING", 0.01)
+    (check,) = reach.remotes(project)
+    assert "https://127.0.0.1:9/store" in check.finding
+    assert "planted" not in check.finding + check.remedy
+
+
 def test_a_device_that_is_not_there_names_the_param(project):
     import torch
 

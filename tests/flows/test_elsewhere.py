@@ -13,12 +13,17 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from importlib.util import find_spec
+from types import SimpleNamespace
+from uuid import uuid4
 
 import pytest
 import yaml
+from prefect.states import AwaitingRetry, Completed, Crashed, Running, Scheduled
 
+from flows import elsewhere
 from tasks import params as parameters
 from tasks.artifacts import Promotion
+from tasks.errors import TrainingError
 
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 
@@ -165,3 +170,32 @@ def test_a_worker_elsewhere_fine_tunes_as_it_would_be_done_here(
     assert not list((there / ".regraft" / "runs").iterdir())
     assert _git(here, "log", "-1", "--format=%s") == "Reproduce"
     assert not _git(here, "status", "--porcelain")
+
+
+@pytest.fixture
+def no_pause(monkeypatch):
+    monkeypatch.setattr(elsewhere, "PAUSE", 0.0)
+
+
+def _client(*states):
+    """Tells one state after the other, the last one for ever."""
+    left = list(states)
+    return SimpleNamespace(
+        read_flow_run=lambda run: SimpleNamespace(state=left.pop(0) if len(left) > 1 else left[0])
+    )
+
+
+def test_a_crashed_run_that_goes_on_is_waited_for(no_pause):
+    client = _client(Running(), Crashed(), AwaitingRetry(), Running(), Completed())
+    assert elsewhere._final(client, uuid4(), "finetune/gpu").is_completed()
+
+
+def test_a_crashed_run_that_nobody_begins_again_has_ended(no_pause, monkeypatch):
+    monkeypatch.setattr(elsewhere, "REVIVAL", 0.0)
+    assert elsewhere._final(_client(Running(), Crashed()), uuid4(), "finetune/gpu").is_crashed()
+
+
+def test_a_pool_without_a_worker_is_not_waited_for_without_end(no_pause, monkeypatch):
+    monkeypatch.setattr(elsewhere, "PATIENCE", 0.0)
+    with pytest.raises(TrainingError, match="no worker took the run within 0 h: `regraft doctor`"):
+        elsewhere._final(_client(Scheduled()), uuid4(), "finetune/gpu")

@@ -181,3 +181,8 @@ def test_a_training_that_somebody_cancelled_is_not_begun_again():
 
     with pytest.raises(TrainingError, match="finetune/gpu was cancelled"):
         elsewhere._raise("finetune/gpu", Cancelled())
+
+
+def test_a_remote_that_went_away_hides_nothing(reproduced, caplog):
+    elsewhere._forget(reproduced, "run", "gone")
+    assert "regraft/run stays on the remote" in caplog.text

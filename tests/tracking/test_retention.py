@@ -146,3 +146,17 @@ def test_nothing_is_looked_at_while_a_run_waits_to_be_sent(tracked, made):
     (folder / spool.OPENING).write_text("{}")
     with pytest.raises(TrackingError, match="no run is looked at before that"):
         retention.old(tracked, "reviews", BEFORE, champions_only=False)
+
+
+def test_every_page_is_read():
+    """MLflow tells logged models by the hundred, newest first: the old ones are on the last page."""
+
+    class Page(list):
+        token = None
+
+    def search(page_token):
+        found = Page([page_token])
+        found.token = {None: "second", "second": "third"}.get(page_token)
+        return found
+
+    assert retention._all(search) == [None, "second", "third"]
