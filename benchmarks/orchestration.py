@@ -1,4 +1,4 @@
-"""`python -m benchmarks.orchestration [--quick]`: what orchestration costs, and whether a schedule is kept.
+"""`python -m benchmarks.orchestration [--quick] [--only PART]`: what orchestration costs and a schedule keeps.
 
 A small project runs whole in four ways that take turns: its stages' bodies called one after the other in one
 process, by `dvc repro`, by the flow in one process, by the flow as shipped. Then once more, with nothing
@@ -13,7 +13,7 @@ import json
 import shutil
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,35 +52,70 @@ class Turn(NamedTuple):
     cost: Cost
 
 
+class Part(NamedTuple):
+    """What one part of this benchmark found."""
+
+    figures: Mapping[str, float]
+    lines: Sequence[Mapping[str, Any]]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.orchestration", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one turn, few runs: figures to try out")
     parser.add_argument("--into", type=Path, default=record.RESULTS, help="directory of the results")
     parser.add_argument("--trials", type=int, help="of chaos: how many runs are struck")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=PARTS,
+        help="this part (may be given again); what a former run found of the others is kept",
+    )
     options = parser.parse_args(arguments)
     size = QUICK if options.quick else FULL
-    trials = size.trials if options.trials is None else options.trials
-    helped = statistics.median(project.timed(HELP, project.REPOSITORY).cpu for _ in range(LOOKS))
+    size = size if options.trials is None else size._replace(trials=options.trials)
     with tempfile.TemporaryDirectory() as scratch:
-        turns = list(measure(Path(scratch), size))
-        default = (options.quick and _kept()) or _default(Path(scratch))
-        kept = schedules.keep(Path(scratch) / "schedule", runs=size.runs, workers=size.workers)
-        struck = chaos.soak(Path(scratch) / "chaos", trials)
-    figures = {
-        "help_cpu_s": helped,
-        **_figures(turns, default),
-        **schedules.figures(kept),
-        **chaos.figures(struck),
-    }
-    lines = [*_lines(turns, default), schedules.line(kept)]
-    targets = record.targets(options.into, "orchestration", quick=options.quick)
-    for target in targets:
-        record.write(
-            target, figures, [*lines, *chaos.lines(struck)], libraries=LIBRARIES, quick=options.quick
-        )
-    told = [{"figure": name, "value": value} for name, value in figures.items()]
-    parts = record.table(lines), record.table(chaos.lines(struck)), record.table(told)
-    print(*parts, *targets, sep="\n\n")
+        parts = {
+            name: PARTS[name](Path(scratch) / name, size) for name in PARTS if name in (options.only or PARTS)
+        }
+    for target in record.targets(options.into, "orchestration", quick=options.quick):
+        _write(target, parts, quick=options.quick)
+        record.say(str(target))
+    for part in parts.values():
+        print(record.table(part.lines), end="\n\n")
+    figures = [(name, value) for part in parts.values() for name, value in part.figures.items()]
+    print(record.table([{"figure": name, "value": value} for name, value in figures]))
+
+
+def costs(folder: Path, size: Size) -> Part:
+    """Of the help text, and of each way to run a small project."""
+    helped = statistics.median(project.timed(HELP, project.REPOSITORY).cpu for _ in range(LOOKS))
+    turns = list(measure(folder, size))
+    default = (size == QUICK and _kept()) or _default(folder)
+    return Part({"help_cpu_s": helped, **_figures(turns, default)}, _lines(turns, default))
+
+
+def schedule(folder: Path, size: Size) -> Part:
+    kept = schedules.keep(folder, runs=size.runs, workers=size.workers)
+    return Part(schedules.figures(kept), [schedules.line(kept)])
+
+
+def struck(folder: Path, size: Size) -> Part:
+    trials = chaos.soak(folder, size.trials)
+    return Part(chaos.figures(trials), chaos.lines(trials))
+
+
+PARTS: Mapping[str, Callable[[Path, Size], Part]] = {"costs": costs, "schedule": schedule, "chaos": struck}
+
+
+def _write(target: Path, parts: Mapping[str, Part], *, quick: bool) -> None:
+    """Beside what `target` already holds of the parts that were not run."""
+    known = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
+    lines = [line for line in known.get("contestants", ()) if line["part"] not in parts]
+    lines += [{"part": name, **line} for name, part in parts.items() for line in part.lines]
+    figures = dict(known.get("figures", {}))
+    for part in parts.values():
+        figures |= part.figures
+    record.write(target, figures, lines, libraries=LIBRARIES, quick=quick)
 
 
 def measure(folder: Path, size: Size) -> Iterator[Turn]:
@@ -106,7 +141,8 @@ def _kept() -> float | None:
     known = record.RESULTS / "orchestration.json"
     if not known.exists():
         return None
-    return float(json.loads(known.read_text(encoding="utf-8"))["figures"]["default_run_s"])
+    figures: dict[str, float] = json.loads(known.read_text(encoding="utf-8"))["figures"]
+    return figures.get("default_run_s")
 
 
 def _figures(turns: Sequence[Turn], default: float) -> dict[str, float]:
