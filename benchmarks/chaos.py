@@ -30,7 +30,8 @@ from dvc.utils.serialize import modify_yaml
 from mlflow import MlflowClient
 
 from benchmarks import project, record
-from flows import housekeeping, servers
+from flows.commands import housekeeping
+from flows.team import servers
 from tasks.stages import STAGES
 from tasks.tracking import circumstances, spool
 

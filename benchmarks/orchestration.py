@@ -1,4 +1,4 @@
-"""`python -m benchmarks.orchestration [--quick] [--only PART]`: what orchestration costs and a schedule keeps.
+"""`python -m benchmarks.orchestration [--quick] [--only PART]`: its cost, what schedules keep.
 
 A small project runs whole in four ways that take turns: its stages' bodies called one after the other in one
 process, by `dvc repro`, by the flow in one process, by the flow as shipped. Then once more, with nothing

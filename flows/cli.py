@@ -126,7 +126,7 @@ def run(override: Override = None, leaf: Leaf = "subprocess", root: Root = HERE)
     params = parameters.load(root / "params.yaml")
     changed = parameters.override(params, override) if override else None
     _orchestration(root)
-    from flows import show
+    from flows.commands import show
     from flows.pipeline import transfer
     from tasks.artifacts import Promotion
 
@@ -163,7 +163,7 @@ def sweep(
     cache, where each trial's model stays (`dvc gc` clears it). Writes reports/sweep.html. Exit code 1 if a
     trial failed.
     """
-    from flows import sweeping
+    from flows.sweeps import sweeping
 
     if dry_run:
         sweeping.forecast(root, preset, axes or (), trials)
@@ -211,7 +211,7 @@ def init(
 
     Only what has to change is changed: comments stay.
     """
-    from flows import begin
+    from flows.commands import begin
 
     named = dict(_named(entry) for entry in column or [])
     told = begin.write(
@@ -240,7 +240,7 @@ def _named(entry: str) -> tuple[str, str]:
 @app.command()
 def doctor(root: Root = HERE) -> None:
     """Check versions, repository, params, sources, tracking, device, disk; name the remedy for each fault."""
-    from flows import diagnosis, show
+    from flows.commands import diagnosis, show
 
     checks = list(diagnosis.examine(root))
     show.checks(checks)
@@ -256,7 +256,7 @@ def migrate(
 
     Tells what else is not of this version, stages of dvc.yaml and outputs in data, and what to do.
     """
-    from flows import upgrade
+    from flows.commands import upgrade
 
     for line in upgrade.migrate(root, dry_run=dry_run):
         typer.echo(line)
@@ -268,7 +268,7 @@ def status(root: Root = HERE) -> None:
 
     Exit code 1 where MLflow does not answer or a stage has not run yet; the rest is told all the same.
     """
-    from flows import show, status
+    from flows.commands import show, status
     from tasks import params as parameters
 
     parts = list(status.look(parameters.load(root / "params.yaml"), root))
@@ -282,7 +282,7 @@ def plan(override: Override = None, probe: Probe = False, root: Root = HERE) -> 
 
     --probe makes five steps of each phase, of which nothing stays, and tells how long all would take.
     """
-    from flows import finetuning, forecast, show
+    from flows.commands import finetuning, forecast, show
     from tasks import params as parameters
 
     params = parameters.load(root / "params.yaml")
@@ -302,7 +302,7 @@ def drift(
 
     New is what the last preparation has not seen. A table without labels is compared by its texts.
     """
-    from flows import show
+    from flows.commands import show
     from tasks import params as parameters
     from tasks.stages import drift
 
@@ -312,7 +312,7 @@ def drift(
 @app.command()
 def compare(last: Annotated[int, typer.Option(help="how many runs")] = 4, root: Root = HERE) -> None:
     """Put the last runs side by side: the params in which they differ, and their test figures."""
-    from flows import show
+    from flows.commands import show
     from tasks import params as parameters
     from tasks.tracking import runs
 
@@ -364,7 +364,7 @@ def reproduce(
 
     Nothing is taken from a cache; the checkout and the registry stay as they are.
     """
-    from flows import reproduction
+    from flows.commands import reproduction
 
     logging.getLogger("dvc").setLevel(logging.WARNING)
     compared = reproduction.rebuild(version, root, typer.echo)
@@ -389,7 +389,7 @@ def predict(
     A table is copied with its answers, in order and whatever its size; rows without a text are set aside in
     COPY.quarantine.csv beside the copy, each with its line and why.
     """
-    from flows import consume
+    from flows.commands import consume
     from tasks import params as parameters
 
     for line in consume.predict(parameters.load(root / "params.yaml"), root, text, output, pair=pair):
@@ -414,7 +414,7 @@ def forget(
     What lies beyond (the table itself, models, remotes, git) is listed at the end. If something fails, give
     the same command again.
     """
-    from flows import forget as forgetting
+    from flows.commands import forget as forgetting
 
     request = forgetting.resolve(root, forgetting.named(ids or (), file))
     for line in request.told:
@@ -453,7 +453,7 @@ def clean(
     while a stage runs; interrupted, give the same command again. Exit code 1 where something could not be
     looked at or deleted.
     """
-    from flows import housekeeping, show
+    from flows.commands import housekeeping, show
 
     logging.getLogger("dvc").setLevel(logging.ERROR)  # it warns of each commit before the first `dvc repro`
     ground = housekeeping.ground(root, older_than, champions_only=keep_champions)
@@ -488,7 +488,7 @@ def servers(
     environment: PREFECT_SERVER_API_AUTH_STRING (user:password), MLFLOW_AUTH_ADMIN_PASSWORD and
     MLFLOW_FLASK_SERVER_SECRET_KEY. What travels is not encrypted: use a private network, or a proxy with TLS.
     """
-    from flows import servers as serving
+    from flows.team import servers as serving
 
     folder = (root / ".regraft" / "servers").resolve()
     kept = artifacts if artifacts is None or "://" in artifacts else str(Path(artifacts).resolve())
@@ -515,7 +515,7 @@ def automations(
     A run without a sign of life for two minutes is Crashed and goes on with another worker, in three attempts
     at most. The same command again brings them up to date.
     """
-    from flows import automations as installed
+    from flows.team import automations as installed
 
     installed.install(notify, typer.echo)
 
@@ -538,7 +538,7 @@ def plan_weights(
 
     Bytes are not compared yet: `convert` does that, also where a tensor may go only if it equals another.
     """
-    from flows import conversion
+    from flows.commands import conversion
 
     made = conversion.planned(source, family, reverse=reverse, key=key, layers=layers, width=width, root=root)
     conversion.show(made, every=every)
@@ -568,7 +568,7 @@ def convert(
     Writes model.safetensors (with --shard-size several and an index), config.json and plan.json. A tensor
     without a rule, a shape that does not fit or a byte that differs leaves nothing behind.
     """
-    from flows import conversion
+    from flows.commands import conversion
 
     largest = None if shard_size is None else conversion.size(shard_size)
     more = conversion.levels(verify or ())
@@ -595,7 +595,7 @@ def inspect(
 
     Equal layers are drawn once. --weights takes little memory, whatever the size of the checkpoint.
     """
-    from flows import inspection
+    from flows.commands import inspection
 
     found = inspection.opened(checkpoint, root, key)
     values = inspection.measured(found) if weights else {}
@@ -608,7 +608,7 @@ def inspect(
 @app.command()
 def report(root: Root = HERE) -> None:
     """Show the last results again, and where the pages are."""
-    from flows import show
+    from flows.commands import show
 
     show.results(root, root)
 
@@ -620,7 +620,7 @@ def _orchestration(root: Path) -> None:
         home.mkdir(parents=True, exist_ok=True)  # Prefect makes no parents, and its server then cannot start
         os.environ["PREFECT_HOME"] = str(home)
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
-    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")  # what flows/automations.py waits for
+    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")  # what flows.team.automations waits for
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # its errors reach the user as ours
 
 

@@ -22,7 +22,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
-from flows import handover, workspace
+from flows.checkout import handover, workspace
 from tasks import errors, progress
 from tasks.artifacts import Sources, TrainedModel
 from tasks.errors import InputError, RegraftError, TrainingError, WorkspaceError

@@ -22,8 +22,10 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.exceptions import PrefectException
 from prefect.states import Completed, Failed
 
-from flows import automations, elsewhere, handover, workspace
-from flows.stage import Leaf, Message, Stage, in_order, reproduce
+from flows import elsewhere
+from flows.checkout import handover, workspace
+from flows.checkout.stage import Leaf, Message, Stage, in_order, reproduce
+from flows.team import automations
 from tasks import environment
 from tasks import params as parameters
 from tasks.artifacts import Promotion

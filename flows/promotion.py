@@ -11,8 +11,8 @@ from prefect.input import RunInput
 from prefect.states import Completed
 from pydantic import Field
 
-from flows import automations
 from flows.pipeline import turn
+from flows.team import automations
 from tasks import environment
 from tasks import params as parameters
 from tasks.artifacts import Promotion

@@ -12,8 +12,8 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from flows.checkout.stage import Leaf
 from flows.pipeline import bring_up_to_date, stage_task, turn
-from flows.stage import Leaf
 from tasks import environment
 from tasks import params as parameters
 from tasks.artifacts import MANIFEST, PreparedText, Sources

@@ -22,7 +22,7 @@ OWNERS = {  # library -> the only places that may import it
     "lm_eval": ("tasks/evaluation/asking/prompted.py",),
     "rensa": ("tasks/text/",),
     "peft": ("tasks/model/adapters.py",),
-    "optuna": ("flows/search.py",),
+    "optuna": ("flows/sweeps/search.py",),
 }
 ROOMS = ("text", "weights", "model", "training", "evaluation", "drift", "tracking", "sweeps")
 SUB_ROOMS = {  # a part of a room -> the only modules of its room that it may import, besides its own
@@ -33,6 +33,12 @@ SUB_ROOMS = {  # a part of a room -> the only modules of its room that it may im
     "tasks/text/tokens": ("kinds",),
     "tasks/weights/families": ("arithmetic", "ops", "rules"),
     "tasks/weights/formats": (),
+}
+FLOWS = {  # a room of flows/ -> what of flows/ it may import
+    "checkout": ("checkout",),
+    "commands": ("commands", "checkout"),
+    "sweeps": ("sweeps", "commands", "checkout", "pipeline"),
+    "team": ("team",),
 }
 BOTTOM = (
     "artifacts",
@@ -112,6 +118,15 @@ def test_part_of_a_room_takes_little_from_the_rest_of_it(path):
                 assert module in (part, *SUB_ROOMS[home]), (
                     f"{_place(path)} imports {name}: no business of {part}"
                 )
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if _place(p).split("/")[1] in FLOWS], ids=_place)
+def test_a_room_of_flows_knows_only_what_lies_below_it(path):
+    room = _place(path).split("/")[1]
+    for name in _imports(path):
+        match name.split("."):
+            case ["flows", part, *_]:
+                assert part in FLOWS[room], f"{_place(path)} imports {name}: no business of {room}"
 
 
 def test_modules_do_not_import_one_another_in_a_circle():

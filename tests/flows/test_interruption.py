@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from flows.stage import reproduce
+from flows.checkout.stage import reproduce
 from tasks.artifacts import TrainedModel
 from tasks.stages import STAGES
 

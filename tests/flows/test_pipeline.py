@@ -172,7 +172,7 @@ def test_the_contract_with_dvc_holds():
 
 
 def test_the_stages_come_in_an_order_that_dvc_agrees_with(project):
-    code = "from flows.stage import in_order; from pathlib import Path; import json; print(json.dumps(in_order(Path())))"
+    code = "from flows.checkout.stage import in_order; from pathlib import Path; import json; print(json.dumps(in_order(Path())))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True
     )

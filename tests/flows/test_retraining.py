@@ -170,8 +170,8 @@ def _answered(deployed, run, **answer):
 
 
 def test_a_run_that_broke_off_is_not_finished(reproduced):
+    from flows.checkout.stage import reproduce
     from flows.retraining import arrived
-    from flows.stage import reproduce
 
     assert arrived(reproduced) is None
     _add_rows(reproduced, 40)
@@ -190,7 +190,7 @@ def test_a_run_that_broke_off_is_not_finished(reproduced):
 def test_a_flow_may_end_at_a_stage(reproduced):
     from typing import get_args
 
-    from flows.stage import Stage, in_order
+    from flows.checkout.stage import Stage, in_order
 
     assert in_order(reproduced, until="preparation") == ["sources", "preparation"]
     assert in_order(reproduced, until="encoding") == ["sources", "preparation", "vocabulary", "encoding"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import consume
+from flows.commands import consume
 from tasks import environment, params
 from tasks.tracking import server
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
-from flows import consume
+from flows.commands import consume
 from tasks import files, params
 from tasks.artifacts import SPLITS, ConvertedCheckpoint, EncodedDataset, Sources, TrainedModel
 from tasks.errors import DataError, ParamsError

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from flows import consume
+from flows.commands import consume
 from tasks import files, params
 from tasks.artifacts import SPLITS, ConvertedCheckpoint, EncodedDataset, Sources, TrainedModel
 from tasks.errors import InputError

@@ -7,7 +7,7 @@ import mlflow
 import numpy as np
 import pytest
 
-from flows import consume
+from flows.commands import consume
 from tasks import __main__ as tasks
 from tasks import params as parameters
 from tasks import stages

@@ -8,7 +8,7 @@ import pandas
 import pyarrow.parquet as parquet
 import pytest
 
-from flows import consume
+from flows.commands import consume
 from tasks import __main__ as tasks
 from tasks import params as parameters
 from tasks import stages

@@ -16,7 +16,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from flows.finetuning import outlined
+from flows.commands.finetuning import outlined
 from tasks.model import adapters, floors
 from tasks.params import FinetuningParams, Phase
 from tasks.training import updates
@@ -223,7 +223,7 @@ def test_a_depth_beyond_the_model_is_counted_as_the_deepest(outlines):
 
 
 def test_a_plan_needs_no_torch():
-    code = "import flows.finetuning, sys; print('torch' in sys.modules)"
+    code = "import flows.commands.finetuning, sys; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )

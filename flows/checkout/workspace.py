@@ -1,0 +1,235 @@
+"""A place of its own for a run with overrides: a git worktree that shares the checkout's DVC cache.
+
+The checkout is never edited, and runs at the same time cannot collide.
+"""
+
+import configparser
+import logging
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import chdir, contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from dvc.repo import Repo
+from filelock import FileLock, Timeout
+
+from tasks import files
+from tasks import params as parameters
+from tasks.artifacts import PreparedText, Sources
+from tasks.errors import InputError, WorkspaceError
+from tasks.params import Params
+
+RUNS, REBUILDS = Path(".regraft") / "runs", Path(".regraft") / "rebuilds"
+SNAPSHOT = "regraft workspace"  # of uncommitted changes, which no other clone has
+CODE = ("tasks", "dvc.yaml", ".dvc/config")  # what the stages themselves consist of
+LOCK = "dvc.lock"
+IDENTITY = ("-c", "user.name=regraft", "-c", "user.email=regraft@localhost")
+PATIENCE = 30.0  # seconds for a cancelled run to end: longer than it may take (flows.checkout.stage.PARTING)
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def alone(root: Path, *, wait: float = PATIENCE) -> Iterator[None]:
+    """Inside, no other flow brings the checkout or workspace `root` up to date; ends with its process.
+
+    DVC would let two take turns stage by stage, and either could judge what the other has just made.
+    Raises WorkspaceError where another is still at work after `wait` seconds.
+    """
+    held = FileLock(_folder(root) / "flow.lock")
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting up to %g s: another run is at work in %s", wait, root)
+        _await(held, root, wait)
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def _await(held: FileLock, root: Path, wait: float) -> None:
+    try:
+        held.acquire(timeout=wait)
+    except Timeout:
+        raise WorkspaceError(
+            f"another run is at work in {root}: give this one again when that has ended, or with -S "
+            "KEY=VALUE, which works in a workspace of its own"
+        ) from None
+
+
+def create(
+    checkout: Path, params: Params, *, like: Path | None = None, bring: Sequence[str] = (PreparedText.stage,)
+) -> Path:
+    """A worktree `.regraft/runs/<id>` of `checkout` as it stands, with `params` as its params.yaml.
+
+    Uncommitted changes to tracked files come along; files that git does not track stay behind. What stages
+    have made, `checkout` or another workspace of it tells (`like`); the outputs of those in `bring` are there
+    at once, those of others when they are asked for.
+
+    Raises WorkspaceError where `checkout` is not a git repository with a commit.
+    """
+    with FileLock(_lock(checkout)):  # git itself does not wait for another's index.lock
+        _git(checkout, "status", "--porcelain")  # refreshes the index: `stash create` fails on a stale one
+        revision = _git(checkout, *IDENTITY, "stash", "create", SNAPSHOT) or _git(
+            checkout, "rev-parse", "HEAD"
+        )
+    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    target = checkout / RUNS / name
+    _git(checkout, "worktree", "add", "--detach", "--quiet", str(target), revision)
+    try:
+        _configure(checkout, target)
+        _furnish(like or checkout, target, parameters.dump(params), bring)
+    except BaseException:
+        remove(checkout, target)
+        raise
+    return target
+
+
+def rebuild(checkout: Path, revision: str, params: str) -> Path:
+    """A worktree `.regraft/rebuilds/<id>` of `checkout` at `revision`, with the params.yaml `params` as that
+    revision understood it, that is a checkout of its own: no resume point, cached state or run of `checkout`
+    is found from there.
+
+    Raises WorkspaceError where git no longer has `revision`.
+    """
+    target = checkout / REBUILDS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    _git(checkout, "worktree", "add", "--detach", "--quiet", str(target), revision)
+    try:
+        _configure(checkout, target)
+        _furnish(checkout, target, params, (PreparedText.stage,))
+        for path in parameters.source_paths(params):
+            _link(checkout / path, target / path)
+    except BaseException:
+        remove(checkout, target)
+        raise
+    return target
+
+
+def borrow(checkout: Path, revision: str, params: str) -> Path:
+    """A worktree `.regraft/runs/<id>` of `checkout` at `revision`, with the params.yaml `params`, where no
+    stage has run: for one of a run whose others are elsewhere. Resume points are `checkout`'s.
+
+    Raises InputError where neither this clone nor its remotes have `revision`.
+    """
+    with FileLock(_lock(checkout)):
+        if not _has(checkout, revision):
+            _git(checkout, "fetch", "--all", "--quiet")
+        if not _has(checkout, revision):
+            raise InputError(
+                f"{checkout} has no commit {revision}, and neither have its git remotes: push it from where "
+                "the run began"
+            )
+        target = checkout / RUNS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        _git(checkout, "worktree", "add", "--detach", "--quiet", str(target), revision)
+    try:
+        _configure(checkout, target)
+        (target / "dvc.lock").unlink(missing_ok=True)
+        files.write_text(target / "params.yaml", params)
+    except BaseException:
+        remove(checkout, target)
+        raise
+    return target
+
+
+def _has(checkout: Path, revision: str) -> bool:
+    with suppress(WorkspaceError):
+        return bool(_git(checkout, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"))
+    return False
+
+
+def committed(root: Path) -> str:
+    """The commit that other clones may have of `root`, a checkout or a workspace of one.
+
+    Raises InputError with the files of our code that differ from it: they cannot go there.
+    """
+    subject = _git(root, "log", "-1", "--format=%s")
+    revision = _git(root, "rev-parse", "HEAD^1" if subject.endswith(f": {SNAPSHOT}") else "HEAD")
+    differing = _git(root, "diff", "--name-only", "--relative", revision, "--", *CODE)
+    unknown = _git(root, "ls-files", "--others", "--exclude-standard", "--", *CODE)
+    if names := [*differing.splitlines(), *unknown.splitlines()]:
+        raise InputError(
+            f"changes that are not committed cannot go to another machine: {', '.join(names)}; commit and "
+            "push them, or set operations.finetuning to null"
+        )
+    return _pushed(root, revision)
+
+
+def _pushed(root: Path, revision: str) -> str:
+    """The commit that git's remotes have, where none since has changed our code, as those of dvc.lock; else
+    `revision` itself."""
+    unpushed = _git(root, "rev-list", "--first-parent", revision, "--not", "--remotes").splitlines()
+    if not unpushed or not _git(root, "branch", "--remotes"):
+        return revision
+    parents = _git(root, "rev-list", "--parents", "--max-count=1", unpushed[-1]).split()[1:]
+    same = parents and not _git(root, "diff", "--name-only", parents[0], revision, "--", *CODE)
+    return parents[0] if same else revision
+
+
+def commit(checkout: Path, message: str) -> None:
+    """Commit dvc.lock, and each changed `.dvc` file, as they are now; what else is staged stays staged."""
+    _git(checkout, "add", "--", LOCK)
+    if changed := _git(checkout, "diff", "--name-only", "--relative", "HEAD", "--", LOCK, "*.dvc"):
+        how = ("--quiet", "--no-verify", "--no-gpg-sign", "-m", message)  # nobody is there to be asked
+        _git(checkout, *IDENTITY, "commit", *how, "--only", "--", *changed.splitlines())
+
+
+def _link(source: Path, target: Path) -> None:
+    """A source that git does not track."""
+    if source.exists() and not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(source)
+
+
+def _lock(checkout: Path) -> Path:
+    return _folder(checkout) / "workspace.lock"
+
+
+def _folder(root: Path) -> Path:
+    folder = root / RUNS.parent
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def remove(checkout: Path, target: Path) -> None:
+    _git(checkout, "worktree", "remove", "--force", str(target))
+
+
+def _configure(checkout: Path, target: Path) -> None:
+    config = configparser.ConfigParser()
+    config.read([checkout / ".dvc" / "config.local"])
+    with Repo(str(checkout)) as repo:
+        config.read_dict({"cache": {"dir": repo.cache.local_cache_dir}})
+    with (target / ".dvc" / "config.local").open("w", encoding="utf-8") as stream:
+        config.write(stream)
+
+
+def _furnish(source: Path, target: Path, params: str, bring: Sequence[str]) -> None:
+    (target / "params.yaml").write_text(params, encoding="utf-8")
+    if (Sources.folder(source)).exists():  # so that `sources` compares instead of starting from nothing
+        shutil.copytree(Sources.folder(source), Sources.folder(target))
+    if (source / "dvc.lock").exists():
+        shutil.copyfile(source / "dvc.lock", target / "dvc.lock")
+        _bring(target, bring)
+
+
+def _bring(target: Path, stages: Sequence[str]) -> None:
+    """Outputs from the cache. Preparation's always: a stage with an out that persists is in no run cache, and
+    without the ledger it would refuse to run."""
+    with chdir(target), Repo() as repo:
+        repo.checkout(list(stages), force=True, allow_missing=True)
+
+
+def _git(checkout: Path, *words: str) -> str:
+    try:
+        done = subprocess.run(["git", *words], cwd=checkout, check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise WorkspaceError("git is not installed, and a run with overrides needs a worktree") from None
+    except subprocess.CalledProcessError as error:
+        raise WorkspaceError(
+            f"git {' '.join(words)} failed in {checkout}: {error.stderr.strip()}; what is asked "
+            "for needs a git repository with at least one commit"
+        ) from None
+    return done.stdout.strip()

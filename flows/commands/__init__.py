@@ -1,0 +1,1 @@
+"""What the commands of `regraft` do and say, a file each; flows are not among them."""

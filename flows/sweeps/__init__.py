@@ -1,0 +1,1 @@
+"""A sweep: what to try, what next, the flow, the terminal."""

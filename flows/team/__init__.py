@@ -1,0 +1,1 @@
+"""What a team shares: servers, and what they do by themselves."""
