@@ -5,7 +5,9 @@ AdapterHub's `adapters` 1.3 asks for transformers 4.57. Prefix, prompt and P-tun
 what enters every layer, so that nothing below stands still.
 """
 
+import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -38,6 +40,22 @@ class Adapter:
     alpha: float = 16.0
     dropout: float = 0.0
     targets: str = "attention"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """An adapter's folder. layers: numbers of the adapted ones. whole: parameters that are kept whole. base:
+    digest of the checkpoint's file; body: of its tensors below the head. architecture: the class that it was
+    trained in. labels: what the head's outputs are called. tensors: as peft names them in files."""
+
+    adapter: Adapter
+    layers: tuple[int, ...]
+    whole: tuple[str, ...]
+    base: str
+    body: str
+    architecture: str
+    labels: tuple[str, ...]
+    tensors: Mapping[str, Tensor]
 
 
 Parts = Callable[[Sequence[str]], list[str]]  # roles, as PARTS names them -> paths of dense layers
@@ -103,7 +121,7 @@ def merge(model: PreTrainedModel, given: Mapping[str, Tensor]) -> float:
     Raises TrainingError where that is beyond TOLERANCE and for a kind that cannot be merged.
     """
     before = _logits(model, given)
-    for name, module in _adapted(model).items():
+    for name, module in adapted(model).items():
         if isinstance(module, Bottleneck):
             raise TrainingError(f"{name}: a bottleneck adapter cannot be merged into a dense layer; use lora")
         module.merge()
@@ -127,7 +145,15 @@ def save(
     """
     tensors = {k: v.detach().cpu().contiguous() for k, v in _kept(model, whole).items()}
     layers = [place for place, floor in enumerate(floors.floors(model)[1:-1]) if floor.adapter]
-    described = {**asdict(adapter), "layers": layers, "whole": list(whole), "base": base}
+    described = {
+        **asdict(adapter),
+        "layers": layers,
+        "whole": list(whole),
+        "base": base,
+        "body": body_digest(model, whole),
+        "architecture": type(model).__name__,
+        "labels": [label for _, label in sorted((model.config.id2label or {}).items())],
+    }
     folder.mkdir(parents=True)
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     files.write_text(folder / DESCRIPTION, files.canonical_json(described))
@@ -142,24 +168,98 @@ def load(model: PreTrainedModel, folder: Path, *, base: str) -> Adapter:
 
     Raises TrainingError for another base than it was trained on, and unless names and shapes are the model's.
     """
+    saved = read(folder)
+    if saved.base != base:
+        raise TrainingError(
+            f"{folder} was trained on weights {saved.base}, not on {base}: put it on its own base"
+        )
+    inject(model, saved.adapter, saved.layers, seed=0)
+    _place(_kept(model, saved.whole), saved.tensors, folder / WEIGHTS)
+    return saved.adapter
+
+
+def read(folder: Path) -> Saved:
+    """Raises TrainingError for a folder that `save` did not write, or that a former regraft wrote."""
     try:
         described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        tensors = load_file(folder / WEIGHTS)
+    except FileNotFoundError as error:
+        missing = Path(error.filename or folder / WEIGHTS).name
+        raise TrainingError(f"{folder} holds no {missing}: it is no adapter that finetuning saved") from None
+    own = {name: described.pop(name) for name in asdict(Adapter("")) if name in described}
+    lists: dict[str, Any] = {name: tuple(described.pop(name, ())) for name in ("layers", "whole", "labels")}
+    try:
+        return Saved(Adapter(**own), tensors=tensors, **lists, **described)
+    except TypeError:
         raise TrainingError(
-            f"{folder} holds no {DESCRIPTION}: it is no adapter that finetuning saved"
+            f"{folder / DESCRIPTION} is of another version: make it again with `dvc repro finetuning`"
         ) from None
-    if described["base"] != base:
-        raise TrainingError(
-            f"{folder} was trained on weights {described['base']}, not on {base}: put it on its own base"
-        )
-    layers, whole = described.pop("layers"), described.pop("whole")
-    adapter = Adapter(**{name: value for name, value in described.items() if name != "base"})
-    inject(model, adapter, layers, seed=0)
-    _place(_kept(model, whole), load_file(folder / WEIGHTS), folder / WEIGHTS)
-    return adapter
 
 
-def _place(own: Mapping[str, nn.Parameter], found: Mapping[str, Tensor], source: Path) -> None:
+def body_digest(model: PreTrainedModel, whole: Sequence[str] = ()) -> str:
+    """Of all tensors below the head, without an adapter's and those named in `whole`: heads with any number
+    of labels stand on one body."""
+    stack = floors.floors(model)
+    ours = {name for floor in stack for name in floor.adapter} | stack[-1].parameters.keys() | set(whole)
+    names = {
+        name.replace(".base_layer.", "."): value
+        for name, value in model.named_parameters()
+        if name not in ours
+    }
+    found = hashlib.sha256()
+    for name in sorted(names):
+        value = names[name].detach().cpu().contiguous()
+        found.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        found.update(value.flatten().view(torch.uint8).numpy().data)
+    return f"sha256:{found.hexdigest()}"
+
+
+def ready(model: PreTrainedModel) -> list[Any]:
+    """Let every layer that an adapter may stand in hold several (`add`), in place; returns these layers.
+
+    What the model computes stays the same. Raises TrainingError for a model type whose layers are not known.
+    """
+    every = Adapter("lora", rank=1, targets="all-linear")
+    inject(model, every, range(len(floors.layers_of(model))), seed=0)
+    drop(model, NAME.removeprefix("."))
+    return list(adapted(model).values())
+
+
+def add(model: PreTrainedModel, saved: Saved, slot: str) -> None:
+    """Put `saved`, whose tensors are without a head's, beside what a `ready` model holds, in place, as
+    `slot`, which must be part of no other's name: peft takes one for the other then. Nothing of it learns.
+
+    Raises TrainingError unless names and shapes are the model's; nothing is left of it then.
+    """
+    from peft import inject_adapter_in_model
+
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # that the model has adapters
+        inject_adapter_in_model(_config(model, saved.adapter, saved.layers), model, adapter_name=slot)
+    own = {name: one for name, one in model.named_parameters() if f".{slot}." in name}
+    try:
+        _place({PREFIX + name.replace(f".{slot}", ""): one for name, one in own.items()}, saved.tensors, slot)
+    except TrainingError:
+        drop(model, slot)
+        raise
+    for module in adapted(model).values():
+        module.set_adapter([])  # no one is active: a call says which it wants
+    model.eval()
+
+
+def drop(model: PreTrainedModel, slot: str) -> None:
+    """Take out what `add` put in, in place."""
+    for module in adapted(model).values():
+        module.set_adapter([])  # or peft picks another and warns
+        module.delete_adapter(slot)
+    del model.peft_config[slot]
+
+
+def adapted(model: PreTrainedModel) -> dict[str, Any]:
+    """The modules that hold an adapter, by path."""
+    return {name: one for name, one in model.named_modules() if hasattr(one, "adapter_layer_names")}
+
+
+def _place(own: Mapping[str, nn.Parameter], found: Mapping[str, Tensor], source: Path | str) -> None:
     faults = sorted(own.keys() ^ found.keys())
     faults += [name for name in own.keys() & found.keys() if own[name].shape != found[name].shape]
     if faults:
@@ -178,11 +278,6 @@ def _kind(adapter: Adapter) -> Kind:
     if faults:
         raise TrainingError("; ".join(faults))
     return KINDS[adapter.kind]
-
-
-def _adapted(model: PreTrainedModel) -> dict[str, Any]:
-    """The modules that hold an adapter, by path."""
-    return {name: one for name, one in model.named_modules() if hasattr(one, "adapter_layer_names")}
 
 
 def _parts(model: PreTrainedModel, layers: Sequence[int], roles: Sequence[str]) -> list[str]:

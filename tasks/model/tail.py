@@ -90,12 +90,12 @@ def tail(model: PreTrainedModel, start: int, *, first_token: bool, stop: int | N
     if stop is not None:  # what closes the last layer closes no other
         stand_ins |= dict.fromkeys(anatomy_of(model).closing[0], nn.Identity)
     for path, stand_in in stand_ins.items():
-        body = _replaced(body, path.removeprefix(prefix), stand_in())
+        body = replaced(body, path.removeprefix(prefix), stand_in())
     chosen = layers_of(model)[start:stop]
     if first_token and stop is None and chosen and _known(model):
         chosen[-1] = FirstToken(chosen[-1], body_type(model))
     (layers,) = anatomy_of(model).layers
-    return _replaced(body, layers.removeprefix(prefix), nn.ModuleList(chosen))
+    return replaced(body, layers.removeprefix(prefix), nn.ModuleList(chosen))
 
 
 def splits(model: PreTrainedModel) -> bool:
@@ -151,13 +151,13 @@ def _keep(seen: dict[int, Tensor], start: int) -> Any:
     return hook
 
 
-def _replaced(module: nn.Module, path: str, replacement: nn.Module) -> nn.Module:
+def replaced(module: nn.Module, path: str, replacement: nn.Module) -> nn.Module:
     """A copy of `module` with another submodule at `path`; everything beside the path is shared."""
     name, _, rest = path.partition(".")
     result = copy.copy(module)
     result._modules = dict(module._modules)
     inner = module.get_submodule(name)
-    result._modules[name] = _replaced(inner, rest, replacement) if rest else replacement
+    result._modules[name] = replaced(inner, rest, replacement) if rest else replacement
     return result
 
 
