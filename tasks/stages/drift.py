@@ -49,6 +49,14 @@ class Drift:
         """The largest difference that chance does not explain, between 0 and 1."""
         return max((one.excess for one in self.measures), default=0.0)
 
+    def figures(self) -> dict[str, float]:
+        """Of each measure its value, what chance makes of as many rows, and its p."""
+        found: dict[str, float] = {}
+        for one in self.measures:
+            name = f"drift.{one.name}"
+            found |= {name: one.value, f"{name}.by_chance": one.chance, f"{name}.p": one.p_value}
+        return found
+
     @property
     def headline(self) -> str:
         return report.headline(self.new, self.rows, self.measures)
@@ -84,6 +92,18 @@ def compare(params: Params, root: Path, table: Path | None = None) -> Drift:
     drift = Drift(name, gathered.rows_in, len(unseen), len(passed), *found)
     files.write_text(root / "reports" / PAGE, _page(drift))
     return drift
+
+
+def track(drift: Drift, params: Params, root: Path) -> None:
+    """Tell MLflow what was found and the page, in a run below the pipeline's that has these sources.
+
+    The same look is told once; where MLflow does not answer, it waits to be sent.
+    """
+    from tasks.tracking import measured  # late: seconds
+
+    about = {"table": drift.table, "rows": drift.rows, "new": drift.new, "passed": drift.passed}
+    silent = {f"silent.{name}": why for name, why in drift.silent.items()}
+    measured.tell("drift", {**about, **silent}, drift.figures(), root / "reports" / PAGE, params, root)
 
 
 def _layout_of(table: Path, source: TextSource) -> TextSource:

@@ -127,7 +127,7 @@ def open_run(stage: str, params: Params, root: Path) -> Iterator[Run]:
     is superseded by a new one. Where MLflow does not answer, all of it waits in .regraft/spool.
     """
     begun = time.monotonic()
-    run = Run(root, _opening(stage, params, root))
+    run = Run(root, introduction(stage, params, root))
     try:
         with pulse.kept(run.beat):
             yield run
@@ -195,7 +195,7 @@ def locate(stage: str, params: Params, root: Path) -> str:
     for run in found:
         if run.info.status == "FINISHED":
             return str(run.info.run_id)
-    live = begin(client, _opening(stage, params, root))
+    live = begin(client, introduction(stage, params, root))
     for event in ({"kind": "tag", "name": "regraft.cached", "value": "true"}, FINISHED):
         live.take({**event, "at": _now()})
     return live.id
@@ -230,8 +230,8 @@ def _row(run: Any) -> dict[str, Any]:
     return {**head, **run.data.params, **dict(sorted(figures.items()))}
 
 
-def _opening(stage: str, values: Params, root: Path) -> Opening:
-    """Raises nothing that a server could be the reason of."""
+def introduction(stage: str, values: Params, root: Path) -> Opening:
+    """All that a stage's run says from the start. Raises nothing that a server could be the reason of."""
     tags = circumstances.tags(root)
     source = {"mlflow.source.name": f"python -m tasks {stage}", "mlflow.source.type": "LOCAL"}
     if dvc := os.environ.get("DVC_STAGE"):

@@ -119,3 +119,38 @@ def test_nothing_is_compared_before_something_is_prepared(root):
     shutil.rmtree(root / "data" / "preparation")
     with pytest.raises(ArtifactError, match="dvc repro preparation"):
         compare(root)
+
+
+def test_what_was_found_stands_below_the_pipelines_run_in_mlflow_once(root, tracked, monkeypatch):
+    from mlflow import MlflowClient
+
+    from tasks.tracking import server
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri(tracked))
+    settings = params.load(root / "params.yaml")
+    found = compare(root, lines(1000, 60, words=WORDS[:20], length=25, labels="bc"))
+    for _ in range(2):
+        drift.track(found, settings, root)
+    client = MlflowClient(server.uri(tracked))
+    experiment = client.get_experiment_by_name(settings.promotion.model)
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert len(runs) == 2
+    told, (pipeline,) = runs.pop("drift"), runs.values()
+    assert told.data.tags["mlflow.parentRunId"] == pipeline.info.run_id
+    assert told.info.status == pipeline.info.status == "FINISHED"
+    words = named(found)["words"]
+    assert (words.value, words.chance, words.p_value) == tuple(
+        told.data.metrics[name] for name in ("drift.words", "drift.words.by_chance", "drift.words.p")
+    )
+    assert told.data.params["new"] == "60"
+    assert told.data.params["silent.states"] == "no checkpoint is converted yet"
+    assert [one.path for one in client.list_artifacts(told.info.run_id)] == ["drift.html"]
+
+
+def test_what_was_found_without_mlflow_waits_to_be_sent(root, monkeypatch):
+    from tasks.tracking import spool
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    drift.track(compare(root, lines(1000, 60)), params.load(root / "params.yaml"), root)
+    assert spool.told(root).startswith("tracking degraded: the run of 1 stage waits in ")
