@@ -203,11 +203,13 @@ def _states(
     folder = ConvertedCheckpoint.folder(root) / "model"
     if not folder.exists() or not Vocabulary.folder(root).exists():
         return "no checkpoint is converted yet"
-    model = floors.load(folder, device=device.choose(params.finetuning.device))
-    if model.config.is_encoder_decoder:
-        return "an encoder-decoder has no one state of a text"
-    embedded = []
-    with TemporaryDirectory(prefix="regraft-") as home:
+    with (
+        device.taken(params.finetuning.device, patience=device.PATIENCE) as (where,),
+        TemporaryDirectory(prefix="regraft-") as home,
+    ):
+        model, embedded = floors.load(folder, device=where), []
+        if model.config.is_encoder_decoder:
+            return "an encoder-decoder has no one state of a text"
         still = frozen.Frozen(model, Cache(Path(home), "float32", 2**40))
         for name, table in zip(("new rows", "training rows"), tables, strict=True):
             rows = _tokens(table.slice(0, EMBEDDED), kind, root, params)

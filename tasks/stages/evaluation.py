@@ -55,16 +55,16 @@ def run(params: Params, root: Path, track: Track) -> Evaluation:
     entered.demand_one_kind(kind)
     prompting.demand(contestants, entered.converted)
     behaviour.demand_fitting(settings.behaviour, kind, entered.encoded.labels)
-    where = device.choose(params.finetuning.device)
     splits = {split: entered.read(split) for split in SPLITS}
     rows, labels = upstream.table(entered.prepared, splits["test"]), entered.encoded.labels
     kept = params.sources.text.keep
     parts = slices.cut(rows, labels, settings.slices, kept)  # before any work: an expression may be wrong
-    words = Prompting(settings, entered, splits, where) if k_shot.NAME in contestants else None
-    asked = Contest(kind, contestants, labels, where, upstream.writer(entered), words)
-    answers = contest.hold(asked, entered, splits)
+    with device.taken(params.finetuning.device, patience=device.PATIENCE) as (where,):
+        words = Prompting(settings, entered, splits, where) if k_shot.NAME in contestants else None
+        asked = Contest(kind, contestants, labels, where, upstream.writer(entered), words)
+        answers = contest.hold(asked, entered, splits)
+        checked = behaviour.check(settings, entered, answers.test[MODEL], rows, where)
     judged = judgement.judge(answers, measured, labels, parts, rows, settings)
-    checked = behaviour.check(settings, entered, answers.test[MODEL], rows, where)
     texts = dict(zip(splits["test"].rows.ids, splits["test"].texts, strict=True))
     page = _page(params, entered, answers, judged, texts, checked)
     described = card.render(page, origins.find(params, entered, page.test))

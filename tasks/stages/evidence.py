@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -147,7 +148,8 @@ def _kept(case: Case, champion: Champion) -> Predictions | None:
 
 
 def _asked(case: Case, champion: Champion) -> Predictions:
-    answers = champion.answers_to_test(case.answers[MODEL], case.evaluation.labels, root=case.root)
+    with _device(case):
+        answers = champion.answers_to_test(case.answers[MODEL], case.evaluation.labels, root=case.root)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "predictions.parquet"
         predictions.write(path, [answers])
@@ -162,8 +164,15 @@ def _latency_ratio(case: Case, candidate: Version, champion: Version) -> float:
     device = case.params.finetuning.device
     texts = prepared_texts(case.root, case.answers[MODEL].ids[:TIMED])
     both = [Champion(case.registry, version, device) for version in (candidate, champion)]
-    turns = [[_seconds(one, texts) for one in both] for _ in range(TURNS + 1)]
+    with _device(case):
+        turns = [[_seconds(one, texts) for one in both] for _ in range(TURNS + 1)]
     return median(ours / theirs for ours, theirs in turns[1:])
+
+
+def _device(case: Case) -> AbstractContextManager[tuple[str, ...]]:
+    from tasks.training import device  # late: a plain promotion needs no torch
+
+    return device.taken(case.params.finetuning.device, patience=device.PATIENCE)
 
 
 def _seconds(asked: Champion, texts: Sequence[Text]) -> float:

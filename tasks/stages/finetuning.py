@@ -115,11 +115,15 @@ def probe(params: Params, root: Path) -> list[Seconds]:
     """
     converted, encoded = ConvertedCheckpoint.load(root), EncodedDataset.load(root)
     learning.agree(converted, encoded)
-    with TemporaryDirectory() as scratch:
-        job = learning.prepare(root, Path(scratch) / "kept", converted, encoded, params.finetuning)
+    settings = params.finetuning
+    with (
+        device.taken(settings.device, patience=device.PATIENCE) as (where,),
+        TemporaryDirectory() as scratch,
+    ):
+        job = learning.prepare(root, Path(scratch) / "kept", converted, encoded, settings, where=where)
         cache = replace(job.frozen.cache, home=Path(scratch) / "states")
         job = replace(job, frozen=replace(job.frozen, cache=cache))
-        return [_probed(job, number, Path(scratch)) for number in range(len(params.finetuning.phases))]
+        return [_probed(job, number, Path(scratch)) for number in range(len(settings.phases))]
 
 
 def _probed(job: Job, number: int, scratch: Path) -> Seconds:
