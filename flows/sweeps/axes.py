@@ -21,6 +21,7 @@ SAME = (
 TOKENS = ("encoding", "vocabulary", "sources.checkpoint")
 JUDGED_WHOLE = ("label", "pair", "labels", "score")
 CALL = re.compile(r"\s*(choice|range|interval|log)\((.*)\)\s*", re.DOTALL)
+ELSEWHERE, HERE = "operations.finetuning", "null"
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ def space(base: Params, presets: str | None, assignments: Sequence[str]) -> Spac
     """The axes of `--preset a,b` and of each `-S key=values`, in this order.
 
     Raises ParamsError for an assignment that cannot be read, for a key that stands twice, and for one that
-    would have the trials judged by different rows or figures; InputError where nothing is given.
+    would have the trials judged by different rows or figures, or trained elsewhere; InputError where nothing
+    is given.
     """
     axes = [Axis(PRESET, tuple(_split(presets)))] if presets is not None else []
     axes += map(_axis, assignments)
@@ -139,9 +141,21 @@ def space(base: Params, presets: str | None, assignments: Sequence[str]) -> Spac
     faults = [f"-S {key}: stands twice" for key in dict.fromkeys(keys) if keys.count(key) > 1]
     same = SAME if base.sources.text.kind in JUDGED_WHOLE else (*SAME, *TOKENS)
     faults += [_incomparable(axis.key, same) for axis in axes if axis.varies and _judges(axis.key, same)]
+    faults += _elsewhere(base, axes)
     if faults:
         raise ParamsError("\n".join(faults))
     return Space(base, tuple(axes))
+
+
+def _elsewhere(base: Params, axes: Sequence[Axis]) -> list[str]:
+    """The sentence against trials that would be trained here, where their params say elsewhere."""
+    named = {value for axis in axes if axis.key == ELSEWHERE for value in axis.values}
+    wanted = named or {base.operations.finetuning or HERE}
+    return [
+        f"{ELSEWHERE} is {name}, and a sweep trains all its trials on the machine where it runs: give the "
+        f"command on that with the GPUs, with -S {ELSEWHERE}={HERE}"
+        for name in sorted(wanted - {HERE})
+    ]
 
 
 def _judges(key: str, same: Sequence[str]) -> bool:

@@ -160,3 +160,13 @@ def test_what_decides_the_judged_tokens_is_the_same_for_all_where_tokens_are_jud
     with pytest.raises(ParamsError, match="takes one value in a sweep"):
         axes.space(words, None, [key])
     assert len(axes.space(SHIPPED, None, [key]).axes) == 1
+
+
+def test_trials_that_are_to_be_trained_elsewhere_are_refused():
+    away = parameters.override(SHIPPED, ["operations.finetuning=finetune/gpu"])
+    with pytest.raises(ParamsError, match=r"is finetune/gpu, .* with -S operations\.finetuning=null"):
+        axes.space(away, None, ["finetuning.seed=1,2"])
+    with pytest.raises(ParamsError, match="is finetune/gpu"):
+        axes.space(SHIPPED, None, ["finetuning.seed=1,2", "operations.finetuning=finetune/gpu,null"])
+    here = axes.space(away, None, ["finetuning.seed=1,2", "operations.finetuning=null"])
+    assert {trial.params.operations.finetuning for trial in here.grid()} == {None}
