@@ -85,11 +85,13 @@ def delete(root: Path, model: str, tree: Tree) -> None:
         made = {run for one in _all(client.search_model_versions) for run in _made_in(one)}
         if made & {*tree.runs}:
             raise TrackingError(f"{tree.name}: a version was registered in it just now: it stays")
+        left = [one for run in tree.runs if (one := client.get_run(run).info).lifecycle_stage == "active"]
+        if working := [one.run_name for one in left if one.status == "RUNNING"]:
+            raise TrackingError(f"{tree.name}: {working[0]} is under way again just now: it stays")
         for one in tree.models:
             client.delete_logged_model(one)
-        for run in tree.runs:
-            if client.get_run(run).info.lifecycle_stage == "active":
-                client.delete_run(run)
+        for run in left:
+            client.delete_run(run.run_id)
 
 
 def purge(root: Path, trees: Sequence[Tree]) -> str:

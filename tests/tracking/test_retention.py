@@ -128,6 +128,36 @@ def test_a_version_that_was_promoted_meanwhile_stays(tracked, made, register):
         retention.delete(tracked, "reviews", tree)
 
 
+def _active(client, experiment):
+    return {run.info.run_id for run in client.search_runs([experiment])}
+
+
+def test_a_run_that_is_under_way_again_stays_whole(tracked, client, experiment, made):
+    parent, child = made("old", ended=OLD)
+    (tree,) = retention.old(tracked, "reviews", BEFORE, champions_only=False)
+    client.update_run(child, status="RUNNING")
+    with pytest.raises(TrackingError, match="old: old stage is under way again just now: it stays"):
+        retention.delete(tracked, "reviews", tree)
+    assert _active(client, experiment) == {parent, child}
+
+
+def test_a_run_that_a_version_was_registered_in_meanwhile_stays(tracked, client, experiment, made, register):
+    parent, child = made("old", ended=OLD)
+    (tree,) = retention.old(tracked, "reviews", BEFORE, champions_only=False)
+    register(child)
+    with pytest.raises(TrackingError, match="old: a version was registered in it just now: it stays"):
+        retention.delete(tracked, "reviews", tree)
+    assert _active(client, experiment) == {parent, child}
+
+
+def test_a_run_that_a_person_deleted_meanwhile_is_no_fault(tracked, client, experiment, made):
+    _, child = made("old", ended=OLD)
+    (tree,) = retention.old(tracked, "reviews", BEFORE, champions_only=False)
+    client.delete_run(child)
+    retention.delete(tracked, "reviews", tree)
+    assert _active(client, experiment) == set()
+
+
 def test_deleted_experiments_are_not_purged_along_with_runs(tracked, client, made):
     made("old", ended=OLD)
     other = client.create_experiment("other", artifact_location=str(tracked / "other"))
