@@ -5,6 +5,7 @@ what it names is there. So the next worker needs the remote and the run's name, 
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from dvc.utils.serialize import modify_yaml
 
 from flows.checkout import workspace
 from tasks import files
-from tasks.errors import InputError, WorkspaceError
+from tasks.errors import InputError, RegraftError, WorkspaceError
 
 FOLDER = "regraft"  # beside `files`, which is DVC's own
 
@@ -79,20 +80,46 @@ def commit(root: Path, remote: str | None) -> None:
 
 @contextmanager
 def _opened(root: Path, remote: str | None) -> Iterator[tuple[Repo, Remote]]:
-    """The repository with its remote; what DVC or the remote says against it becomes a sentence of ours."""
+    """The repository with its remote; what DVC or the remote says against it becomes a sentence of ours.
+
+    Each kind of storage fails in its own way: of libraries that are not even installed nothing can be named.
+    """
     with chdir(root), Repo() as repo:
-        try:
-            store = repo.cloud.get_remote(remote)
-        except (ConfigError, DvcException) as error:
-            raise InputError(
-                f"workers hand data to one another by a DVC remote, and {root} has "
-                f"{f'none named {remote}' if remote else 'no default one'}: `dvc remote add -d NAME URL`, or "
-                "name another as operations.remote"
-            ) from error
+        store = _remote(repo, root, remote)
         try:
             yield repo, store
-        except (DvcException, OSError) as error:
-            raise WorkspaceError(f"DVC remote {store.name} ({store.path}): {error}") from error
+        except RegraftError:
+            raise
+        except Exception as error:
+            said = f"DVC remote {store.name} ({_public(store.path)}): {_told(error)}"
+            raise WorkspaceError(
+                f"{said}; `dvc remote modify {store.name} …` for address and credentials, `regraft doctor` "
+                "asks it again"
+            ) from error
+
+
+def _remote(repo: Repo, root: Path, remote: str | None) -> Remote:
+    try:
+        return repo.cloud.get_remote(remote)
+    except (ConfigError, DvcException) as error:
+        raise InputError(
+            f"workers hand data to one another by a DVC remote, and {root} has "
+            f"{f'none named {remote}' if remote else 'no default one'}: `dvc remote add -d NAME URL`, or "
+            "name another as operations.remote"
+        ) from error
+    except ImportError as error:
+        name = remote or repo.config["core"].get("remote", "")
+        raise InputError(f"DVC remote {name}: {error}: `pip install` that where this runs") from error
+
+
+def _told(error: Exception) -> str:
+    words = " ".join(str(error).split())
+    return words if isinstance(error, DvcException | OSError) else f"{type(error).__name__}: {words}"
+
+
+def _public(place: str) -> str:
+    """Never a password."""
+    return re.sub("//[^/@]*@", "//", place)
 
 
 def _locked(repo: Repo) -> Mapping[str, Any]:

@@ -88,6 +88,32 @@ def test_without_a_remote_the_remedy_is_named(reproduced, remote, told):
         handover.give(reproduced, "run", ["vocabulary"], remote)
 
 
+@pytest.fixture
+def lonely(monkeypatch):
+    """No credentials, and no service of a cloud's machine that would give some."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+
+
+def test_a_storage_librarys_own_error_is_a_sentence_that_names_the_remote(reproduced, command, lonely):
+    pytest.importorskip("dvc_s3", reason="S3 comes with regraft[dev]")
+    command("dvc", "remote", "add", "bucket", "s3://nobodys/models")
+    with pytest.raises(
+        WorkspaceError,
+        match=r"DVC remote bucket \(nobodys/models\): NoCredentialsError: .*`dvc remote modify bucket",
+    ):
+        handover.give(reproduced, "run", ["vocabulary"], "bucket")
+
+
+def test_a_kind_of_remote_whose_library_is_missing_is_told(reproduced, command):
+    command("dvc", "remote", "add", "far", "gs://nobodys/models")
+    with pytest.raises(InputError, match="DVC remote far: gs is supported, but requires 'dvc-gs'"):
+        handover.give(reproduced, "run", ["vocabulary"], "far")
+
+
 def test_a_commit_that_was_not_pushed_is_named(clone):
     with pytest.raises(
         InputError, match="has no commit 0123456789, and neither have its git remotes: push it"
