@@ -24,9 +24,10 @@ GRACE = 20.0  # seconds to end by themselves
 SHORTEST = 12  # characters of a secret; MLflow takes no shorter password
 WORDS = 3  # lines of a log that an error quotes
 PREFECT, MLFLOW = "prefect", "mlflow"  # the databases too
+PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"
 SECRETS: Mapping[str, str] = {  # environment variable -> what it is
     "PREFECT_SERVER_API_AUTH_STRING": "USER:PASSWORD, which Prefect asks for",
-    "MLFLOW_AUTH_ADMIN_PASSWORD": "the password of MLflow's user admin",
+    PASSWORD: "the password of MLflow's user admin",
     "MLFLOW_FLASK_SERVER_SECRET_KEY": "random, with which MLflow signs its forms",
 }
 KNOWN = ("password1234", "change-me-please")  # MLflow's former default, and the one of examples
@@ -92,6 +93,8 @@ def serve(plan: Plan, tell: Callable[[str], None]) -> None:
         _create_databases(plan.database)
     plan.folder.mkdir(parents=True, exist_ok=True)
     plan.folder.chmod(0o700)  # databases, models and logs are for who asks the servers
+    if plan.protected:
+        _set_password(plan, tell)
     with ExitStack() as running:
         children = {server: running.enter_context(_running(server, plan.folder)) for server in servers(plan)}
         _wait(children, plan.folder)
@@ -148,9 +151,21 @@ def _mlflow_variables(plan: Plan) -> dict[str, str]:
         "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(_hosts(plan)),
     }
     if plan.protected:
-        users = database if plan.database else _file(plan.folder, "users.db")
-        found["MLFLOW_AUTH_CONFIG_PATH"] = str(_authentication(plan.folder, users))
+        found["MLFLOW_AUTH_CONFIG_PATH"] = str(_authentication(plan.folder, _users(plan)))
     return found
+
+
+def _users(plan: Plan) -> str:
+    """The database of MLflow's users."""
+    return _url(plan.database, "postgresql", MLFLOW) if plan.database else _file(plan.folder, "users.db")
+
+
+def _set_password(plan: Plan, tell: Callable[[str], None]) -> None:
+    """MLflow itself goes on with the administrator's first password for ever."""
+    from tasks.tracking import members  # late: seconds, and alone nobody asks for passwords
+
+    if members.set_password(_users(plan), os.environ[PASSWORD]):
+        tell(f"MLflow's user admin has a new password, that of {PASSWORD}")
 
 
 def _hosts(plan: Plan) -> list[str]:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -296,3 +297,64 @@ def test_a_cancelled_run_stops_within_seconds_and_the_next_goes_on(
     later = _started(command)
     _wait(lambda: _states(later)[-1] == "Completed", patience=400, what="the next run")
     assert "going on from phase" in (tmp_path / "worker.log").read_text()
+
+
+@pytest.fixture
+def serving(tmp_path):
+    """Begins `regraft servers` on SQLite; returns its process, MLflow's address and what it said."""
+    pytest.importorskip("flask_wtf", reason="MLflow's authentication comes with regraft[servers]")
+    begun = []
+
+    def begin(**secrets):
+        ports = (_free_port(), _free_port())
+        log = tmp_path / f"servers {len(begun)}.log"
+        words = [
+            *REGRAFT,
+            "servers",
+            "--root",
+            str(tmp_path),
+            "--prefect-port",
+            str(ports[0]),
+            "--mlflow-port",
+        ]
+        with log.open("w") as stream:
+            environment = os.environ | SECRETS | secrets
+            begun.append(
+                subprocess.Popen([*words, str(ports[1])], stdout=stream, stderr=stream, env=environment)
+            )
+        said = _wait(lambda: _told(begun[-1], log), patience=400, what="the start of both servers")
+        return begun[-1], f"http://127.0.0.1:{ports[1]}", said
+
+    yield begin
+    for process in begun:
+        process.terminate()
+        process.wait(timeout=90)
+
+
+def _lets_in(mlflow, password):
+    key = base64.b64encode(f"admin:{password}".encode()).decode()
+    address = f"{mlflow}/api/2.0/mlflow/experiments/get?experiment_id=0"
+    request = urllib.request.Request(address, headers={"Authorization": f"Basic {key}"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status == 200
+    except urllib.error.HTTPError as error:
+        if error.code == 401:
+            return False
+        raise
+
+
+def test_servers_end_with_their_terminal_and_a_changed_password_holds_at_the_next_start(serving, tmp_path):
+    process, mlflow, said = serving()
+    assert _lets_in(mlflow, SECRETS["MLFLOW_AUTH_ADMIN_PASSWORD"])
+    assert "new password" not in said
+    assert stat.S_IMODE((tmp_path / ".regraft" / "servers").stat().st_mode) == 0o700
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=90) == 128 + signal.SIGHUP
+    assert psutil.wait_procs(children, timeout=10)[1] == [], "a server is left"
+    process, mlflow, said = serving(MLFLOW_AUTH_ADMIN_PASSWORD="planted-another-4a8b")
+    assert "MLflow's user admin has a new password, that of MLFLOW_AUTH_ADMIN_PASSWORD" in said
+    assert _lets_in(mlflow, "planted-another-4a8b")
+    assert not _lets_in(mlflow, SECRETS["MLFLOW_AUTH_ADMIN_PASSWORD"])
+    assert "planted" not in said
