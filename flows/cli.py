@@ -132,14 +132,14 @@ def run(override: Override = None, leaf: Leaf = "subprocess", root: Root = HERE)
 
     logging.getLogger("dvc").setLevel(logging.WARNING)  # the flow says what DVC does
     try:
-        where = transfer(changed, (), leaf, root)
+        where = Path(str(transfer(changed, (), leaf, root)))
     except KeyboardInterrupt:
         typer.echo("regraft: interrupted; run again to go on where this stopped", err=True)
         raise typer.Exit(130) from None
     finally:
         show.tracking(root)
-    show.results(Path(where), root)
-    if changed is None and Promotion.load(Path(where)).outcome != "promote":
+    show.results(where, root)
+    if changed is None and Promotion.load(where).outcome != "promote":
         raise typer.Exit(3)
 
 
@@ -306,7 +306,10 @@ def drift(
     from tasks import params as parameters
     from tasks.stages import drift
 
-    show.drift(drift.compare(parameters.load(root / "params.yaml"), root, table), root)
+    params = parameters.load(root / "params.yaml")
+    found = drift.compare(params, root, table)
+    drift.track(found, params, root)
+    show.drift(found, root)
 
 
 @app.command()

@@ -22,13 +22,13 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.exceptions import PrefectException
 from prefect.states import Completed, Failed
 
-from flows import elsewhere
+from flows import elsewhere, novelty
 from flows.checkout import handover, workspace
 from flows.checkout.stage import Leaf, Message, Stage, in_order, reproduce
 from flows.team import automations
 from tasks import environment
 from tasks import params as parameters
-from tasks.artifacts import Promotion
+from tasks.artifacts import Promotion, Sources
 from tasks.errors import ArtifactError, RegraftError
 from tasks.params import Params
 
@@ -57,12 +57,20 @@ def transfer(
     leaf: Leaf = "subprocess",
     checkout: Path = Path(),
     until: Stage = "promotion",
-) -> str:
+    maximum_drift: float | None = None,
+) -> str | State[str]:
     """Bring every stage up to date, or those `until` one of them; returns the directory that holds data/ and
-    reports/.
+    reports/, or *Held*.
 
-    Without `params` and `overrides` (`finetuning.seed=2`) the checkout runs as it stands. With either, the
-    run gets a workspace of its own and moves no alias.
+    Args:
+        params: All of params.yaml, for a workspace of its own that moves no alias. Without this and overrides
+            the checkout runs as it stands.
+        overrides: Such as finetuning.seed=2, in a workspace of its own too.
+        leaf: Whether a stage has a process of its own.
+        checkout: What is worked in.
+        until: The last stage.
+        maximum_drift: Where new rows differ by more than chance explains and this much, they are not even
+            prepared and the run ends as *Held*.
     """
     environment.quiet()
     checkout = checkout.resolve()
@@ -70,8 +78,18 @@ def transfer(
         params = parameters.override(params or parameters.load(checkout / "params.yaml"), overrides)
     root = workspace.create(checkout, params) if params else checkout
     with turn(root):
+        if maximum_drift is not None and (reason := _too_unlike(root, leaf, maximum_drift)):
+            return Completed(name="Held", message=reason)
         bring_up_to_date(root, leaf, until=until)
     return str(root)
+
+
+def _too_unlike(root: Path, leaf: Leaf, maximum: float) -> str | None:
+    """Rows that preparation has read are new no more: this asks before it does."""
+    stage_task(Sources.stage)(Sources.stage, root, leaf)
+    if not novelty.unread(root):
+        return None
+    return novelty.too_unlike(Task(novelty.tell_drift, name="drift")(root), maximum)
 
 
 def turn(root: Path) -> AbstractContextManager[None]:

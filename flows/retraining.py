@@ -3,55 +3,62 @@
 import logging
 from contextlib import chdir
 from pathlib import Path
-from typing import Any
 
-from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from prefect import Task, flow
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from flows import attempts, novelty
 from flows.checkout.stage import Leaf
 from flows.pipeline import bring_up_to_date, stage_task, turn
 from tasks import environment
 from tasks import params as parameters
-from tasks.artifacts import MANIFEST, PreparedText, Sources
+from tasks.artifacts import PreparedText, Sources
 from tasks.errors import RegraftError
-from tasks.stages.drift import PAGE, Drift, compare
 
 log = logging.getLogger(__name__)
-LISTING = (Sources.folder(Path()) / "text.json").as_posix()
 
 
 @flow(name="retrain", description=__doc__)
 def retrain(
-    maximum_drift: float | None = None, leaf: Leaf = "subprocess", checkout: Path = Path()
+    maximum_drift: float | None = None,
+    leaf: Leaf = "subprocess",
+    checkout: Path = Path(),
+    again: bool = False,
 ) -> State[str]:
     """Bring the text source up to date; where it is what the last run was made from, do nothing and end as
     *Skipped*. Otherwise tell how unlike the new rows are, and bring every stage up to date.
 
-    A table that DVC imported (`dvc import`, `dvc import-url`) is fetched from where it comes from. With
-    `maximum_drift` new rows that differ by more than chance explains and this much end the run as *Held*:
-    `transfer` trains on them all the same.
+    A table that DVC imported (`dvc import`, `dvc import-url`) is fetched from where it comes from.
+
+    Args:
+        maximum_drift: Where new rows differ by more than chance explains and this much, the run ends as
+            *Held*; `transfer` without such a limit trains on them all the same.
+        leaf: Whether a stage has a process of its own.
+        checkout: What is worked in.
+        again: Begin also what has failed, and would fail alike on the same data, params and code; that is
+            *Held* otherwise.
     """
     environment.quiet()
     root = checkout.resolve()
     with turn(root):
-        return _retrain(root, maximum_drift, leaf)
+        return _retrain(root, maximum_drift, leaf, again=again)
 
 
-def _retrain(root: Path, maximum_drift: float | None, leaf: Leaf) -> State[str]:
+def _retrain(root: Path, maximum_drift: float | None, leaf: Leaf, *, again: bool) -> State[str]:
     Task(fetch, name="fetch", retries=2, retry_delay_seconds=[10, 60])(root)
     stage_task(Sources.stage)(Sources.stage, root, leaf)
     if not (news := arrived(root)):
         return Completed(name="Skipped", message="nothing new: the last run was made from this very data")
     log.info("%s", news)
-    drift = Task(tell_drift, name="drift")(root)
-    if drift and maximum_drift is not None and drift.largest > maximum_drift:
-        told = f"{drift.headline} More than maximum_drift = {maximum_drift:g}: look at reports/{PAGE}"
-        return Completed(name="Held", message=f"{told}, and run transfer to train all the same")
-    bring_up_to_date(root, leaf)
+    if not again and (reason := attempts.given_up(root)):
+        return attempts.held(root, reason)
+    with attempts.counted(root):
+        drift = Task(novelty.tell_drift, name="drift")(root)
+        if reason := novelty.too_unlike(drift, maximum_drift):
+            return attempts.held(root, reason)
+        bring_up_to_date(root, leaf)
     return Completed(name="Retrained", message=f"{news}. {drift.headline if drift else ''}".strip())
 
 
@@ -72,9 +79,10 @@ def fetch(root: Path) -> bool:
                 repo.update([name])
             elif not source.exists():
                 repo.pull([name])
-    except DvcException as error:
+    except Exception as error:  # of DVC, or of whatever storage library it asks
         raise RegraftError(
-            f"{name} cannot be brought up to date: {error}; `dvc update {name}` says more"
+            f"{name} cannot be brought up to date: {type(error).__name__}: {error}; `dvc update {name}` says "
+            "more, and `regraft doctor` asks DVC's remotes"
         ) from error
     return True
 
@@ -89,7 +97,7 @@ def arrived(root: Path) -> str | None:
         stages = [stage for stage in repo.index.stages if getattr(stage, "name", None)]
         made = {str(out): out.hash_info for stage in stages for out in stage.outs}
         read = {(stage.name, str(dep)): dep for stage in stages for dep in stage.deps}
-        listing = read[PreparedText.stage, LISTING]
+        listing = read[PreparedText.stage, novelty.LISTING]
         if not listing.hash_info:
             return "nothing has been trained yet"
         if listing.changed_checksum():
@@ -98,31 +106,3 @@ def arrived(root: Path) -> str | None:
             stage for (stage, path), dep in read.items() if made.get(path, dep.hash_info) != dep.hash_info
         ]
     return f"the last run did not finish: {late[0]} has not seen this data" if late else None
-
-
-def tell_drift(root: Path) -> Drift | None:
-    """How unlike the new rows are, as Prefect artifacts and reports/drift.html; None before the first run."""
-    if not (PreparedText.folder(root) / MANIFEST).exists():
-        log.info("no rows are prepared yet: there is nothing to compare with")
-        return None
-    drift = compare(parameters.load(root / "params.yaml"), root)
-    log.info("%s", drift.headline)
-    if rows := _table(drift):
-        create_table_artifact(rows, key="drift-measures", description=drift.headline)
-    why = "\n".join(f"- {name}: {reason}" for name, reason in drift.silent.items())
-    page = f"`{root / 'reports' / PAGE}`"
-    create_markdown_artifact(f"{drift.headline}\n\n{why}\n\n{page}", key="drift", description="New rows")
-    return drift
-
-
-def _table(drift: Drift) -> list[dict[str, Any]]:
-    return [
-        {
-            "measure": one.name,
-            "value": round(one.value, 4),
-            "by chance": round(one.chance, 4),
-            "verdict": "differs" if one.differs else "alike",
-            "told": one.told,
-        }
-        for one in drift.measures
-    ]

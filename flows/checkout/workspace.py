@@ -157,6 +157,16 @@ def committed(root: Path) -> str:
     return _pushed(root, revision)
 
 
+def code(root: Path) -> str:
+    """A digest of what the stages consist of in `root`, committed or not.
+
+    Raises WorkspaceError where it is not a git repository with a commit.
+    """
+    commit, changes = _git(root, "rev-parse", "HEAD"), _git(root, "diff", "HEAD", "--", *CODE)
+    unknown = _git(root, "ls-files", "--others", "--exclude-standard", "--", *CODE)
+    return files.digest_json([commit, changes, unknown])
+
+
 def _pushed(root: Path, revision: str) -> str:
     """The commit that git's remotes have, where none since has changed our code, as those of dvc.lock; else
     `revision` itself."""

@@ -120,6 +120,15 @@ def test_new_rows_are_looked_at_and_then_trained_on(deployed):
     name, message = deployed.ends("retrain/retrain-on-new-data", maximum_drift=0.2, **where)
     assert name == "Held", message
     assert "80 of 320 rows are new: unlike the training rows in length, words, classes" in message
+    for nightly in ("transfer/prepare-nightly", "transfer/nightly"):
+        name, message = deployed.ends(nightly, maximum_drift=0.2, **where)
+        assert (name, "More than maximum_drift = 0.2" in message) == ("Held", True), message
+        assert deployed.ask(f"/deployments/name/{nightly}")["parameters"]["maximum_drift"] is None
+    assert _drift_in_mlflow(project).keys() == {
+        f"drift.{measure}{what}"
+        for measure in ("length", "words", "classes", "states")
+        for what in ("", ".by_chance", ".p")
+    }
     assert PreparedText.load(project).rows_in == 240, "held before anything was prepared"
     assert {"drift", "drift-measures"} <= deployed.artifacts().keys()
     name, message = deployed.ends("retrain/retrain-on-new-data", **where)
@@ -128,6 +137,30 @@ def test_new_rows_are_looked_at_and_then_trained_on(deployed):
     assert TrainedModel.load(project).weights != before
     assert "80 of 320 rows are new" in (project / "reports" / "drift.html").read_text()
     assert deployed.ends("retrain/retrain-on-new-data", **where)[0] == "Skipped"
+
+
+def test_what_fails_alike_is_not_begun_at_every_look(deployed):
+    project, where = deployed.project, {"checkout": str(deployed.project), "leaf": "inprocess"}
+    path = project / "params.yaml"
+    path.write_text(parameters.dump(parameters.override(parameters.load(path), ["finetuning.device=cuda"])))
+    _add_rows(project, 80)
+    assert deployed.ends("retrain/retrain-on-new-data", **where)[0] == "Failed"
+    name, message = deployed.ends("retrain/retrain-on-new-data", **where)
+    assert name == "Held"
+    assert message.startswith("tried once on this very data, params and code: "), message
+    assert "torch sees no CUDA device" in message
+    assert deployed.ends("retrain/retrain-on-new-data", **where) == ("Skipped", message)
+    assert deployed.ends("retrain/retrain-on-new-data", again=True, **where)[0] == "Failed"
+
+
+def _drift_in_mlflow(project):
+    """The figures of the one run that three looks at the same rows have made."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{project}/.regraft/mlflow.db")
+    experiment = client.get_experiment_by_name("reviews").experiment_id
+    (run,) = client.search_runs([experiment], "tags.`regraft.stage` = 'drift'")
+    return run.data.metrics
 
 
 def test_a_person_says_no_and_then_yes(deployed):
