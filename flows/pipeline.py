@@ -25,12 +25,12 @@ from prefect.states import Completed, Failed
 from flows import elsewhere, novelty
 from flows.checkout import handover, workspace
 from flows.checkout.stage import Leaf, Message, Stage, in_order, reproduce
+from flows.form import Form
 from flows.team import automations
 from tasks import environment
 from tasks import params as parameters
 from tasks.artifacts import Promotion, Sources
 from tasks.errors import ArtifactError, RegraftError
-from tasks.params import Params
 
 SHIFT = 12 * 3600.0  # seconds that a deployed run waits for another in the same checkout
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ POLICIES: Mapping[str, Policy] = {
 
 @flow(name="transfer", description=__doc__)
 def transfer(
-    params: Params | None = None,
+    params: Form = None,
     overrides: tuple[str, ...] = (),
     leaf: Leaf = "subprocess",
     checkout: Path = Path(),

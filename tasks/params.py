@@ -110,16 +110,16 @@ class SourcesParams(Section):
 class Subset(Section):
     """At most this many rows of each split, chosen by hash; null takes all."""
 
-    train: Count | None = None
-    validation: Count | None = None
-    test: Count | None = None
+    train: Annotated[Count | None, Field(description="rows to learn from")] = None
+    validation: Annotated[Count | None, Field(description="rows by which something is chosen")] = None
+    test: Annotated[Count | None, Field(description="rows that judge")] = None
 
 
 class Fractions(Section):
     """Share of duplicate clusters that goes to validation and to test; the rest trains."""
 
-    validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    test: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    validation: Annotated[float, Field(gt=0, lt=1, description="share that chooses")] = 0.1
+    test: Annotated[float, Field(gt=0, lt=1, description="share that judges")] = 0.2
 
     @model_validator(mode="after")
     def _leave_some_to_train_on(self) -> Self:
@@ -211,14 +211,16 @@ class EncodingParams(Section):
 class Phase(Section):
     """One step of the unfreezing schedule; `depth` counts layers below the head that learn."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
-    depth: Annotated[int, Field(ge=0)] | Literal["half", "all"]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9-]+$", description="what runs and pages call it")]
+    depth: Annotated[int, Field(ge=0)] | Literal["half", "all"] = Field(
+        description="layers below the head that learn; 0: the head alone"
+    )
     floors: tuple[Literal["embeddings", "norms", "biases"], ...] = Field(
         (), description="what else learns in the floors below that depth"
     )
-    epochs: Count = 1
+    epochs: Annotated[Count, Field(description="times that all rows are learned from")] = 1
     steps: Count | None = Field(None, description="optimizer steps, instead of epochs")
-    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    learning_rate: Annotated[float, Field(gt=0, le=1, description="of the head, at its highest")]
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="each layer further down learns at this multiple of the one above (ULMFiT, 2018)"
     )
@@ -253,7 +255,9 @@ class CacheParams(Section):
 class AdapterParams(Section):
     """Small tensors that learn in place of the layers' own, and are merged into them at the end."""
 
-    kind: Literal["lora", "dora", "rslora", "ia3", "houlsby", "pfeiffer"] = "lora"
+    kind: Literal["lora", "dora", "rslora", "ia3", "houlsby", "pfeiffer"] = Field(
+        "lora", description="what is put beside the layers' own tensors"
+    )
     rank: Count = Field(8, description="inner width; ia3 has none")
     alpha: Annotated[float, Field(gt=0)] = Field(
         16.0, description="what is added counts alpha / rank times; rslora: alpha / square root of rank"
@@ -288,8 +292,10 @@ def _default(section: Section, name: str) -> Any:
 
 
 class FinetuningParams(Section):
-    seed: Annotated[int, Field(ge=0)] = 1
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: Annotated[int, Field(ge=0, description="of the order of rows, dropout and adapters")] = 1
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where training and evaluation compute; auto: a GPU where there is one"
+    )
     processes: Count = Field(
         1, description="that share each batch on this host, a GPU each; the update is the same for any number"
     )
@@ -299,17 +305,19 @@ class FinetuningParams(Section):
     gradient_checkpointing: bool = Field(
         False, description="layers that learn are computed twice and their activations not kept"
     )
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    batch_size: Count = 32
+    optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="how gradients become updates")
+    batch_size: Annotated[Count, Field(description="rows of an update")] = 32
     accumulation: Count = Field(
         1, description="parts in which a batch is computed; the update is the same for any number"
     )
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    maximum_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: Annotated[float, Field(ge=0, description="of matrices; 0: none")] = 0.01
+    maximum_gradient_norm: Annotated[float, Field(gt=0, description="to which longer ones are cut")] = 1.0
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="balanced gives every class the same say, however rare"
     )
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: Annotated[
+        float, Field(ge=0, lt=1, description="share of a row's weight that all classes divide")
+    ] = 0.0
     focal_gamma: Annotated[float, Field(ge=0)] = Field(
         0.0,
         description="how much less rows count that are answered well (Lin et al., 2017); 0: cross-entropy",
@@ -323,7 +331,7 @@ class FinetuningParams(Section):
     adapter: AdapterParams | None = Field(
         None, description="what learns in the layers that a phase unfreezes; null: the layers themselves"
     )
-    phases: tuple[Phase, ...] = Field(min_length=1)
+    phases: tuple[Phase, ...] = Field(min_length=1, description="the unfreezing schedule, in order")
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -357,16 +365,16 @@ class Direction(Section):
     """Behind any text, this makes a label no less likely."""
 
     append: str = Field(description="a phrase, such as: It was awful.")
-    label: str
+    label: str = Field(description="that becomes no less likely")
     tolerance: Share = Field(0.1, description="fall of its probability that is forgiven")
 
 
 class Expected(Section):
     """A text of which anybody knows the label."""
 
-    text: str
+    text: str = Field(description="such as: I loved every minute of it.")
     pair: str | None = Field(None, description="the second text, for kind pair")
-    label: str
+    label: str = Field(description="that anybody would give it")
 
 
 class BehaviourParams(Section):
@@ -382,8 +390,8 @@ class BehaviourParams(Section):
     )
     rows: Annotated[Count, Field(description="test rows that are perturbed, at most")] = 500
     names: Annotated[tuple[str, ...], Field(description="that stand for one another; empty: twenty")] = ()
-    direction: tuple[Direction, ...] = ()
-    expected: tuple[Expected, ...] = ()
+    direction: Annotated[tuple[Direction, ...], Field(description="what must not lose a label")] = ()
+    expected: Annotated[tuple[Expected, ...], Field(description="what must be known")] = ()
 
 
 class PromptingParams(Section):
@@ -423,8 +431,8 @@ class EvaluationParams(Section):
         "auto", description="names; auto: all of the kind of row but k_shot (needs regraft[prompting])"
     )
     resamples: Annotated[int, Field(ge=100)] = Field(1000, description="bootstrap resamples per interval")
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    seed: int = 1
+    confidence: Annotated[float, Field(gt=0.5, lt=1, description="of all intervals and tests")] = 0.95
+    seed: Annotated[int, Field(description="of resamples, perturbations and demonstrations")] = 1
     slices: dict[str, str] = Field(
         {},
         description="name -> SQL over the rows' columns, sources.text.keep among them: one slice where it is "
@@ -467,7 +475,7 @@ class GateParams(Section):
         dict[str, Annotated[float, Field(ge=0)]],
         Field(description="metric -> how much worse than the champion's it may be, and shown to be no more"),
     ] = {}
-    slices: ProtectedSlices | None = ProtectedSlices()
+    slices: Annotated[ProtectedSlices | None, Field(description="that may not fall")] = ProtectedSlices()
     maximum_ece: Annotated[Share | None, Field(description="expected calibration error on the test rows")] = (
         None
     )

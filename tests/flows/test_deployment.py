@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 
 import pytest
 
+from tasks import params as parameters
 from tasks.artifacts import Promotion
 
 pytestmark = pytest.mark.e2e
@@ -112,4 +114,20 @@ def test_the_form_of_a_deployment_is_the_schema_of_params(server, command):
     described = json.dumps(form)
     for section in ("preparation", "finetuning", "promotion"):
         assert f'"{section}"' in described
-    assert "layers below the head that learn" in described or "layer_decay" in described
+    sections = form["definitions"]["Params"]["properties"]
+    mine = parameters.load(server / "params.yaml").model_dump(mode="json")
+    assert {name: about["default"] for name, about in sections.items()} == mine
+
+
+def test_the_server_refuses_a_wrong_value_before_there_is_a_run(server, command):
+    _deploy(server, command)
+    deployment = _ask("/deployments/name/transfer/transfer")
+    assert deployment["enforce_parameter_schema"]
+    params = parameters.load(server / "params.yaml").model_dump(mode="json")
+    params["finetuning"]["phases"][0]["learning_rate"] = 5
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        _ask(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": {"params": params}})
+    assert refused.value.code == 409
+    said = refused.value.read().decode()
+    assert "learning_rate" in said
+    assert "5 is greater than the maximum of 1" in said
