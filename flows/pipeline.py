@@ -1,30 +1,19 @@
 """The pipeline as a Prefect flow: dvc.yaml's stages in order, one visible task each."""
 
-import contextvars
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from uuid import UUID
 
-from httpx import HTTPError
 from prefect import Task, flow, runtime
-from prefect.artifacts import (
-    create_link_artifact,
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.exceptions import PrefectException
 from prefect.states import Completed, Failed
 
-from flows import elsewhere, novelty
+from flows import elsewhere, journal, novelty
 from flows.checkout import handover, workspace
-from flows.checkout.stage import Leaf, Message, Stage, in_order, reproduce
+from flows.checkout.stage import Leaf, Stage, in_order, reproduce
 from flows.form import Form
 from flows.team import automations
 from tasks import environment
@@ -73,6 +62,7 @@ def transfer(
             prepared and the run ends as *Held*.
     """
     environment.quiet()
+    journal.keep_logs()
     checkout = checkout.resolve()
     if overrides:
         params = parameters.override(params or parameters.load(checkout / "params.yaml"), overrides)
@@ -110,6 +100,8 @@ def bring_up_to_date(root: Path, leaf: Leaf, *, until: Stage = "promotion") -> N
     for stage in in_order(root, until=until):
         away = stage == elsewhere.STAGE and operations.finetuning
         stage_task(stage)(stage, root, "elsewhere" if away else leaf)
+    if until == Promotion.stage:
+        journal.sum_up(root)
     if environment.home(root) != root:
         return
     if (verdict := _verdict(root)) and verdict != former:
@@ -136,6 +128,7 @@ def finetune(
     `checkout` is a clone of the same project; it is not edited. A failure's state bears the error's name.
     """
     environment.quiet()
+    journal.keep_logs()
     checkout = checkout.resolve()
     try:
         place = workspace.borrow(checkout, revision, params)
@@ -164,7 +157,7 @@ def stage_task(stage: str) -> Task[[str, Path, Way], State[None] | None]:
 
 
 def _bring_up_to_date(stage: str, root: Path, way: Way) -> State[None] | None:
-    outcome = reproduce(stage, root, _away if way == "elsewhere" else way, _artifacts(stage))
+    outcome = reproduce(stage, root, _away if way == "elsewhere" else way, journal.Keeper(stage, root))
     if outcome.ran:
         log.info("%s: done", stage)
         return None
@@ -184,48 +177,3 @@ def _worth_another_try(task: Task[Any, Any], _run: TaskRun, state: State[Any]) -
         return False
     log.warning("%s failed: %s; trying again if tries are left", task.name, error)
     return True
-
-
-def _artifacts(stage: str) -> Callable[[Message], None]:
-    """Turns a stage's messages into Prefect artifacts of the task run that is in force now."""
-    bars: dict[str, UUID] = {}
-
-    def show(message: Message) -> None:
-        if message["kind"] == "progress":
-            _bar(stage, bars, message)
-        elif message["kind"] == "run":
-            log.info("%s: running", stage)
-            _link(stage, message)
-        elif message["kind"] == "summary":
-            figures = [{"figure": name, "value": value} for name, value in message["figures"].items()]
-            create_table_artifact(figures, key=f"{stage}-figures", description=f"What {stage} made")
-
-    context = contextvars.copy_context()  # the listener's thread has no task run of its own
-
-    def hear(message: Message) -> None:
-        try:
-            context.run(show, message)
-        except (PrefectException, HTTPError) as error:  # a picture less, not a stage less
-            log.warning("%s: Prefect did not take an artifact: %s", stage, error)
-
-    return hear
-
-
-def _bar(stage: str, bars: dict[str, UUID], message: Message) -> None:
-    if message["total"] is None:  # a table is read through before its rows are known: no share to show
-        return
-    title, share = message["description"], 100.0 * message["done"] / message["total"]
-    if title in bars:
-        update_progress_artifact(bars[title], progress=share)
-    else:
-        made = create_progress_artifact(progress=share, key=f"{stage}-progress", description=title)
-        assert isinstance(made, UUID)
-        bars[title] = made
-
-
-def _link(stage: str, message: Message) -> None:
-    if message["uri"].startswith("http"):
-        create_link_artifact(message["uri"], link_text="MLflow run", key=f"{stage}-run")
-    else:
-        text = f"MLflow run `{message['run_id']}` in `{message['uri']}`"
-        create_markdown_artifact(text, key=f"{stage}-run", description="MLflow run")

@@ -11,6 +11,7 @@ from prefect.input import RunInput
 from prefect.states import Completed
 from pydantic import Field
 
+from flows import journal
 from flows.pipeline import turn
 from flows.team import automations
 from tasks import environment
@@ -47,6 +48,7 @@ def promote(
     `promotion.move_alias: false`, where the pipeline only judges.
     """
     environment.quiet()
+    journal.keep_logs()
     root = checkout.resolve()
     params = parameters.load(root / "params.yaml")
     with turn(root):

@@ -9,7 +9,7 @@ from prefect import Task, flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from flows import attempts, novelty
+from flows import attempts, journal, novelty
 from flows.checkout.stage import Leaf
 from flows.pipeline import bring_up_to_date, stage_task, turn
 from tasks import environment
@@ -41,6 +41,7 @@ def retrain(
             *Held* otherwise.
     """
     environment.quiet()
+    journal.keep_logs()
     root = checkout.resolve()
     with turn(root):
         return _retrain(root, maximum_drift, leaf, again=again)

@@ -67,7 +67,8 @@ def _tracked(stage: str, settings: params.Params, root: Path) -> Artifact:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     environment.quiet()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    heard = [logging.StreamHandler(), progress.Words()]
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=heard)
     logging.getLogger("tasks").setLevel(logging.INFO)
     parser = argparse.ArgumentParser(prog="python -m tasks", description=__doc__)
     parser.add_argument("stage", help=", ".join(stages.STAGES))

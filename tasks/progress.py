@@ -4,6 +4,7 @@ An orchestrator sets REGRAFT_MESSAGES to a file; each message is one JSON line a
 """
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -85,6 +86,13 @@ def tell(kind: str, **values: Any) -> None:
     if target := os.environ.get(VARIABLE):
         with Path(target).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"kind": kind, **values}) + "\n")
+
+
+class Words(logging.Handler):
+    """What is logged, as messages too: an orchestrator hears words, not a terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tell("log", level=record.levelno, logger=record.name, text=self.format(record))
 
 
 @contextmanager

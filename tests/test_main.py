@@ -1,5 +1,6 @@
 import errno
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -123,6 +124,16 @@ def test_a_stage_is_run_tracked_timed_and_told(root, body, tmp_path, monkeypatch
         "uri": server.uri(root),
     }
     assert told[1]["figures"]["rows.train"] == 7
+
+
+def test_what_a_stage_logs_is_told_too(tmp_path, monkeypatch):
+    monkeypatch.setenv(progress.VARIABLE, str(tmp_path / "messages"))
+    logger = logging.getLogger("tasks.training.phases")
+    monkeypatch.setattr(logger, "handlers", [progress.Words()])
+    logger.warning("going on from phase %s", "head")
+    assert json.loads((tmp_path / "messages").read_text()) == {
+        "kind": "log", "level": logging.WARNING, "logger": logger.name, "text": "going on from phase head",
+    }  # fmt: skip
 
 
 def test_timings_of_other_stages_stay(root, body):

@@ -89,7 +89,10 @@ def test_the_nightly_schedule_makes_runs_and_a_worker_completes_one(server, comm
         ]
     )
     artifacts = {artifact["key"] for artifact in _ask("/artifacts/filter", {})}
-    assert {"finetuning-progress", "finetuning-run", "evaluation-figures"} <= artifacts
+    assert {"finetuning-progress", "finetuning-summary", "evaluation-figures", "results"} <= artifacts
+    (said,) = [line for line in _ask("/logs/filter", {}) if line["message"] == "finetuning: done"]
+    assert said["flow_run_id"] in {task["flow_run_id"] for task in tasks}
+    assert said["task_run_id"] in {task["id"] for task in tasks if task["name"].startswith("finetuning")}
 
 
 def _states():

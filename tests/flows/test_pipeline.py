@@ -183,11 +183,3 @@ def test_the_stages_come_in_an_order_that_dvc_agrees_with(project):
         for needed in description["deps"]:
             if needed.startswith("data/"):
                 assert order.index(needed.split("/")[1]) < order.index(stage)
-
-
-def test_progress_whose_end_is_not_known_makes_no_bar():
-    from flows import pipeline
-
-    bars = {}
-    pipeline._bar("preparation", bars, {"description": "cleaning", "done": 7, "total": None})
-    assert bars == {}

@@ -144,6 +144,7 @@ def test_a_whole_run_through_them_leaves_no_secret_anywhere(member, project, com
     assert list((member.folder / ".regraft" / "servers" / "artifacts").rglob("model.safetensors"))
     runs = member.dump("prefect")
     assert b"finetuning-figures" in runs, "the run did not go through this Prefect"
+    assert b"/artifacts/evaluation.html" in runs, "a stage's page is a click away"
     assert b"reviews" in member.dump("mlflow")
     places = {"prefect's database": runs, "mlflow's database": member.dump("mlflow")}
     for folder in (project, member.folder):
@@ -297,6 +298,12 @@ def test_a_cancelled_run_stops_within_seconds_and_the_next_goes_on(
     later = _started(command)
     _wait(lambda: _states(later)[-1] == "Completed", patience=400, what="the next run")
     assert "going on from phase" in (tmp_path / "worker.log").read_text()
+    (said,) = [line for line in _said_in(later) if line["message"].startswith("going on from phase")]
+    assert _ask(f"/task_runs/{said['task_run_id']}")["name"].startswith("finetuning")
+
+
+def _said_in(run):
+    return _ask("/logs/filter", {"logs": {"flow_run_id": {"any_": [run]}}})
 
 
 @pytest.fixture
