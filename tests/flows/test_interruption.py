@@ -6,7 +6,9 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -16,6 +18,7 @@ from tasks.artifacts import TrainedModel
 from tasks.stages import STAGES
 
 pytestmark = pytest.mark.e2e
+REPOSITORY = Path(__file__).parents[2]
 
 
 def _until(condition, *, process, patience=120.0):
@@ -128,3 +131,51 @@ def shared(copied, variables):
 
 def _digest(root, stage):
     return STAGES[stage].load(root).digest
+
+
+SLOW = """
+import os, signal, sys, time
+from pathlib import Path
+
+def saved(number, frame):
+    Path("saved").touch()
+    sys.exit(143)
+
+signal.signal(signal.SIGTERM, saved)
+Path("began").write_text(str(os.getpid()))
+time.sleep(600)
+"""
+
+
+IMPATIENT = """
+from pathlib import Path
+from prefect import flow
+from flows import pipeline
+
+pipeline.POLICIES = {"slow": pipeline.Policy(retries=0, hours=10 / 3600)}
+
+@flow
+def one_stage():
+    pipeline.stage_task("slow")("slow", Path.cwd(), "subprocess")
+
+one_stage()
+"""
+
+
+def test_a_stage_that_takes_too_long_is_ended_as_a_cancelled_one_is(
+    tmp_path, command, prefect_server, monkeypatch
+):
+    """It may save what it has learned; nothing of it goes on."""
+    root = tmp_path / "a project"
+    root.mkdir()
+    for words in (["git", "init", "-q"], ["dvc", "init", "-q"]):
+        command(*words)
+    (root / "slow.py").write_text(SLOW)
+    (root / "dvc.yaml").write_text("stages: {slow: {cmd: python slow.py}}\n")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    said = command(sys.executable, "-c", IMPATIENT, code=1).stderr
+    assert "Task run exceeded timeout of 10.0 second(s)" in said
+    assert (root / "began").exists()
+    assert (root / "saved").exists()
+    process = int((root / "began").read_text())
+    assert not psutil.pid_exists(process)
