@@ -17,10 +17,9 @@ import dvc.stage.run
 import networkx
 import psutil
 from dvc.exceptions import DvcException
-from dvc.lock import make_lock
 from dvc.repo import Repo
-from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 
+from flows.checkout import locks
 from tasks import progress
 from tasks.__main__ import execute
 from tasks.errors import HeldError, InputError, RegraftError, TrainingError
@@ -77,30 +76,14 @@ def reproduce(
     """
     # DVC looks files up from the current directory, whatever repository it was given.
     with chdir(root), _messages(hear) as heard, _no_orphans(), Repo() as repo, _runner(leaf, root):
-        _drop_torn_lock(repo)
+        locks.drop_torn(repo)
         try:
-            done = repo.reproduce(stage, single_item=True, force=force, run_env=_environment())
+            with locks.kept(root, stage):
+                done = repo.reproduce(stage, single_item=True, force=force, run_env=_environment())
         except DvcException as error:
             _raise_cause(stage, error, heard)
     told = any(message["kind"] == "summary" for message in heard)
     return Outcome(stage, ran=bool(done) and told, restored=bool(done) and not told, messages=tuple(heard))
-
-
-def _drop_torn_lock(repo: Repo) -> None:
-    """DVC writes down in place who reads and writes what: a file that `kill -9` left half-written would stop
-    every later run, and names nobody."""
-    folder = Path(str(repo.tmp_dir))
-    hardlink = repo.config["core"].get("hardlink_lock", False)
-    with make_lock(str(folder / RWLOCK_LOCK), tmp_dir=str(folder), hardlink_lock=hardlink):
-        try:
-            json.loads((folder / RWLOCK_FILE).read_bytes())
-        except FileNotFoundError:
-            return
-        except ValueError:
-            log.warning(
-                "%s was half-written when its process was killed; it is begun anew", folder / RWLOCK_FILE
-            )
-            (folder / RWLOCK_FILE).unlink()
 
 
 def _raise_cause(stage: str, error: DvcException, heard: list[Message]) -> NoReturn:
