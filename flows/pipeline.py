@@ -1,8 +1,8 @@
 """The pipeline as a Prefect flow: dvc.yaml's stages in order, one visible task each."""
 
 import logging
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +16,12 @@ from flows.checkout import handover, workspace
 from flows.checkout.stage import Leaf, Stage, in_order, reproduce
 from flows.form import Form
 from flows.team import automations
-from tasks import environment
+from tasks import environment, files
 from tasks import params as parameters
 from tasks.artifacts import Promotion, Sources
 from tasks.errors import ArtifactError, RegraftError
 
+NOTE = Path(".regraft") / "former_verdict"  # its digest
 SHIFT = 12 * 3600.0  # seconds that a deployed run waits for another in the same checkout
 log = logging.getLogger(__name__)
 Way = Leaf | Literal["elsewhere"]  # on the deployment that operations.finetuning names
@@ -96,18 +97,28 @@ def bring_up_to_date(root: Path, leaf: Leaf, *, until: Stage = "promotion") -> N
     Of the checkout, not of a workspace, a new verdict is an event of the server's, and the lock file is
     committed where params.yaml says so.
     """
-    former, operations = _verdict(root), parameters.load(root / "params.yaml").operations
-    for stage in in_order(root, until=until):
-        away = stage == elsewhere.STAGE and operations.finetuning
-        stage_task(stage)(stage, root, "elsewhere" if away else leaf)
+    operations, ours = parameters.load(root / "params.yaml").operations, environment.home(root) == root
+    with _new_verdict_told(root) if ours else nullcontext():
+        for stage in in_order(root, until=until):
+            away = stage == elsewhere.STAGE and operations.finetuning
+            stage_task(stage)(stage, root, "elsewhere" if away else leaf)
     if until == Promotion.stage:
         journal.sum_up(root)
-    if environment.home(root) != root:
-        return
-    if (verdict := _verdict(root)) and verdict != former:
-        automations.verdict(verdict)
-    if operations.commit_lock:
+    if ours and operations.commit_lock:
         Task(handover.commit, name="commit")(root, operations.remote)
+
+
+@contextmanager
+def _new_verdict_told(root: Path) -> Iterator[None]:
+    """Tells the server where the verdict is another one afterwards; which it was stays written down until
+    then, so that the next run tells what a killed one could not."""
+    note, verdict = root / NOTE, _verdict(root)
+    if not note.exists():
+        files.write_text(note, verdict.digest if verdict else "")
+    yield
+    if (verdict := _verdict(root)) and verdict.digest != note.read_text(encoding="utf-8"):
+        automations.verdict(verdict)
+    note.unlink()
 
 
 def _verdict(root: Path) -> Promotion | None:
