@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import chaos, project, record, schedules
+from benchmarks import project, record, schedules
+from benchmarks.chaos import report, soak, strikes
 from benchmarks.project import Cost
 
 LIBRARIES = ("prefect", "dvc", "mlflow", "torch")
@@ -100,8 +101,12 @@ def schedule(folder: Path, size: Size) -> Part:
 
 
 def struck(folder: Path, size: Size) -> Part:
-    trials = chaos.soak(folder, size.trials)
-    return Part(chaos.figures(trials), chaos.lines(trials))
+    absent = soak.skipped()
+    for victim, reason in absent.items():
+        record.say(f"{victim}: skipped: {reason}")
+    victims = [victim for victim in strikes.VICTIMS if victim not in absent]
+    trials = soak.soak(folder, strikes.several(size.trials, 1, victims))
+    return Part(report.figures(trials), report.lines(trials))
 
 
 PARTS: Mapping[str, Callable[[Path, Size], Part]] = {"costs": costs, "schedule": schedule, "chaos": struck}
