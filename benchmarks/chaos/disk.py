@@ -10,16 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SIZE = 4  # GB, in memory: more than a trial takes
+SIZE = 2048  # MB, in memory: more than a trial takes
 PIECES = (2**26, 2**20, 2**12)  # bytes that are taken at once: large ones first
 PAUSE = 0.1  # seconds between two looks at what has become free
-WORDS = ("no space left",)  # of which a run that ended for it must say one
+WORDS = ("no space left", "make room")  # of which a run that ended for it must say one
 
 
 def missing() -> str | None:
     """Why no such disk can be had here."""
     with tempfile.TemporaryDirectory() as scratch:
-        done = _mount(Path(scratch))
+        done = _mount(Path(scratch), 1)
         if done is None or done.returncode:
             return f"mounting is not permitted: {done.stderr.strip()}" if done else "there is no `mount`"
         _unmount(Path(scratch))
@@ -27,10 +27,10 @@ def missing() -> str | None:
 
 
 @contextmanager
-def limited(root: Path) -> Iterator[None]:
-    """`root` is an empty disk of SIZE inside, and no more after it."""
+def limited(root: Path, megabytes: int = SIZE) -> Iterator[None]:
+    """`root` is an empty disk of `megabytes` inside, and no more after it."""
     root.mkdir()
-    done = _mount(root)
+    done = _mount(root, megabytes)
     if done is None or done.returncode:
         raise RuntimeError(f"{root} cannot be mounted: {done.stderr if done else 'no `mount`'}")
     try:
@@ -72,10 +72,10 @@ def _take(handle: int) -> None:
                 raise
 
 
-def _mount(place: Path) -> "subprocess.CompletedProcess[str] | None":
+def _mount(place: Path, megabytes: int) -> "subprocess.CompletedProcess[str] | None":
     if not shutil.which("mount"):
         return None
-    words = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}g", "regraft", str(place)]
+    words = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "regraft", str(place)]
     return subprocess.run(words, capture_output=True, text=True, check=False)
 
 

