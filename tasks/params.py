@@ -622,20 +622,23 @@ class Deployment(NamedTuple):
     name: str
     entrypoint: str
     pool: str
+    variables: dict[str, Any]
 
 
 def deployments(text: str) -> list[Deployment]:
     """Those of a prefect.yaml. Raises ParamsError where it is none."""
     try:
         listed = (yaml.safe_load(text) or {}).get("deployments") or []
-        return [
-            Deployment(str(one["name"]), str(one["entrypoint"]), str(one["work_pool"]["name"]))
-            for one in listed
-        ]
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        return [_deployment(one, one["work_pool"]) for one in listed]
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ParamsError(
             f"prefect.yaml: each deployment needs name, entrypoint and work_pool.name ({error})"
         ) from None
+
+
+def _deployment(one: dict[str, Any], pool: dict[str, Any]) -> Deployment:
+    variables = dict(pool.get("job_variables") or {})
+    return Deployment(str(one["name"]), str(one["entrypoint"]), str(pool["name"]), variables)
 
 
 def compose(text: str) -> Any:

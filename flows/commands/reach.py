@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 from dvc.repo import Repo
 from httpx import HTTPError
 
+from flows.commands import job_variables
 from flows.commands.check import Check
 from tasks import params as parameters
 from tasks.errors import ParamsError
+from tasks.params import Deployment
 
 if TYPE_CHECKING:  # slow to import, and not always needed
     from prefect.client.orchestration import SyncPrefectClient
@@ -26,14 +28,17 @@ PATIENCE = 10.0  # seconds for an answer of Prefect's
 LISTING = 20.0  # seconds for a remote, the start of a process included
 LONGEST = 300  # characters of somebody else's message
 ELSEWHERE = "flows.pipeline.finetune"
+SHIPPED = "`git checkout prefect.yaml` brings the shipped one back"
 NONE = "PREFECT_API_URL is not set: `regraft run` starts a server of its own"
 
 
 def prefect(root: Path, finetuning: str | None) -> Iterator[Check]:
     """The server, and for each pool that prefect.yaml names whether deployments and a worker are there; of
-    one for fine-tuning elsewhere only where `finetuning` (operations.finetuning) is it."""
+    one for fine-tuning elsewhere only where `finetuning` (operations.finetuning) is it. Job variables are
+    compared with what the pool takes, or, where no server is named, with what any worker takes."""
     if not (address := os.environ.get("PREFECT_API_URL")):
         yield Check("prefect", True, NONE)
+        yield from _unserved(root)
         return
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
@@ -53,13 +58,25 @@ def prefect(root: Path, finetuning: str | None) -> Iterator[Check]:
             yield Check("prefect", False, _short(str(error)), "look into the log of the server")
 
 
+def _unserved(root: Path) -> Iterator[Check]:
+    try:
+        wanted = _deployments(root)
+    except (FileNotFoundError, ParamsError) as error:
+        yield Check("deployments", False, str(error), SHIPPED)
+        return
+    known = job_variables.installed(root)
+    yield job_variables.check(wanted, dict.fromkeys((one.pool for one in wanted), known))
+
+
+def _deployments(root: Path) -> list[Deployment]:
+    return parameters.deployments((root / "prefect.yaml").read_text(encoding="utf-8"))
+
+
 def _pools(root: Path, client: "SyncPrefectClient", finetuning: str | None) -> Iterator[Check]:
     try:
-        wanted = parameters.deployments((root / "prefect.yaml").read_text(encoding="utf-8"))
+        wanted = _deployments(root)
     except (FileNotFoundError, ParamsError) as error:
-        yield Check(
-            "deployments", False, str(error), "`git checkout prefect.yaml` brings the shipped one back"
-        )
+        yield Check("deployments", False, str(error), SHIPPED)
         return
     known = {one.name for one in client.read_deployments()}
     missing = [one.name for one in wanted if one.name not in known]
@@ -68,6 +85,18 @@ def _pools(root: Path, client: "SyncPrefectClient", finetuning: str | None) -> I
     idle = [one for one in wanted if one.entrypoint == ELSEWHERE and f"finetune/{one.name}" != finetuning]
     for pool in dict.fromkeys(one.pool for one in wanted if one not in idle):
         yield _pool(pool, client)
+    yield job_variables.check(wanted, {pool: _schema(pool, client) for pool in {one.pool for one in wanted}})
+
+
+def _schema(pool: str, client: "SyncPrefectClient") -> dict[str, job_variables.Schema]:
+    """Nothing of a pool that is not there: that is told by itself."""
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        about = client.read_work_pool(pool)
+    except ObjectNotFound:
+        return {}
+    return {about.type: job_variables.of_template(about.base_job_template)}
 
 
 def _pool(name: str, client: "SyncPrefectClient") -> Check:
