@@ -12,14 +12,14 @@ def cost(contestants: Sequence[Line]) -> str:
     """Quality and cost with the most rows."""
     rows = max(line["rows"] for line in contestants)
     header = [f"{rows:,} rows", "accuracy", "95 % interval", "single seeds", "processor seconds"]
-    return _table(header, [_cost(line) for line in contestants if line["rows"] == rows])
+    return table(header, [_cost(line) for line in contestants if line["rows"] == rows])
 
 
 def sizes(contestants: Sequence[Line]) -> str:
     """Accuracy by number of rows."""
     rows = sorted({line["rows"] for line in contestants})
     found = {(line["contestant"], line["rows"]): _share(line["accuracy"]) for line in contestants}
-    return _table(
+    return table(
         ["accuracy", *(f"{count:,} rows" for count in rows)],
         [
             [label, *(found.get((name, count), "") for count in rows)]
@@ -44,6 +44,6 @@ def _share(value: float) -> str:
     return f"{value:.3f}".removeprefix("0")
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     rule = ["---", *("---:" for _ in header[1:])]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))

@@ -85,3 +85,10 @@ def test_the_tables_of_quality_are_those_that_were_measured():
     found = json.loads((REPOSITORY / "benchmarks" / "results" / "quality.json").read_text(encoding="utf-8"))
     for table in (quality_tables.sizes, quality_tables.cost):
         assert table(found["contestants"]) in README
+
+
+def test_the_table_of_sizes_is_what_was_measured_and_what_the_forecast_computes():
+    from benchmarks import sizing
+
+    assert sizing.measured() in README
+    assert sizing.computed() in README
