@@ -31,7 +31,8 @@ _server.addFilter(lambda record: bool(FlowRunContext.get() or TaskRunContext.get
 
 
 def keep_logs() -> None:
-    """From now on Prefect keeps what our own code logs inside a run."""
+    """From now on Prefect keeps what our own code logs inside a run; what DVC does, the flow says."""
+    logging.getLogger("dvc").setLevel(logging.WARNING)
     for name in ("flows", "tasks"):
         logger = logging.getLogger(name)
         logger.setLevel(logger.level or logging.INFO)

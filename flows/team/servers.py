@@ -203,8 +203,9 @@ def _check(plan: Plan) -> None:
     if plan.protected:
         environment.demand("flask_wtf", extra="servers", wanted="MLflow's authentication")
         _demand_secrets(plan.host)
-    if (plan.artifacts or "").startswith("s3:"):
+    if plan.artifacts and plan.artifacts.startswith("s3:"):
         environment.demand("boto3", extra="servers", wanted=f"--artifacts {plan.artifacts}")
+        _demand_bucket(plan.artifacts)
     if plan.database:
         environment.demand("psycopg2", extra="servers", wanted="--database")
         _demand_server(plan.database)
@@ -248,6 +249,22 @@ def _demand_server(database: str) -> None:
             f"--database {url}: everybody on this machine can read a password in a command; put it into "
             "PGPASSWORD or ~/.pgpass"
         )
+
+
+def _demand_bucket(artifacts: str) -> None:
+    """Else the first model of a finished run would be refused, long after the servers have begun."""
+    import boto3  # late: an extra of ours
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket = artifacts.removeprefix("s3://").partition("/")[0]
+    address = os.environ.get("MLFLOW_S3_ENDPOINT_URL") or None  # else AWS_ENDPOINT_URL, which boto3 knows
+    try:
+        boto3.client("s3", endpoint_url=address).head_bucket(Bucket=bucket)
+    except (BotoCoreError, ClientError, ValueError) as error:
+        raise InputError(
+            f"--artifacts {artifacts}: {' '.join(str(error).split())}. Make the bucket {bucket!r}, and set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; of a store that is not Amazon's, AWS_ENDPOINT_URL"
+        ) from None
 
 
 def _demand_free(host: str, port: int) -> None:
