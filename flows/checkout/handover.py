@@ -93,8 +93,8 @@ def _opened(root: Path, remote: str | None) -> Iterator[tuple[Repo, Remote]]:
         except Exception as error:
             said = f"DVC remote {store.name} ({_public(store.path)}): {_told(error)}"
             raise WorkspaceError(
-                f"{said}; `dvc remote modify {store.name} …` for address and credentials, `regraft doctor` "
-                "asks it again"
+                f"{said}; `dvc remote modify {store.name} …` for address and credentials; `regraft doctor`, "
+                "where the worker was started, asks it again"
             ) from error
 
 
