@@ -82,28 +82,28 @@ class Keeper:
 
     def _figures(self, message: Message) -> None:
         figures = [{"figure": name, "value": value} for name, value in message["figures"].items()]
-        create_table_artifact(
-            figures, key=f"{self._stage}-figures", description=f"What {self._stage} made, in figures"
-        )
-        text = summary(self._stage, self._root, self._run)
-        create_markdown_artifact(
-            text, key=f"{self._stage}-summary", description=f"Where {self._stage} is told"
-        )
+        if figures:
+            about = f"What {self._stage} made, in figures"
+            create_table_artifact(figures, key=f"{self._stage}-figures", description=about)
+        if lines := summary(self._stage, self._root, self._run):
+            text = "\n".join([f"## {self._stage}", *lines])
+            about = f"Where {self._stage} is told"
+            create_markdown_artifact(text, key=f"{self._stage}-summary", description=about)
 
 
-def summary(stage: str, root: Path, run: Message) -> str:
-    """Where a stage that has just run is told of, as Markdown: its MLflow run and its page.
+def summary(stage: str, root: Path, run: Message) -> list[str]:
+    """Where a stage that has just run is told of, as Markdown: its MLflow run and its page, if it has any.
 
     `run` names the run by `run_id` and `uri`, both empty where it has none.
     """
-    uri, lines = run["uri"], [f"## {stage}"]
+    uri, lines = run["uri"], []
     if uri:
         lines.append(f"- MLflow run [{run['run_id']}]({uri})" if _web(uri) else _local(run))
     for page in (root / "reports" / f"{stage}.{ending}" for ending in ("html", "md")):
         if page.exists():
             there = f" or [in MLflow]({uri}/artifacts/{quote(page.name)})" if _web(uri) else ""
             lines.append(f"- Report `{page}` on the worker's machine{there}")
-    return "\n".join(lines)
+    return lines
 
 
 def _local(run: Message) -> str:
