@@ -20,7 +20,6 @@ from tasks.evaluation.asking import sequences
 from tasks.evaluation.gate.checks import CHAMPION, Evidence
 from tasks.evaluation.predictions import HEAD, MODEL, Predictions, Text
 from tasks.params import Params
-from tasks.stages import upstream
 from tasks.stages.champion import Champion, prepared_texts
 from tasks.tracking.registry import Registry, Version
 
@@ -102,6 +101,8 @@ def _looks(case: Case, candidate: Version, champion: Version | None) -> dict[str
 
 
 def _groups(case: Case) -> NDArray[np.int64] | None:
+    from tasks.stages import upstream  # torch, seconds, which a verdict that stands does not need
+
     return upstream.groups_of(PreparedText.load(case.root), case.answers[MODEL].ids)
 
 
