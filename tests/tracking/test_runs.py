@@ -293,7 +293,7 @@ def elsewhere(root, client):
     no signs of life."""
 
     def leave(params, ago):
-        opening = runs._opening("preparation", params, root)
+        opening = runs.introduction("preparation", params, root)
         run = runs.Run(root, replace(opening, process="another machine|1|1"))
         if ago is None:
             client.delete_tag(run.id, "regraft.seen")

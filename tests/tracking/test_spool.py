@@ -159,7 +159,7 @@ def test_a_run_that_goes_on_is_not_sent_before_its_end(root, client, monkeypatch
 
 
 def test_a_run_of_another_machine_is_sent_after_its_end_or_a_long_silence(root, client, monkeypatch):
-    opening = replace(runs._opening("preparation", PARAMS, root), process="another machine|1|1")
+    opening = replace(runs.introduction("preparation", PARAMS, root), process="another machine|1|1")
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
         run = runs.Run(root, opening)
@@ -194,7 +194,7 @@ def elsewhere(root, tmp_path, monkeypatch):
     """A stage's run that began on another server, which went away before its end."""
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
-        run = runs.Run(root, runs._opening("preparation", PARAMS, root))
+        run = runs.Run(root, runs.introduction("preparation", PARAMS, root))
         patch.setattr(live.Live, "take", _refused)
         run.metrics({"loss": 2.0}, step=1)
         run.end("FINISHED")
