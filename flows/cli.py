@@ -503,6 +503,47 @@ def servers(
 
 
 @app.command()
+def serve(
+    adapters: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME=SOURCE]…",
+            help="models:/MODEL@champion, models:/MODEL/3, or the directory of a project; default: the "
+            "project's champion",
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="who can reach it: 0.0.0.0 is everybody, who then needs a token")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option()] = 8000,
+    room: Annotated[
+        str | None,
+        typer.Option(
+            metavar="64MB",
+            help="for adapters in memory: who was asked least recently makes room; default: no limit",
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="rows that the model takes at once")] = 32,
+    refresh: Annotated[float, typer.Option(min=0.1, help="seconds between two looks at aliases")] = 30.0,
+    root: Root = HERE,
+) -> None:
+    """Answer over HTTP by many adapters on this project's base, each row by the one that it names.
+
+    Opens a page to try texts on, POST /predict, /adapters (list, load, unload), /health, /metrics and /docs.
+    An alias that moves is followed without a restart. On a host that others can reach the environment must
+    hold REGRAFT_TOKEN. What travels is not encrypted: use a private network, or a proxy with TLS.
+    """
+    from flows.commands import conversion, serving
+
+    size = None if room is None else conversion.size(room, "--room")
+    plan = serving.Plan(host, port, size, batch, refresh)
+    try:
+        serving.serve(root, serving.named(adapters or (), root), plan, typer.echo)
+    except KeyboardInterrupt:
+        typer.echo("stopped")
+
+
+@app.command()
 def automations(
     notify: Annotated[
         str | None,

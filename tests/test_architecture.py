@@ -19,12 +19,16 @@ OWNERS = {  # library -> the only places that may import it
     "mlflow": ("tasks/tracking/",),
     "yaml": ("tasks/params.py",),
     "evaluate": ("tasks/evaluation/",),
+    "fastapi": ("tasks/serving/",),
+    "starlette": ("tasks/serving/",),
+    "prometheus_client": ("tasks/serving/",),
+    "uvicorn": ("flows/commands/serving.py",),
     "lm_eval": ("tasks/evaluation/asking/prompted.py",),
     "rensa": ("tasks/text/",),
     "peft": ("tasks/model/adapters.py",),
     "optuna": ("flows/sweeps/search.py",),
 }
-ROOMS = ("text", "weights", "model", "training", "evaluation", "drift", "tracking", "sweeps")
+ROOMS = ("text", "weights", "model", "training", "evaluation", "drift", "tracking", "serving", "sweeps")
 SUB_ROOMS = {  # a part of a room -> the only modules of its room that it may import, besides its own
     "tasks/evaluation/asking": ("predictions",),
     "tasks/evaluation/figures": ("predictions",),
@@ -36,9 +40,9 @@ SUB_ROOMS = {  # a part of a room -> the only modules of its room that it may im
 }
 FLOWS = {  # a room of flows/ -> what of flows/ it may import
     "checkout": ("checkout",),
-    "commands": ("commands", "checkout"),
+    "commands": ("addresses", "commands", "checkout"),
     "sweeps": ("sweeps", "commands", "checkout", "pipeline"),
-    "team": ("team",),
+    "team": ("addresses", "team"),
 }
 BOTTOM = (
     "artifacts",

@@ -95,7 +95,7 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def size(text: str) -> int:
+def size(text: str, option: str = "--shard-size") -> int:
     """Bytes that a person means by 5GB: decimal units, as huggingface_hub takes them, or none for bytes.
 
     Raises InputError for anything but a number above 0 and such a unit.
@@ -103,7 +103,7 @@ def size(text: str) -> int:
     found = SIZE.fullmatch(text.strip())
     if not found or not (count := int(Decimal(found[1]) * UNITS[found[2].upper()])):
         raise InputError(
-            f"--shard-size {text}: write how large a file may be, such as 5GB or 500MB, in KB, MB, GB or TB"
+            f"{option} {text}: write a number of bytes, such as 5GB or 500MB, in KB, MB, GB or TB"
         )
     return count
 

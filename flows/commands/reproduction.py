@@ -1,7 +1,6 @@
 """`regraft reproduce`: build a registered version again, from commit, params and data; compare digests."""
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +10,8 @@ from flows.checkout import workspace
 from flows.checkout.stage import in_order, reproduce
 from tasks import params as parameters
 from tasks.artifacts import MANIFEST
-from tasks.errors import InputError
 from tasks.tracking.circumstances import manifest_digest
-from tasks.tracking.registry import Registry, Version
-
-REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>champion)|/(?P<number>\d+))")
+from tasks.tracking.registry import Registry, Version, find
 
 
 @dataclass(frozen=True)
@@ -35,11 +31,7 @@ def resolve(reference: str, root: Path) -> tuple[Registry, Version]:
     """models:/NAME@champion, models:/NAME/3, or 3 for a version of the model that params.yaml names."""
     if reference.isdecimal():
         reference = f"models:/{parameters.load(root / 'params.yaml').promotion.model}/{reference}"
-    if not (found := REFERENCE.fullmatch(reference)):
-        raise InputError(f"{reference}: write models:/NAME@champion, models:/NAME/3 or the version's number")
-    registry = Registry(root, found["name"])
-    number = found["number"]
-    return registry, registry.version(number) if number else registry.must_have_champion()
+    return find(reference, root)
 
 
 def rebuild(reference: str, root: Path, tell: Callable[[str], None]) -> list[Comparison]:

@@ -1,6 +1,5 @@
 """`regraft servers`: one Prefect and one MLflow server for a team, begun, watched and ended together."""
 
-import ipaddress
 import os
 import signal
 import socket
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import sqlalchemy
 
+from flows.addresses import demand_free, loopback
 from tasks import environment, files
 from tasks.errors import InputError, RegraftError
 
@@ -56,7 +56,7 @@ class Plan:
     @property
     def protected(self) -> bool:
         """Whether passwords are asked for: always beyond this machine, on it where any is set."""
-        return not _loopback(self.host) or any(os.environ.get(name) for name in SECRETS)
+        return not loopback(self.host) or any(os.environ.get(name) for name in SECRETS)
 
     @property
     def prefect(self) -> str:
@@ -210,7 +210,7 @@ def _check(plan: Plan) -> None:
         environment.demand("psycopg2", extra="servers", wanted="--database")
         _demand_server(plan.database)
     for port in (plan.prefect_port, plan.mlflow_port):
-        _demand_free(plan.host, port)
+        demand_free(plan.host, port)
 
 
 def _demand_secrets(host: str) -> None:
@@ -265,16 +265,6 @@ def _demand_bucket(artifacts: str) -> None:
             f"--artifacts {artifacts}: {' '.join(str(error).split())}. Make the bucket {bucket!r}, and set "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; of a store that is not Amazon's, AWS_ENDPOINT_URL"
         ) from None
-
-
-def _demand_free(host: str, port: int) -> None:
-    """Else another's server would answer in place of ours."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise InputError(f"{host}:{port} cannot be had: {error.strerror}; choose another port") from None
 
 
 def _create_databases(database: str) -> None:
@@ -361,10 +351,3 @@ def _log(folder: Path, server: Server) -> Path:
 
 def _names(waiting: Sequence[Server]) -> str:
     return " and ".join(server.title for server in waiting)
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

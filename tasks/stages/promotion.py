@@ -147,7 +147,7 @@ def _new_version(case: Case, about: Mapping[str, str]) -> Version:
             f"{directory} holds weights {found}, its manifest says {case.trained.weights}: "
             "run `dvc repro -f finetuning`"
         )
-    encoded = EncodedDataset.load(case.root)
+    encoded, adapter = EncodedDataset.load(case.root), case.trained.path / "adapter"
     run_id = runs.locate(TrainedModel.stage, case.params, case.root)
     return case.registry.register(
         directory,
@@ -156,8 +156,9 @@ def _new_version(case: Case, about: Mapping[str, str]) -> Version:
         kind=encoded.kind,
         stride=case.params.encoding.stride,
         reading=_reading(case),
-        tags={**about, "regraft.conversion": case.trained.base, **_decision(case)},
+        tags={**about, "regraft.conversion": case.trained.base, **_tokenizer(directory), **_decision(case)},
         card=case.evaluation.path / "README.md",
+        adapter=adapter if adapter.exists() else None,
     )
 
 
@@ -171,6 +172,11 @@ def _reading(case: Case) -> dict[str, str]:
         "regraft.clean": json.dumps(case.params.preparation.clean),
         "regraft.stride": json.dumps(case.params.encoding.stride),
     }
+
+
+def _tokenizer(directory: Path) -> dict[str, str]:
+    """What adapters that are served on one base must have alike."""
+    return {"regraft.tokenizer": json.dumps(files.digest_file(directory / "tokenizer.json"))}
 
 
 def _decision(case: Case) -> dict[str, str]:

@@ -17,6 +17,8 @@ from tasks.errors import TrackingError
 
 WEIGHTS, SERVED = "regraft.weights", "regraft.served"
 WEIGHTS_FILE = "model.safetensors"
+ADAPTER = "regraft.adapter"  # tag: digest of the adapter that the weights learned in
+ADAPTER_FOLDER = "adapter"
 LONGEST = 4500  # characters of a registered model's tag; databases hold 5,000
 STOCK, OWN = ("model", "components/tokenizer"), ("data/model",)  # what flavor.py divides a directory into
 
@@ -32,13 +34,15 @@ def log(
     kind: str,
     stride: int | None = None,
     card: Path | None = None,
+    adapter: Path | None = None,
 ) -> Any:
     """The complete MLflow model of these weights that answers so, logged now or when a registration got no
-    further."""
+    further; the `adapter` that they learned in stands in it too."""
     run = client.get_run(run_id)
     experiment = run.info.experiment_id
     beside = files.digest_tree(directory, without=WEIGHTS_FILE)
-    served = files.digest_json([beside, kind, max_length, stride])
+    apart = [] if adapter is None else [files.digest_tree(adapter)]
+    served = files.digest_json([beside, kind, max_length, stride, *apart])
     if known := _find(client, experiment, weights, served):
         return known
     shown = {tag: value for tag, value in run.data.tags.items() if tag.startswith("mlflow.source.")}
@@ -52,6 +56,8 @@ def log(
         flavor.save(directory, target, about, max_length=max_length, kind=kind, stride=stride)
         if card is not None:
             shutil.copyfile(card, target / _parts(target)[0] / "README.md")
+        if adapter is not None:
+            shutil.copytree(adapter, target / ADAPTER_FOLDER)
         client.log_model_artifacts(made.model_id, str(target))
     for which in {run_id, run.data.tags.get(MLFLOW_PARENT_RUN_ID, run_id)}:
         client.log_outputs(which, [LoggedModelOutput(made.model_id, 0)])
@@ -90,6 +96,24 @@ def fetch(client: MlflowClient, name: str, number: str, draft: Path) -> None:
             (draft / WEIGHTS_FILE).stat()
         except FileNotFoundError as error:
             raise TrackingError(f"{name} version {number} is not whole in {source}: {error}") from error
+
+
+def fetch_adapter(client: MlflowClient, name: str, number: str, digest: str, target: Path) -> None:
+    """The adapter of version `number` as the folder `target`, unless it is there.
+
+    Raises TrackingError where it is missing, or is not the one that was registered.
+    """
+    if not target.exists():
+        source = f"{client.get_model_version_download_uri(name, number)}/{ADAPTER_FOLDER}"
+        with files.replace_directory(target) as draft, tempfile.TemporaryDirectory() as folder:
+            found = mlflow.artifacts.download_artifacts(source, None, None, folder, client.tracking_uri)
+            shutil.copytree(found, draft, dirs_exist_ok=True)
+    if (found := files.digest_tree(target)) != digest:
+        shutil.rmtree(target)
+        raise TrackingError(
+            f"{name} version {number}: the stored adapter is {found}, registered was {digest}; its artifacts "
+            "were altered, roll back to another version"
+        )
 
 
 def kept(test: str) -> str:

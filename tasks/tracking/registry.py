@@ -5,6 +5,7 @@ The alias never moves without a line in the history, and always under a lease th
 
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -19,13 +20,14 @@ from mlflow.exceptions import MlflowException
 from tasks import files
 from tasks.errors import InputError, TrackingError, did_you_mean
 from tasks.tracking import contents, history, lease, origins, runs, server, spool
-from tasks.tracking.contents import WEIGHTS, WEIGHTS_FILE
+from tasks.tracking.contents import ADAPTER, WEIGHTS, WEIGHTS_FILE
 from tasks.tracking.history import Move
 from tasks.tracking.origins import Origin
 
 ALIAS = "champion"
 MODEL = "regraft.model"  # tag of a version: its logged model, which MLflow's databases do not keep
 CHAMPION = "regraft.champion"  # tag: the version that the last finished move made champion
+REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[\w.-]+)|/(?P<number>\d+))")
 WAIT = 900.0  # seconds for another promotion, which may have to run a model
 
 
@@ -92,6 +94,15 @@ class Registry:
             raise InputError(f"{self.name} has no champion yet: `regraft run` makes one, if the gate lets it")
         return found
 
+    def aliased(self, alias: str) -> Version:
+        """Raises InputError where no version has it."""
+        if alias == ALIAS:
+            return self.must_have_champion()
+        known = dict(found.aliases) if (found := self._registered()) else {}
+        if alias not in known:
+            raise InputError(f"{self.name} has no alias {alias!r}; {did_you_mean(alias, known)}")
+        return self.version(str(known[alias]))
+
     def candidate(self, weights: str, reading: Mapping[str, str]) -> Version | None:
         """The version that holds these weights, by digest, and reads rows as the tags `reading` say."""
         alike = (version for version in self.versions() if version.weights == weights)
@@ -117,17 +128,21 @@ class Registry:
         reading: Mapping[str, str],
         tags: Mapping[str, str],
         card: Path | None = None,
+        adapter: Path | None = None,
     ) -> Version:
         """A new version from a transformers directory, unless one has its weights and reads rows alike.
 
         The model is logged below `run_id` in MLflow's transformers flavor, with exactly the weights file of
         `directory`, and answers rows of `kind`, cut to `max_length` tokens as in training, or to windows of
-        as many that share `stride`. Its `card` stands beside its weights.
+        as many that share `stride`. Its `card` stands beside its weights, and the `adapter` that they learned
+        in, which is had without them (`adapter`).
         """
         weights = files.digest_file(directory / WEIGHTS_FILE)
         if known := self.candidate(weights, reading):
             return known
         tags = {**tags, **reading, WEIGHTS: weights, "regraft.run": run_id, **origins.tags(self._root)}
+        if adapter is not None:
+            tags |= {ADAPTER: files.digest_tree(adapter)}
         with server.asking(self._uri):
             model = contents.log(
                 self._client,
@@ -139,6 +154,7 @@ class Registry:
                 kind=kind,
                 stride=stride,
                 card=card,
+                adapter=adapter,
             )
             self._ensure()
             made = self._client.create_model_version(
@@ -245,6 +261,22 @@ class Registry:
             contents.fetch_once(self._client, self.name, version.number, version.weights, target)
         return target
 
+    def adapter(self, version: Version) -> Path:
+        """The folder of the adapter that the version learned in, kept in .regraft/champions.
+
+        Raises InputError where it has none, TrackingError where it is not the one that was registered.
+        """
+        if not (digest := version.tags.get(ADAPTER)):
+            raise InputError(
+                f"{self.name} version {version.number} holds no adapter: set finetuning.adapter, run and "
+                "promote it"
+            )
+        short = digest.removeprefix("sha256:")[:16]
+        target = self._root / ".regraft" / "champions" / f"{self.name}-{version.number}-adapter-{short}"
+        with server.lock(self._uri, f"download-{target.name}", wait=WAIT), server.asking(self._uri):
+            contents.fetch_adapter(self._client, self.name, version.number, digest, target)
+        return target
+
     def _check_target(self, target: str | None, now: str) -> None:
         if target is None:
             raise InputError(f"{self.name} version {now} is the first champion: there is no former one")
@@ -315,6 +347,14 @@ class Registry:
                 if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                     return None
                 raise  # anything else must not look like "no champion"
+
+
+def find(reference: str, root: Path) -> tuple[Registry, Version]:
+    """models:/NAME@ALIAS or models:/NAME/3. Raises InputError for anything else, and where there is none."""
+    if not (found := REFERENCE.fullmatch(reference)):
+        raise InputError(f"{reference}: write models:/NAME@champion or models:/NAME/3")
+    registry, number = Registry(root, found["name"]), found["number"]
+    return registry, registry.version(number) if number else registry.aliased(found["alias"])
 
 
 def _version(entry: Any) -> Version:

@@ -1,0 +1,89 @@
+"""`regraft serve`: adapters on one base behind an address."""
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from flows.addresses import demand_free, loopback
+from tasks import params as parameters
+from tasks.errors import InputError
+from tasks.serving import app
+from tasks.serving.messages import NAME, Adapter
+from tasks.stages.serving import Service
+
+TOKEN = "REGRAFT_TOKEN"
+SHORTEST = 16  # characters of a token
+GRACE = 30  # seconds for the requests that are on their way when the server is told to end
+
+
+@dataclass(frozen=True)
+class Plan:
+    """room: bytes for adapters in memory, None: no limit. batch: rows that the model takes at once. refresh:
+    seconds between two looks at aliases."""
+
+    host: str
+    port: int
+    room: int | None
+    batch: int
+    refresh: float
+
+
+def serve(root: Path, sources: Mapping[str, str], plan: Plan, tell: Callable[[str], None]) -> None:
+    """Until it is told to end. Raises InputError for an address that cannot be had, one that others reach
+    without a token, and RegraftError for what cannot be served; then nothing is."""
+    token = _token(plan.host)
+    demand_free(plan.host, plan.port)
+    service = Service(root, room=plan.room)
+    for name, source in sources.items():
+        tell(_line(service.load(name, source)))
+    settings = app.Settings(batch=plan.batch, refresh=plan.refresh, token=token, hosts=_hosts(plan.host))
+    tell(f"http://{plan.host}:{plan.port}  (Ctrl-C ends it)")
+    uvicorn.run(
+        app.build(service, settings),
+        host=plan.host,
+        port=plan.port,
+        log_level="warning",
+        timeout_graceful_shutdown=GRACE,
+    )
+
+
+def named(entries: Sequence[str], root: Path) -> dict[str, str]:
+    """NAME=SOURCE, each; by default the project's champion under its own name. Raises InputError."""
+    if not entries:
+        name = parameters.load(root / "params.yaml").promotion.model
+        return {name: f"models:/{name}@champion"}
+    found: dict[str, str] = {}
+    for entry in entries:
+        name, equals, source = entry.partition("=")
+        if not (equals and source and re.fullmatch(NAME, name)):
+            raise InputError(f"{entry}: write NAME=models:/MODEL@champion or NAME=DIRECTORY of a project")
+        if name in found:
+            raise InputError(f"{entry}: {name} is {found[name]} already")
+        found[name] = source
+    return found
+
+
+def _line(one: Adapter) -> str:
+    version = f" version {one.version}" if one.version else ""
+    return f"{one.name}: {one.source}{version}, {', '.join(one.labels) or one.kind}, {one.bytes:,} bytes"
+
+
+def _token(host: str) -> str:
+    token = os.environ.get(TOKEN, "")
+    if not token and not loopback(host):
+        raise InputError(
+            f"{host}: others can reach it, and everybody may ask. Set {TOKEN} in the environment, from "
+            "`openssl rand -hex 24`; who asks says Authorization: Bearer TOKEN"
+        )
+    if token and len(token) < SHORTEST:
+        raise InputError(f"{TOKEN} has fewer than {SHORTEST} characters: take `openssl rand -hex 24`")
+    return token
+
+
+def _hosts(host: str) -> tuple[str, ...]:
+    """Alone on this machine, no page of another site may ask under a name of its own."""
+    return ("localhost", "127.0.0.1", "[::1]", host) if loopback(host) else ("*",)
