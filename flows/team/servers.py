@@ -90,7 +90,7 @@ def serve(plan: Plan, tell: Callable[[str], None]) -> None:
     """
     _check(plan)
     if plan.database:
-        _create_databases(plan.database)
+        create_databases(plan.database)
     plan.folder.mkdir(parents=True, exist_ok=True)
     plan.folder.chmod(0o700)  # databases, models and logs are for who asks the servers
     if plan.protected:
@@ -267,7 +267,7 @@ def _demand_bucket(artifacts: str) -> None:
         ) from None
 
 
-def _create_databases(database: str) -> None:
+def create_databases(database: str) -> None:
     """Those that are missing. Raises RegraftError where the server does not let us."""
     url = sqlalchemy.make_url(_url(database, "postgresql+psycopg2", "postgres"))
     engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")

@@ -89,13 +89,14 @@ def test_without_a_remote_the_remedy_is_named(reproduced, remote, told):
 
 
 @pytest.fixture
-def lonely(monkeypatch):
+def lonely(monkeypatch, tmp_path):
     """No credentials, and no service of a cloud's machine that would give some."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
-    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    (tmp_path / "aws").touch()
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "aws"))
 
 
 def test_a_storage_librarys_own_error_is_a_sentence_that_names_the_remote(reproduced, command, lonely):

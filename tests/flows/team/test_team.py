@@ -311,6 +311,7 @@ def serving(tmp_path):
     """Begins `regraft servers` on SQLite; returns its process, MLflow's address and what it said."""
     pytest.importorskip("flask_wtf", reason="MLflow's authentication comes with regraft[servers]")
     begun = []
+    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # children of `nohup` would ignore it
 
     def begin(**secrets):
         ports = (_free_port(), _free_port())
@@ -333,6 +334,7 @@ def serving(tmp_path):
         return begun[-1], f"http://127.0.0.1:{ports[1]}", said
 
     yield begin
+    signal.signal(signal.SIGHUP, former)
     for process in begun:
         process.terminate()
         process.wait(timeout=90)
