@@ -139,7 +139,7 @@ def test_a_server_that_ends_takes_the_other_along_and_is_quoted(tmp_path, monkey
     monkeypatch.setattr(
         servers.subprocess, "Popen", lambda *words, **more: begun.append(popen(*words, **more)) or begun[-1]
     )
-    monkeypatch.setattr(servers, "_demand_free", lambda host, port: None)
+    monkeypatch.setattr(servers, "demand_free", lambda host, port: None)
     with pytest.raises(
         servers.RegraftError, match=r"One ended with 1; the last words of .*one\.log: no room left"
     ):
