@@ -515,7 +515,7 @@ def serve(
     host: Annotated[
         str, typer.Option(help="who can reach it: 0.0.0.0 is everybody, who then needs a token")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option()] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="where it listens")] = 8000,
     room: Annotated[
         str | None,
         typer.Option(
@@ -533,9 +533,9 @@ def serve(
     An alias that moves is followed without a restart. On a host that others can reach the environment must
     hold REGRAFT_TOKEN. What travels is not encrypted: use a private network, or a proxy with TLS.
     """
-    from flows.commands import conversion, serving
+    from flows.commands import figures, serving
 
-    size = None if room is None else conversion.size(room, "--room")
+    size = None if room is None else figures.read_size(room, "--room")
     plan = serving.Plan(host, port, size, batch, refresh)
     try:
         serving.serve(root, serving.named(adapters or (), root), plan, typer.echo)
@@ -612,9 +612,9 @@ def convert(
     Writes model.safetensors (with --shard-size several and an index), config.json and plan.json. A tensor
     without a rule, a shape that does not fit or a byte that differs leaves nothing behind.
     """
-    from flows.commands import conversion
+    from flows.commands import conversion, figures
 
-    largest = None if shard_size is None else conversion.size(shard_size)
+    largest = None if shard_size is None else figures.read_size(shard_size, "--shard-size")
     more = conversion.levels(verify or ())
     made = conversion.planned(source, family, reverse=reverse, key=key, layers=layers, width=width, root=root)
     found = conversion.convert(made, target, load=load, shard_size=largest, verify=more, reference=reference)

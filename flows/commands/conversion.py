@@ -3,9 +3,7 @@
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
@@ -34,8 +32,6 @@ PRESERVES = {
 }
 
 DIGITS = 12  # more than any width has
-SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*((?:[KMGT]?B)?)", re.IGNORECASE | re.ASCII)
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def planned(
@@ -93,19 +89,6 @@ def numbers(text: str) -> tuple[int, ...]:
             f"--layers {text}: write numbers from 0 on, such as 0,2,4, not {', '.join(map(repr, wrong))}"
         )
     return tuple(map(int, parts))
-
-
-def size(text: str, option: str = "--shard-size") -> int:
-    """Bytes that a person means by 5GB: decimal units, as huggingface_hub takes them, or none for bytes.
-
-    Raises InputError for anything but a number above 0 and such a unit.
-    """
-    found = SIZE.fullmatch(text.strip())
-    if not found or not (count := int(Decimal(found[1]) * UNITS[found[2].upper()])):
-        raise InputError(
-            f"{option} {text}: write a number of bytes, such as 5GB or 500MB, in KB, MB, GB or TB"
-        )
-    return count
 
 
 def convert(

@@ -1,7 +1,14 @@
-"""Numbers as people read them, in few columns."""
+"""Numbers as people read them, in few columns, and write them."""
 
 import math
+import re
+from decimal import Decimal
 from itertools import groupby
+
+from tasks.errors import InputError
+
+SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*((?:[KMGT]?B)?)", re.IGNORECASE | re.ASCII)
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def figure(value: float | None) -> str:
@@ -36,6 +43,19 @@ def size(count: int) -> str:
         if count >= unit:
             return f"{count / unit:,.1f} {name}"
     return f"{count / 10**3:,.1f} kB"
+
+
+def read_size(text: str, option: str) -> int:
+    """Bytes that a person means by 5GB: decimal units, as huggingface_hub takes them, or none for bytes.
+
+    Raises InputError for anything but a number above 0 and such a unit.
+    """
+    found = SIZE.fullmatch(text.strip())
+    if not found or not (count := int(Decimal(found[1]) * UNITS[found[2].upper()])):
+        raise InputError(
+            f"{option} {text}: write a number of bytes, such as 5GB or 500MB, in KB, MB, GB or TB"
+        )
+    return count
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import uvicorn
 
 from flows.addresses import demand_free, loopback
+from flows.commands import figures
 from tasks import params as parameters
 from tasks.errors import InputError
 from tasks.serving import app
@@ -69,7 +70,9 @@ def named(entries: Sequence[str], root: Path) -> dict[str, str]:
 
 def _line(one: Adapter) -> str:
     version = f" version {one.version}" if one.version else ""
-    return f"{one.name}: {one.source}{version}, {', '.join(one.labels) or one.kind}, {one.bytes:,} bytes"
+    return (
+        f"{one.name}: {one.source}{version}, {', '.join(one.labels) or one.kind}, {figures.size(one.bytes)}"
+    )
 
 
 def _token(host: str) -> str:

@@ -36,7 +36,7 @@ FAULTS: dict[int | str, dict[str, Any]] = {
         413: "too large a body",
         422: "a row that cannot be answered, or an adapter that cannot be served",
         429: "too many rows wait: ask again in a moment",
-        503: "the registry does not answer",
+        503: "the registry does not answer, or the disk does not",
     }.items()
 }
 Name = Annotated[str, InPath(pattern=messages.NAME)]
@@ -77,6 +77,7 @@ def build(service: Service, settings: Settings) -> FastAPI:
     app.include_router(_holding(service), dependencies=guarded, responses=FAULTS)
     app.add_exception_handler(RequestValidationError, _unusable)
     app.add_exception_handler(RegraftError, _failed)
+    app.add_exception_handler(OSError, _unwritten)
     app.add_middleware(Limited, most=settings.body)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts))
     app.add_middleware(Measured, told=measures.request)
@@ -159,11 +160,15 @@ async def _follow(service: Service, seconds: float, measures: Measures) -> None:
     while True:
         await asyncio.sleep(seconds)
         try:
-            for told in await run_in_threadpool(service.refresh):
+            news = await run_in_threadpool(service.refresh)
+        except Exception as error:  # noqa: BLE001 - what is served goes on being served, and is looked at again
+            news = [error]
+        for told in news:
+            if isinstance(told, Exception):
+                measures.unfollowed()
+                log.warning("an alias was not followed: %s", told)
+            else:
                 log.info(told)
-        except RegraftError as error:  # what is served goes on being served
-            measures.unfollowed()
-            log.warning("aliases were not looked at: %s", error)
 
 
 async def _unusable(request: Any, error: Exception) -> JSONResponse:
@@ -177,3 +182,11 @@ async def _failed(request: Any, error: Exception) -> JSONResponse:
     away = isinstance(error, TrackingError) and not isinstance(error, RefusedError)
     status = 404 if isinstance(error, NoAdapter) else 503 if away else 422
     return JSONResponse({"detail": pages.visible(str(error))}, status)
+
+
+async def _unwritten(request: Any, error: Exception) -> JSONResponse:
+    """Paths are told in the log alone."""
+    assert isinstance(error, OSError)
+    log.error("%s", error, exc_info=error)
+    why = error.strerror or type(error).__name__
+    return JSONResponse({"detail": f"the server cannot read or write a file: {why}"}, 503)

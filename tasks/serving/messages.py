@@ -98,5 +98,5 @@ class Service(Protocol):
     def unload(self, name: str) -> None:
         """Raises NoAdapter."""
 
-    def refresh(self) -> Sequence[str]:
-        """Follow the aliases that have moved; what was done, or could not be, in sentences."""
+    def refresh(self) -> Sequence[str | Exception]:
+        """Follow the aliases that have moved; what was done, or could not be, of each."""

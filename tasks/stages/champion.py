@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
+from pydantic import TypeAdapter, ValidationError
 
 from tasks import files
 from tasks.artifacts import EncodedDataset, PreparedText, TrainedModel
-from tasks.errors import ArtifactError, InputError
+from tasks.errors import ArtifactError, InputError, did_you_mean
 from tasks.evaluation import decisions, predictions
 from tasks.evaluation.asking import sequences
 from tasks.evaluation.decisions import Decision
@@ -24,6 +25,7 @@ from tasks.text.kinds import KINDS
 from tasks.tracking.registry import Registry, Version
 
 BATCH_ROWS = 64  # per forward pass
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,41 @@ class Champion:
 
     @property
     def kind(self) -> str:
-        return str(json.loads(self.version.tags.get("regraft.kind", '"label"')))
+        found = self._told("kind", str) if "regraft.kind" in self.version.tags else "label"
+        if found not in KINDS:
+            raise InputError(
+                f"version {self.version.number} answers rows of kind {found!r}; {did_you_mean(found, KINDS)}"
+            )
+        return found
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return tuple(self.registered("labels"))
+        return self._told("labels", tuple[str, ...])
 
-    def registered(self, name: str) -> Any:
-        if f"regraft.{name}" not in self.version.tags:
+    @property
+    def max_length(self) -> int:
+        """Tokens of a row."""
+        return self._told("max_length", int)
+
+    @property
+    def tokens(self) -> str:
+        """Digest of what makes tokens of a text, of a version whose adapter can be served."""
+        return self._told("tokenizer", str)
+
+    def _told(self, name: str, kind: type[T]) -> T:
+        """What the tag regraft.NAME says, which must be of this type."""
+        tag = f"regraft.{name}"
+        if tag not in self.version.tags:
             raise InputError(
-                f"version {self.version.number} has no tag regraft.{name}: it was not registered by regraft"
+                f"version {self.version.number} has no tag {tag}: it was not registered by regraft"
             )
-        return json.loads(self.version.tags[f"regraft.{name}"])
+        try:
+            return TypeAdapter(kind).validate_json(self.version.tags[tag])
+        except ValidationError as error:
+            raise self._unusable(tag, error.errors()[0]["msg"]) from None
+
+    def _unusable(self, tag: str, why: object) -> InputError:
+        return InputError(f"the tag {tag} of version {self.version.number} says nothing usable: {why}")
 
     @property
     def decision(self) -> Decision:
@@ -59,9 +84,7 @@ class Champion:
         try:
             return decisions.read(self.version.tags.get("regraft.decision", "{}"), self.labels)
         except ValueError as error:
-            raise InputError(
-                f"the tag regraft.decision of version {self.version.number} says nothing usable: {error}"
-            ) from None
+            raise self._unusable("regraft.decision", error) from None
 
     @cached_property
     def directory(self) -> Path:
@@ -84,7 +107,7 @@ class Champion:
     @cached_property
     def steps(self) -> tuple[str, ...]:
         """Of cleaning."""
-        return tuple(self.registered("clean")) if KINDS[self.kind].cleaned else ()
+        return self._told("clean", tuple[str, ...]) if KINDS[self.kind].cleaned else ()
 
     def cleaned(self, text: str) -> str:
         """As the rows that it learned from."""
@@ -99,7 +122,7 @@ class Champion:
 
     def answers(self, texts: Sequence[Text]) -> Array:
         """To texts as they are, or pairs of them: as `predictions.FORMS` says, or how each goes on."""
-        length, (model, tokenizer) = self.registered("max_length"), self.loaded
+        length, (model, tokenizer) = self.max_length, self.loaded
         from tasks.evaluation.asking import continuing, predict
         from tasks.model import batches
         from tasks.text.tokens import words
@@ -134,14 +157,14 @@ class Champion:
         ]
         table = pa.Table.from_pylist(rows)
         stride = json.loads(self.version.tags.get("regraft.stride", "null"))
-        encoded = pa.table(windows.encode(table, tokenizer, self.registered("max_length"), stride))
+        encoded = pa.table(windows.encode(table, tokenizer, self.max_length, stride))
         asked, _ = written.answered(encoded, {str(row["id"]): row for row in rows})
         return predict.spans(model, asked.tokens, asked.sources, ids=asked.ids, batches=cut)
 
     def _written(self, texts: Sequence[Text], cut: Any) -> Array:
         from tasks.evaluation.asking import continuing, predict
 
-        (model, tokenizer), length = self.loaded, self.registered("max_length")
+        (model, tokenizer), length = self.loaded, self.max_length
         writer = continuing.Writer(predict.wording(tokenizer, masked=False).decode, length)
         asked = tokenizer([str(text) for text in texts], truncation=True, max_length=length)
         rows = {"input_ids": asked["input_ids"]}

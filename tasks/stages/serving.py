@@ -2,8 +2,10 @@
 what it makes of it."""
 
 import json
+import os
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -15,7 +17,7 @@ from transformers import AutoTokenizer
 from tasks import files
 from tasks import params as parameters
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, Evaluation, TrainedModel, Vocabulary
-from tasks.errors import InputError, RegraftError, did_you_mean
+from tasks.errors import InputError, RegraftError, TrainingError, did_you_mean
 from tasks.evaluation import decisions
 from tasks.evaluation.asking import predict
 from tasks.evaluation.decisions import Decision
@@ -111,16 +113,12 @@ class Service:
         with self._changed:
             self._retire(self._served.pop(self._known(name).name))
 
-    def refresh(self) -> list[str]:
+    def refresh(self) -> list[str | RegraftError]:
         """Follow the aliases that name another version now. One that cannot be followed goes on as it is."""
         with self._changed:
             followed = [one for one in self._served.values() if "@" in one.source]
-        told = []
-        for one in followed:
-            now = registry.find(one.source, self._root)[1].number
-            if now != one.version:
-                told.append(self._follow(one, now))
-        return told
+        self._keep_young()
+        return [told for one in followed if (told := self._follow(one))]
 
     def prepare(self, rows: Sequence[Row]) -> list[Prepared]:
         """Their adapters stay until `release`. Raises NoAdapter, and InputError naming the row at fault."""
@@ -138,7 +136,7 @@ class Service:
         """Of each row; where adapters have no room beside one another, one adapter after the other."""
         try:
             return self._answers(prepared)
-        except RegraftError as error:
+        except (RegraftError, OSError) as error:
             if len(groups := {row.served for row in prepared}) == 1:
                 return [error] * len(prepared)
         found: dict[int, Answer | Exception] = {}
@@ -171,39 +169,58 @@ class Service:
 
     def _loaded(self, name: str, source: str) -> tuple[Served, About]:
         version, manner, folder, tokens = self._found(source)
+        clean.text("", manner.clean)  # by steps that are known here
         if manner.kind not in predict.FROM_LOGITS:
             known = ", ".join(predict.FROM_LOGITS)
             raise InputError(f"{source}: rows of kind {manner.kind} are not served; those of {known} are")
         if tokens != self._tokens:
             raise InputError(f"{source}: its tokenizer is not the base's: serve it from its own project")
         new = Served(name, f"{name}.{next(self._keys)}", source, version, manner)
-        return new, self._bank.load(new.key, folder)
+        about = self._bank.load(new.key, folder)
+        if about.labels != (manner.labels if KINDS[manner.kind].classes else about.labels[:1]):
+            self._bank.unload(new.key)
+            told, own = ", ".join(manner.labels) or f"a {manner.kind}", ", ".join(about.labels)
+            raise InputError(f"{source}: it is said to answer {told}, and its adapter's head answers {own}")
+        return new, about
 
     def _found(self, source: str) -> tuple[str | None, Manner, Path, str]:
         """Version, manner, adapter's folder, digest of the tokenizer."""
         if source.startswith(REGISTERED):
             home, version = registry.find(source, self._root)
             known = Champion(home, version)
-            length, tokens = int(known.registered("max_length")), str(known.registered("tokenizer"))
-            manner = Manner(known.kind, known.labels, known.steps, length, known.decision)
-            return version.number, manner, home.adapter(version), tokens
+            manner = Manner(known.kind, known.labels, known.steps, known.max_length, known.decision)
+            return version.number, manner, home.adapter(version), known.tokens
         root = Path(source)
         if not (folder := TrainedModel.load(root).path / "adapter").is_dir():
             raise InputError(f"{root} learned without an adapter: set finetuning.adapter there and run it")
         return None, _manner(root), folder, tokens_digest(Vocabulary.load(root).path / "tokenizer")
 
-    def _follow(self, one: Served, number: str) -> str:
+    def _follow(self, one: Served) -> str | RegraftError | None:
+        """What there is to tell of it."""
+        now = "not to be had"
         try:
+            now = f"version {registry.find(one.source, self._root)[1].number} now"
+            if now == f"version {one.version} now":
+                return None
             new, _ = self._loaded(one.name, one.source)
-        except RegraftError as error:
-            return f"{one.name}: {one.source} is version {number} now, and {one.version} goes on: {error}"
+        except (RegraftError, OSError) as error:
+            return RegraftError(f"{one.name}: {one.source} is {now}, and {one.version} goes on: {error}")
         with self._changed:
             if self._served.get(one.name) is not one:  # unloaded or replaced meanwhile
                 self._retire(new)
                 return f"{one.name}: nobody wants {one.source} any more"
             self._served[one.name] = new
             self._retire(one)
-        return f"{one.name}: {one.source} is version {number} now, it was {one.version}"
+        return f"{one.name}: {one.source} is {now}, it was version {one.version}"
+
+    def _keep_young(self) -> None:
+        """The folders of downloads: `regraft clean` takes those that were not needed for a while."""
+        with self._changed:
+            fetched = {one.key for one in self._served.values() if one.version}
+        for about in self._bank:
+            if about.name in fetched:
+                with suppress(OSError):
+                    os.utime(about.folder)
 
     def _known(self, name: str) -> Served:
         if name not in self._served:
@@ -245,9 +262,12 @@ def _manner(root: Path) -> Manner:
     return Manner(encoded.kind, tuple(trained.labels), tuple(steps), encoded.max_length, decision)
 
 
-def _answer(served: Served | None, scores: Tensor) -> Answer:
+def _answer(served: Served | None, scores: Tensor) -> Answer | Exception:
     """scores: (labels,), or of the base the mean state (width,)."""
     values = scores.float().cpu().numpy()
+    if not np.isfinite(values).all():
+        who = f"{served.name} ({served.source})" if served else "the base"
+        return TrainingError(f"{who} answers what is no number: its weights have diverged, serve others")
     if served is None:
         return Answer(adapter=None, embedding=values.tolist())
     manner = served.manner

@@ -28,6 +28,7 @@ ALIAS = "champion"
 MODEL = "regraft.model"  # tag of a version: its logged model, which MLflow's databases do not keep
 CHAMPION = "regraft.champion"  # tag: the version that the last finished move made champion
 REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[\w.-]+)|/(?P<number>\d+))")
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 WAIT = 900.0  # seconds for another promotion, which may have to run a model
 
 
@@ -255,8 +256,7 @@ class Registry:
 
         Raises TrackingError where the weights are not those that were registered.
         """
-        weights = version.weights.removeprefix("sha256:")[:16]  # others of the same may have other labels
-        target = self._root / ".regraft" / "champions" / f"{self.name}-{version.number}-{weights}"
+        target = self._kept(version.number, version.weights)  # others of the same may have other labels
         with server.lock(self._uri, f"download-{target.name}", wait=WAIT), server.asking(self._uri):
             contents.fetch_once(self._client, self.name, version.number, version.weights, target)
         return target
@@ -271,11 +271,16 @@ class Registry:
                 f"{self.name} version {version.number} holds no adapter: set finetuning.adapter, run and "
                 "promote it"
             )
-        short = digest.removeprefix("sha256:")[:16]
-        target = self._root / ".regraft" / "champions" / f"{self.name}-{version.number}-adapter-{short}"
+        target = self._kept(f"{version.number}-adapter", digest)
         with server.lock(self._uri, f"download-{target.name}", wait=WAIT), server.asking(self._uri):
             contents.fetch_adapter(self._client, self.name, version.number, digest, target)
         return target
+
+    def _kept(self, part: str, digest: str) -> Path:
+        """Where it is kept. Raises TrackingError for a tag that is no digest: others may lead away."""
+        if digest and not DIGEST.fullmatch(digest):
+            raise TrackingError(f"{self.name}: {digest[:80]!r} is no digest; other hands have set the tag")
+        return self._root / ".regraft" / "champions" / f"{self.name}-{part}-{digest[7:23]}"
 
     def _check_target(self, target: str | None, now: str) -> None:
         if target is None:

@@ -1,10 +1,15 @@
 """What the server does about a request, whatever answers behind it."""
 
+import errno
+import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import httpx
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 
 from tasks.errors import InputError, TrackingError
@@ -58,6 +63,8 @@ class Echo:
     def load(self, name, source):
         if "away" in source:
             raise TrackingError("MLflow at http://mlflow: no answer")
+        if "full" in source:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/srv/regraft/champions")
         if "none" in source:
             raise InputError("m has no alias 'none'")
         self.known.add(name)
@@ -70,9 +77,10 @@ class Echo:
 
     def refresh(self):
         self.looks += 1
-        if self.news:
-            raise self.news.pop()
-        return ["echo: models:/m@champion is version 2 now, it was 1"]
+        news = self.news.pop() if self.news else []
+        if isinstance(news, Exception):
+            raise news
+        return news
 
 
 @pytest.fixture
@@ -217,6 +225,7 @@ def test_a_page_of_another_site_that_calls_us_by_its_own_name_is_refused(echo):
         ("new", "/etc", 422),
         ("new", "models:/m@none", 422),
         ("new", "models:/away@champion", 503),
+        ("new", "models:/full@champion", 503),
         ("-", "models:/m@champion", 422),
         ("x" * 101, "models:/m@champion", 422),
     ],
@@ -252,13 +261,51 @@ def test_prometheus_reads_requests_rows_and_batches(client):
 
 def test_aliases_are_followed_and_a_registry_that_is_away_stops_nothing(echo, caplog):
     caplog.set_level("INFO", logger="tasks.serving.app")
-    echo.news = [TrackingError("MLflow at http://mlflow: no answer")]
+    away = TrackingError("MLflow at http://mlflow: no answer")
+    echo.news = [[away, "echo: models:/m@champion is version 2 now"], OSError("No space left"), away]
     with asking(echo, refresh=0.01) as client:
-        _until(lambda: echo.looks > 1)
+        _until(lambda: echo.looks > 3)
         assert client.post("/predict", json=_rows("x")).status_code == 200
-        assert "regraft_refresh_failures_total 1.0" in client.get("/metrics").text
-    assert "aliases were not looked at: MLflow at http://mlflow: no answer" in caplog.text
-    assert "is version 2 now" in caplog.text
+        assert "regraft_refresh_failures_total 3.0" in client.get("/metrics").text
+    told = [record.getMessage() for record in caplog.records]
+    lost = "an alias was not followed: MLflow at http://mlflow: no answer"
+    assert told == [
+        lost,
+        "an alias was not followed: No space left",
+        lost,
+        "echo: models:/m@champion is version 2 now",
+    ]
+
+
+def test_a_full_disk_is_told_without_its_paths(client):
+    found = client.put("/adapters/new", json={"source": "models:/full@champion"})
+    assert found.json() == {"detail": "the server cannot read or write a file: No space left on device"}
+
+
+def test_told_to_end_it_answers_what_it_has_begun_and_takes_no_more(echo):
+    made = uvicorn.Server(
+        uvicorn.Config(
+            app.build(echo, app.Settings()), port=0, log_level="warning", timeout_graceful_shutdown=30
+        )
+    )
+    running = threading.Thread(target=made.run)
+    running.start()
+    _until(lambda: made.started)
+    port = made.servers[0].sockets[0].getsockname()[1]
+    echo.free.clear()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(httpx.post, f"http://127.0.0.1:{port}/predict", json=_rows("x"), timeout=60)
+        assert echo.begun.wait(30)
+        made.should_exit = True
+        _until(lambda: not made.servers[0].is_serving())
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{port}/health")
+        assert running.is_alive()
+        echo.free.set()
+        found = asked.result(30)
+    running.join(30)
+    assert (found.status_code, found.json()["predictions"][0]["prediction"]) == (200, "x")
+    assert not running.is_alive()
 
 
 def test_the_page_needs_no_other_host(client):

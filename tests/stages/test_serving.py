@@ -1,6 +1,8 @@
 """Adapters of several projects on one base: each row is answered as its own project would answer it."""
 
 import json
+import os
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,12 +14,20 @@ import schemathesis
 import torch
 from hypothesis import strategies
 from mlflow import MlflowClient
+from safetensors.torch import load_file, save_file
 from schemathesis import GenerationMode
 from transformers import AutoTokenizer
 
 from tasks import files, params
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, Evaluation, TrainedModel, Vocabulary
-from tasks.errors import ArtifactError, InputError, TrackingError, TrainingError
+from tasks.errors import (
+    ArtifactError,
+    InputError,
+    ParamsError,
+    RegraftError,
+    TrackingError,
+    TrainingError,
+)
 from tasks.model import adapters, floors
 from tasks.model.adapters import Adapter
 from tasks.serving import app
@@ -116,7 +126,7 @@ def _ask(service, *rows):
 def register(base, tiny_classifier):
     """Model's name, a project -> its adapter as the next version, which becomes champion."""
 
-    def put(name, root, *, seed=0, without=()):
+    def put(name, root, *, seed=0, without=(), tags=()):
         client = MlflowClient(tracking_uri=server.uri(base))
         known = client.get_experiment_by_name("tests")
         experiment = (
@@ -138,7 +148,9 @@ def register(base, tiny_classifier):
         directory = tiny_classifier(root.parent / f"{name} {seed}", seed=seed)
         version = registry.register(
             directory, run_id=run.info.run_id, max_length=8, kind="label", reading={},
-            tags={f"regraft.{key}": json.dumps(value) for key, value in told.items() if key not in without},
+            tags={
+                f"regraft.{key}": json.dumps(value) for key, value in told.items() if key not in without
+            } | dict(tags),
             adapter=None if "adapter" in without else trained.path / "adapter",
         )  # fmt: skip
         with registry.locked():
@@ -334,7 +346,7 @@ def test_the_champions_adapter_is_served_and_followed_when_the_alias_moves(base,
     )
     assert found.version == "1"
     register("tweets", second, seed=1)
-    assert service.refresh() == ["mood: models:/tweets@champion is version 2 now, it was 1"]
+    assert service.refresh() == ["mood: models:/tweets@champion is version 2 now, it was version 1"]
     (found,) = _ask(service, (TEXTS[0], "mood"))
     np.testing.assert_allclose(
         list(found.probabilities.values()), _alone(base, after, TEXTS[0]).softmax(-1), atol=1e-6
@@ -350,7 +362,8 @@ def test_a_champion_that_cannot_be_served_leaves_the_former_one(base, project, r
     register("tweets", root, seed=1, without=("adapter",))
     (told,) = service.refresh()
     assert (
-        "is version 2 now, and 1 goes on: tweets version 2 holds no adapter: set finetuning.adapter" in told
+        "is version 2 now, and 1 goes on: tweets version 2 holds no adapter: set finetuning.adapter"
+        in str(told)
     )
     assert _ask(service, (TEXTS[0], "mood"))[0].version == "1"
     assert service.load("fixed", "models:/tweets/1").version == "1"
@@ -369,6 +382,82 @@ def test_a_reference_to_nothing_is_told(base, project, register, source, error, 
     register("tweets", project("moods")[0])
     with pytest.raises(error, match=told):
         Service(base).load("mood", source)
+
+
+def test_one_alias_that_is_gone_hinders_no_other(base, project, register):
+    (first, _), (second, _) = project("moods", seed=1), project("moods2", seed=2, labels=LABELS["moods"])
+    for name in ("lost", "tweets"):
+        register(name, first)
+    service = Service(base)
+    for name in ("lost", "tweets"):
+        service.load(name, f"models:/{name}@champion")
+    MlflowClient(tracking_uri=server.uri(base)).delete_registered_model_alias("lost", "champion")
+    register("tweets", second, seed=1)
+    lost, moved = service.refresh()
+    assert isinstance(lost, RegraftError)
+    assert "lost: models:/lost@champion is not to be had, and 1 goes on: lost: version 1 was" in str(lost)
+    assert moved == "tweets: models:/tweets@champion is version 2 now, it was version 1"
+    assert {one.version for one in _ask(service, *((TEXTS[0], name) for name in ("lost", "tweets")))} == {
+        "1",
+        "2",
+    }
+
+
+def test_housekeeping_takes_no_adapter_that_is_served(base, project, register):
+    """It goes by a folder's age."""
+    root, _ = project("yes")
+    register("tweets", project("moods")[0])
+    service = Service(base)
+    service.load("mood", "models:/tweets/1")
+    service.load("yes", str(root))
+    (fetched,) = (base / ".regraft" / "champions").iterdir()
+    own = TrainedModel.folder(root) / "adapter"
+    for folder in (fetched, own):
+        os.utime(folder, (0, 0))
+    assert service.refresh() == []
+    assert fetched.stat().st_mtime > 0
+    assert own.stat().st_mtime == 0
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "error", "told"),
+    [
+        ("adapter", "sha256:../../../../x", TrackingError, "is no digest; other hands have set the tag"),
+        ("labels", '["good", "bad", "fair"]', InputError, "said to answer good, bad, fair, and its adapter"),
+        ("labels", '["bad", "fair"]', InputError, "said to answer bad, fair, and its adapter's head answers"),
+        ("labels", "[1, 2, 3]", InputError, "the tag regraft.labels of version 1 says nothing usable"),
+        ("labels", "[", InputError, "the tag regraft.labels of version 1 says nothing usable"),
+        ("max_length", '"long"', InputError, "the tag regraft.max_length of version 1 says nothing usable"),
+        ("kind", '"lable"', InputError, "rows of kind 'lable'; did you mean 'label'"),
+        ("kind", '"score"', InputError, "its adapter's head answers bad, fair, good"),
+        ("clean", '["wash"]', ParamsError, "unknown step 'wash'"),
+        ("decision", '{"thresholds": [1]}', InputError, "1 thresholds for 3 labels"),
+    ],
+)
+def test_tags_that_other_hands_have_set_are_refused(base, project, register, tag, value, error, told):
+    register("tweets", project("moods")[0])
+    client = MlflowClient(tracking_uri=server.uri(base))
+    client.set_model_version_tag("tweets", "1", f"regraft.{tag}", value)
+    service = Service(base)
+    with pytest.raises(error, match=re.escape(told)):
+        service.load("mood", "models:/tweets@champion")
+    assert service.adapters() == []
+    assert not list(service._bank)
+
+
+def test_an_adapter_that_has_diverged_fails_alone(base, project):
+    (sound, _), (broken, _) = project("moods"), project("news")
+    path = TrainedModel.folder(broken) / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    head = next(name for name in tensors if name.endswith("classifier.weight"))
+    save_file({**tensors, head: torch.full_like(tensors[head], torch.inf)}, path, {"format": "pt"})
+    service = Service(base)
+    service.load("moods", str(sound))
+    service.load("news", str(broken))
+    found, lost = _ask(service, (TEXTS[0], "moods"), (TEXTS[0], "news"))
+    assert found.prediction in LABELS["moods"]
+    assert isinstance(lost, TrainingError)
+    assert f"news ({broken}) answers what is no number: its weights have diverged" in str(lost)
 
 
 def test_an_adapter_that_was_altered_in_the_store_is_refused(base, project, register):

@@ -14,7 +14,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from typer.testing import CliRunner
 
 from flows import cli
-from flows.commands import conversion
+from flows.commands import figures
 from tasks.errors import RegraftError
 from tasks.weights.formats import open_checkpoint
 
@@ -151,7 +151,7 @@ def test_several_files_are_written_proven_and_become_themselves_again(trained, t
     [("5GB", 5 * 10**9), ("500 mb", 5 * 10**8), ("1.5KB", 1500), ("0.1TB", 10**11), ("7", 7), ("12B", 12)],
 )
 def test_a_size_is_read_in_decimal_units(size, expected):
-    assert conversion.size(size) == expected
+    assert figures.read_size(size, "--room") == expected
 
 
 @pytest.mark.parametrize("size", ["", "0", "-5GB", "5GiB", "GB", "5 G", "1e9", "0.0001KB", "٣GB", "9" * 400])
