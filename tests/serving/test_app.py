@@ -1,7 +1,11 @@
 """What the server does about a request, whatever answers behind it."""
 
 import errno
+import html
 import os
+import re
+import shutil
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -282,28 +286,57 @@ def test_a_full_disk_is_told_without_its_paths(client):
     assert found.json() == {"detail": "the server cannot read or write a file: No space left on device"}
 
 
-def test_told_to_end_it_answers_what_it_has_begun_and_takes_no_more(echo):
-    made = uvicorn.Server(
-        uvicorn.Config(
-            app.build(echo, app.Settings()), port=0, log_level="warning", timeout_graceful_shutdown=30
-        )
+@contextmanager
+def listening(service):
+    """A server on a port of its own, its thread and address."""
+    config = uvicorn.Config(
+        app.build(service, app.Settings()), port=0, log_level="warning", timeout_graceful_shutdown=30
     )
+    made = uvicorn.Server(config)
     running = threading.Thread(target=made.run)
     running.start()
-    _until(lambda: made.started)
-    port = made.servers[0].sockets[0].getsockname()[1]
+    try:
+        _until(lambda: made.started)
+        yield made, running, f"http://127.0.0.1:{made.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        made.should_exit = True
+        running.join(60)
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+def test_the_page_answers_at_once_and_runs_nothing_that_a_label_says(echo, monkeypatch):
+    hostile = '<img src="x" onerror="document.title=1">'
+    answer = Answer(adapter="echo", prediction=hostile, probabilities={hostile: 0.75, "no": 0.25})
+    monkeypatch.setattr(echo, "answer", lambda rows: [answer] * len(rows))
+    with listening(echo) as (_, _, address):
+        found = subprocess.run(
+            [BROWSER, "--headless=new", "--no-sandbox", "--virtual-time-budget=10000", "--dump-dom", address],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        ).stdout
+    assert f"<strong>{html.escape(hostile, quote=False)}</strong><small>0.750</small>" in found
+    assert re.search(r"\d answers in \d+ ms", found)
+    assert "<img" not in found
+    assert "<title>1" not in found
+
+
+def test_told_to_end_it_answers_what_it_has_begun_and_takes_no_more(echo):
     echo.free.clear()
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(httpx.post, f"http://127.0.0.1:{port}/predict", json=_rows("x"), timeout=60)
+    with listening(echo) as (made, running, address), ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(httpx.post, f"{address}/predict", json=_rows("x"), timeout=60)
         assert echo.begun.wait(30)
         made.should_exit = True
         _until(lambda: not made.servers[0].is_serving())
         with pytest.raises(httpx.ConnectError):
-            httpx.get(f"http://127.0.0.1:{port}/health")
+            httpx.get(f"{address}/health")
         assert running.is_alive()
         echo.free.set()
         found = asked.result(30)
-    running.join(30)
+        running.join(30)
     assert (found.status_code, found.json()["predictions"][0]["prediction"]) == (200, "x")
     assert not running.is_alive()
 
