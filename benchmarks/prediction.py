@@ -88,13 +88,12 @@ def _ways() -> dict[str, Callable[[Sequence[str]], Any]]:
     model = AutoModelForSequenceClassification.from_pretrained(directory, num_labels=3).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory)
     tokenizer.backend_tokenizer.no_padding()
-    cut = partial(batches.sorted_batches, batch_size=BATCH_ROWS, pad=0)
     ours = partial(
         predict.predict_texts,
         unpadded.quickest(model),
         tokenizer,
         kind="label",
-        batches=cut,
+        batches=batches.suited(model, BATCH_ROWS),
         max_length=labelled.LONGEST,
     )
     piped = pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu")

@@ -1,7 +1,8 @@
 """Ragged rows of token ids as padded tensors, with as little padding as the order allows."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 Tokens = Sequence[Sequence[int]]
 Places = Sequence[int]  # of rows in their table
+CACHED = 4096  # tokens of a batch on a CPU: of 16,384, the states between two layers are read from memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,11 +132,17 @@ class Rows:
             return [np.zeros(1, dtype=np.int64)] * len(places)
         return [self.read[place] for place in places]
 
-    def longest_first(self, size: int) -> list[list[int]]:
-        """Places in batches of `size`: padding is least, and memory trouble shows at once."""
-        lengths = self.lengths
+    def longest_first(self, size: int, *, tokens: int | None = None) -> list[list[int]]:
+        """Places in batches of `size`, or of fewer, one at least, that have no more than so many tokens:
+        padding is least, and memory trouble shows at once."""
+        lengths, found, start = self.lengths, list[list[int]](), 0
         order = sorted(range(len(self)), key=lambda place: (-lengths[place], place))
-        return [order[start : start + size] for start in range(0, len(order), size)]
+        while start < len(order):
+            longest = max(1, lengths[order[start]])
+            count = size if tokens is None else max(1, min(size, tokens // longest))
+            found.append(order[start : start + count])
+            start += count
+        return found
 
 
 def last_tokens(input_ids: Ragged, pad: int) -> Ragged:
@@ -146,17 +154,23 @@ def last_tokens(input_ids: Ragged, pad: int) -> Ragged:
 
 
 def sorted_batches(
-    columns: Mapping[str, Tokens], *, batch_size: int, pad: int
+    columns: Mapping[str, Tokens], *, batch_size: int, pad: int, tokens: int | None = None
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """For prediction: longest rows first.
 
-    columns: input_ids and, for pairs, token_type_ids, ragged.
+    columns: input_ids and, for pairs, token_type_ids, ragged. tokens: of a batch, at most; None: any number.
     Yields places of rows, and what a transformers model takes of them, each (batch, tokens).
     """
     types = columns.get("token_type_ids")
     rows = Rows(Ragged.of(columns["input_ids"]), None if types is None else Ragged.of(types), pad)
-    for places in rows.longest_first(batch_size):
+    for places in rows.longest_first(batch_size, tokens=tokens):
         yield places, rows.batch(places, torch.device("cpu"))
+
+
+def suited(model: Any, size: int) -> Callable[[Mapping[str, Tokens]], Iterator[Any]]:
+    """`sorted_batches` of `size` rows, of fewer long ones on a CPU, whose caches should hold their states."""
+    tokens = CACHED if model.device.type == "cpu" else None
+    return partial(sorted_batches, batch_size=size, pad=model.config.pad_token_id or 0, tokens=tokens)
 
 
 def picked(states: Tensor, positions: Sequence[NDArray[np.int64]]) -> Tensor:

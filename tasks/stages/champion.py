@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -130,7 +130,7 @@ class Champion:
         if self.kind in sequences.STARTS:
             said = continuing.continuations(model, tokenizer, [str(text) for text in texts], kind=self.kind)
             return np.array(said, dtype=object)
-        cut = partial(batches.sorted_batches, batch_size=BATCH_ROWS, pad=model.config.pad_token_id or 0)
+        cut = batches.suited(model, BATCH_ROWS)
         if self.kind == "answer":
             return self._answers_of(texts, cut)
         if self.kind in continuing.WRITTEN:
@@ -195,8 +195,7 @@ class Champion:
         model, tokenizer = self.loaded
         wording = predict.wording(tokenizer, masked=not model.can_generate())
         rows, _ = sequences.read(EncodedDataset.folder(root) / "test.parquet", ours.kind, wording)
-        size = predict.affordable(model, rows.tokens, BATCH_ROWS)
-        cut = partial(batches.sorted_batches, batch_size=size, pad=model.config.pad_token_id or 0)
+        cut = batches.suited(model, predict.affordable(model, rows.tokens, BATCH_ROWS))
         found = predict.likelihoods(model, rows.tokens, ids=rows.ids, batches=cut)
         return Predictions(MODEL, rows.ids, rows.actual, found, ours.kind)
 

@@ -17,7 +17,7 @@ from tasks.evaluation.asking.continuing import Writer
 from tasks.evaluation.baselines import Baseline
 from tasks.evaluation.predictions import HEAD, MODEL, Array, Predictions
 from tasks.model import floors
-from tasks.model.batches import sorted_batches
+from tasks.model.batches import suited
 from tasks.stages.prompting import Prompting
 from tasks.stages.upstream import Entered, Split
 
@@ -183,7 +183,7 @@ def load(directory: Path, contest: Contest) -> PreTrainedModel:
 
 
 def batches(model: PreTrainedModel, size: int = ROWS) -> predict.Batches:
-    return partial(sorted_batches, batch_size=size, pad=model.config.pad_token_id or 0)
+    return suited(model, size)
 
 
 def _predictions(name: str, asked: rows.Rows, said: Said, kind: str) -> Predictions:

@@ -19,6 +19,19 @@ def test_sorted_batches_cover_every_row_once_longest_first():
     assert all(given.keys() == {"input_ids", "attention_mask"} for _, given in found)
 
 
+def test_a_batch_has_as_many_tokens_as_it_may_and_one_row_at_least():
+    rows = {"input_ids": [[1] * length for length in (3, 9, 1, 5, 4, 2)]}
+    found = batches.sorted_batches(rows, batch_size=3, pad=0, tokens=8)
+    assert [places for places, _ in found] == [[1], [3], [4, 0], [5, 2]]
+
+
+def test_on_a_cpu_long_rows_come_fewer_at_a_time(tiny_bert):
+    rows = {"input_ids": [[1] * 128] * 64}
+    found = [len(places) for places, _ in batches.suited(tiny_bert(), 64)(rows)]
+    assert found == [32, 32]
+    assert [len(places) for places, _ in batches.suited(tiny_bert().to("meta"), 64)(rows)] == [64]
+
+
 def test_the_types_of_pairs_are_padded_like_their_tokens():
     columns = {"input_ids": [[7, 8], [7, 8, 9]], "token_type_ids": [[0, 1], [0, 1, 1]]}
     [(places, given)] = batches.sorted_batches(columns, batch_size=2, pad=5)
