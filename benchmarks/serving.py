@@ -3,11 +3,11 @@
 Adapters of rank 8 on every attention layer, with heads of two to six labels and random values, on the
 packaged encoder; rows are tweets. In turns, one thread, seconds of the processor: a batch of 32 rows for 8
 adapters by `Bank.answer`; the same rows adapter by adapter, by peft (`set_adapter`, grouped, which is its
-best) and by the bank; an answer by another adapter than the one before, and by base and adapter loaded anew.
-Then what a process holds of memory with the base alone and with 100 adapters, and a soak: threads ask while
-adapters come and go and have no room for one another; each answer is compared with that of the adapter alone.
-Writes benchmarks/results/serving.json; a quick run serving-quick.json, and the other only where no full run
-has.
+best) and by the bank; a row's answer by the adapter of the row before, and by another; base and adapter
+loaded anew. What a swap takes is what the second of these takes longer than the first. Then what a process
+holds of memory with the base alone and with 100 adapters, and a soak: threads ask while adapters come and go
+and have no room for one another; each answer is compared with that of the adapter alone. Writes
+benchmarks/results/serving.json; a quick run serving-quick.json, and the other only where no full run has.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,10 +39,11 @@ from tasks.model.batches import Ragged, Rows
 
 LIBRARIES = ("torch", "transformers", "peft")
 NAMES = tuple(f"task{number}" for number in range(8))
-ADAPTER = Adapter("lora", rank=8)
+ADAPTER, DIGEST = Adapter("lora", rank=8), "sha256:benchmark"
 ROWS, RESIDENT, THREADS = 32, 100, 4
 MIXED, GROUPED, PEFT = "one mixed batch", "adapter by adapter, bank", "adapter by adapter, peft"
-SWAPPED, RELOADED = "one row, another adapter", "one row, base and adapter loaded anew"
+SAME, SWAPPED = "one row, the same adapter", "one row, another adapter"
+RELOADED = "base and adapter loaded anew"
 NEAR = 1e-5  # of logits: sums of another length are added in another order
 
 
@@ -50,7 +52,7 @@ class Size(NamedTuple):
     soak: float  # seconds
 
 
-FULL, QUICK = Size(31, 600.0), Size(5, 10.0)
+FULL, QUICK = Size(31, 600.0), Size(3, 3.0)
 Given = Mapping[str, Tensor]
 
 
@@ -64,11 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = Path(scratch)
         share = record.alone(write, folder, threads=1)
         seconds = record.alone(contested, folder, size.repetitions, threads=1)
-        alone, crowded = (record.alone(held, folder, count, threads=1) for count in (0, RESIDENT))
+        alone, crowded = (record.alone(held, folder, number, threads=1) for number in (0, RESIDENT))
         answers, wrong = record.alone(soak, folder, size.soak, threads=1)
     figures = {
         "mixed_speedup": seconds[PEFT] / seconds[MIXED],
-        "swap_over_reload": seconds[SWAPPED] / seconds[RELOADED],
+        "swap_over_reload": max(0.0, seconds[SWAPPED] - seconds[SAME]) / seconds[RELOADED],
         "adapter_bytes_share": share,
         "resident100_memory_ratio": crowded / alone,
         "wrong_answers": wrong,
@@ -90,7 +92,7 @@ def write(folder: Path) -> float:
             model.save_pretrained(folder / "base")
         adapters.inject(model, ADAPTER, range(model.config.num_hidden_layers), seed=place)
         _shake([one for floor in floors.floors(model) for one in floor.adapter.values()], place)
-        adapters.save(model, ADAPTER, folder / name, base="sha256:benchmark")
+        adapters.save(model, ADAPTER, folder / name, base=DIGEST)
         sizes.append((folder / name / adapters.WEIGHTS).stat().st_size)
     return max(sizes) / (folder / "base" / "model.safetensors").stat().st_size
 
@@ -102,8 +104,10 @@ def contested(folder: Path, repetitions: int) -> dict[str, float]:
     ways[MIXED] = lambda: bank.answer(given, names)
     ways[GROUPED] = lambda: [bank.answer(_rows(given, names, name), [name] * 4) for name in NAMES]
     ways[PEFT] = _by_peft(folder, given, names)
-    ways[SWAPPED] = _swapped(bank, given)
-    ways[RELOADED] = lambda: _reloaded(folder, given)
+    one = {name: value[:1] for name, value in given.items()}
+    ways[SAME] = lambda: bank.answer(one, [NAMES[0]])
+    ways[SWAPPED] = _swapped(bank, one)
+    ways[RELOADED] = lambda: adapters.load(floors.load(folder / "base"), folder / NAMES[0], base=DIGEST)
     found: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(-1, repetitions):  # the first is to warm up
         record.say(f"turn {number + 1} of {repetitions}")
@@ -114,19 +118,19 @@ def contested(folder: Path, repetitions: int) -> dict[str, float]:
     return {name: statistics.median(seconds) for name, seconds in found.items()}
 
 
-def held(folder: Path, count: int) -> int:
+def held(folder: Path, number: int) -> int:
     """Bytes that this process holds with so many adapters on the base, after an answer."""
     _quiet()
     given = _given(8)
-    if not count:
+    if not number:
         model = floors.load(folder / "base")
         with torch.inference_mode():
             model(**given)
         return int(psutil.Process().memory_full_info().uss)
     bank = Bank(floors.load(folder / "base"))
-    for number in range(count):
-        bank.load(f"copy{number}", folder / NAMES[number % len(NAMES)])
-    bank.answer(given, [f"copy{number}" for number in range(8)])
+    for place in range(number):
+        bank.load(f"copy{place}", folder / NAMES[place % len(NAMES)])
+    bank.answer(given, [f"copy{place}" for place in range(8)])
     return int(psutil.Process().memory_full_info().uss)
 
 
@@ -145,13 +149,13 @@ def soak(folder: Path, seconds: float) -> tuple[int, int]:
         asked = [pool.submit(_ask, bank, given, expected, ends, seed) for seed in range(THREADS)]
         results = [one.result() for one in asked]
         coming.result()
-    return sum(count for count, _ in results), sum(wrong for _, wrong in results)
+    return sum(asked for asked, _ in results), sum(wrong for _, wrong in results)
 
 
 def _ask(
     bank: Bank, given: Given, expected: Mapping[str, Sequence[Tensor]], ends: float, seed: int
 ) -> tuple[int, int]:
-    chance, count, wrong = np.random.default_rng(seed), 0, 0
+    chance, asked, wrong = np.random.default_rng(seed), 0, 0
     while time.monotonic() < ends:
         some = chance.choice(NAMES, size=2, replace=False)
         rows, names = (
@@ -161,9 +165,9 @@ def _ask(
         found = bank.answer({key: value[rows] for key, value in given.items()}, names)
         for row, name, answer in zip(rows, names, found, strict=True):
             right = expected[name][row]
-            count += 1
+            asked += 1
             wrong += right.shape != answer.shape or not torch.allclose(answer, right, rtol=0, atol=NEAR)
-    return count, wrong
+    return asked, wrong
 
 
 def _come_and_go(bank: Bank, folder: Path, ends: float) -> None:
@@ -175,15 +179,8 @@ def _come_and_go(bank: Bank, folder: Path, ends: float) -> None:
 
 
 def _swapped(bank: Bank, given: Given) -> Callable[[], Any]:
-    one, turn = {name: value[:1] for name, value in given.items()}, iter(range(10**9))
-    return lambda: bank.answer(one, [NAMES[next(turn) % len(NAMES)]])
-
-
-def _reloaded(folder: Path, given: Given) -> None:
-    model = floors.load(folder / "base")
-    adapters.load(model, folder / NAMES[0], base="sha256:benchmark")
-    with torch.inference_mode():
-        model(**{name: value[:1] for name, value in given.items()})
+    turn = count()
+    return lambda: bank.answer(given, [NAMES[next(turn) % len(NAMES)]])
 
 
 def _by_peft(folder: Path, given: Given, names: Sequence[str]) -> Callable[[], Any]:
