@@ -31,6 +31,7 @@ ACCURACY = 0.85  # of the champion
 DISCORDANCES = (0.05, 0.10, 0.15, 0.20, 0.25)
 DIFFERENCES = (0.0, 0.01, 0.02, 0.03)  # of true accuracies
 POWER = (0.10, 0.03)  # discordance and difference of the figure `gate_power`
+PROOFS = {"structure": "simulated"}
 SLICES = (0.5, 0.25, 0.1)  # their shares of the rows
 RESAMPLES = 100  # for intervals; the test that decides is exact
 
@@ -94,7 +95,8 @@ def _simulated(
         ours, theirs = np.isin(case, (0, 2)), np.isin(case, (1, 2))
         candidate, champion = (_answers(right, labels, ids) for right in (ours, theirs))
         slices = {f"{share:.0%} of the rows": generator.random(ROWS) < share for share in SLICES}
-        yield Evidence(candidate=candidate, champion=champion, slices=slices), bool(ours.sum() > theirs.sum())
+        found = Evidence(candidate=candidate, champion=champion, slices=slices, proofs=PROOFS)
+        yield found, bool(ours.sum() > theirs.sum())
 
 
 def _answers(right: Array, labels: Array, ids: tuple[str, ...]) -> Predictions:

@@ -14,14 +14,15 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 from transformers.utils import logging
 
 from benchmarks import corpus, labelled, record
-from tasks import params, references
+from tasks import architectures, params, references
 from tasks.evaluation.asking import predict
 from tasks.model import batches, unpadded
 from tasks.stages.champion import BATCH_ROWS
 
 ROOT = Path(__file__).parents[1]
-BATCHES = (1, 8, 32)  # that the pipeline may have
+BATCHES = (1, 4, 8, 16, 32, 64)  # that the pipeline may have
 OURS, THEIRS = "regraft predict", "pipeline, batch {}"
+MEAN = "regraft predict, mean pooling"
 FIGURES = {"short": "predict_short_vs_pipeline", "long": "predict_long_vs_pipeline"}
 WARM = 32  # texts that nobody counts
 
@@ -88,20 +89,30 @@ def _ways() -> dict[str, Callable[[Sequence[str]], Any]]:
     model = AutoModelForSequenceClassification.from_pretrained(directory, num_labels=3).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory)
     tokenizer.backend_tokenizer.no_padding()
-    ours = partial(
-        predict.predict_texts,
-        unpadded.quickest(model),
-        tokenizer,
-        kind="label",
-        batches=batches.suited(model, BATCH_ROWS),
-        max_length=labelled.LONGEST,
+    cut = batches.suited(model, BATCH_ROWS)
+    ask = partial(
+        predict.predict_texts, tokenizer=tokenizer, kind="label", batches=cut, max_length=labelled.LONGEST
     )
+
+    def ours(model: Any, texts: Sequence[str]) -> Any:
+        return ask(model, texts=texts)
+
     piped = pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu")
 
     def theirs(texts: Sequence[str], size: int) -> Any:
         return piped(list(texts), batch_size=size, truncation=True, max_length=labelled.LONGEST)
 
-    return {OURS: ours} | {THEIRS.format(size): partial(theirs, size=size) for size in BATCHES}
+    own = {OURS: partial(ours, unpadded.quickest(model)), MEAN: partial(ours, _mean_pooled(model))}
+    return own | {THEIRS.format(size): partial(theirs, size=size) for size in BATCHES}
+
+
+def _mean_pooled(model: Any) -> Any:
+    """The same layers below a head that reads the mean of all tokens, and so needs all of them."""
+    fields = {name: value for name, value in model.config.to_dict().items() if name != "model_type"}
+    config = architectures.configured(f"{architectures.OURS}bert", **fields)
+    made = architectures.CLASSES["BertForMeanClassification"](config).eval()
+    made.base_model.load_state_dict(model.base_model.state_dict(), strict=False)
+    return unpadded.quickest(made)
 
 
 def _texts(name: str, count: int) -> list[str]:

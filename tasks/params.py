@@ -468,8 +468,12 @@ class GateParams(Section):
         Literal["auto"] | tuple[str, ...],
         Field(description="baselines that the model must beat by a paired test; auto: all evaluated ones"),
     ] = "auto"
+    primary: Annotated[
+        str,
+        Field(description="metric that must be higher than theirs; auto: each row's score, such as accuracy"),
+    ] = "auto"
     margin: Annotated[
-        float, Field(ge=0, description="by how much the primary score must exceed the champion's")
+        float, Field(ge=0, description="by how much the primary metric must exceed the champion's")
     ] = 0.0
     not_worse: Annotated[
         dict[str, Annotated[float, Field(ge=0)]],

@@ -81,6 +81,7 @@ def test_the_shipped_file_hides_no_default():
             "finetuning: gpu",
             r"operations.finetuning: string should match pattern .*, not 'gpu'",
         ),
+        ("model: tweet-sentiment", "model: tweet sentiment", r"promotion.model: .*, not 'tweet sentiment'"),
         ("seed: 17", "seed: [", r"params.yaml is not YAML"),
     ],
 )

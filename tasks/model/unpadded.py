@@ -1,4 +1,4 @@
-"""A classifier that reads the first token, for prediction: no padding, the last layer for that token alone.
+"""A classifier for prediction: no padding, and where it reads the first token, the last layer for that alone.
 
 The parameters and the numbers are the model's own; only what no logit needs is not computed.
 """
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tasks import architectures
 from tasks.model import heads, packed
 
 
@@ -19,13 +20,16 @@ class Unpadded(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model, self.config, self.device = model, model.config, model.device
-        self._logits = heads.head_of(model).logits
+        self._head = heads.head_of(model)
 
     def forward(self, **given: Tensor) -> Any:
         """`.logits`: (batch, classes)."""
         hidden, spans = packed.embedded(self.model, given)
-        first = packed.states(self.model, hidden, spans, start=0, first_token=True)
-        return SimpleNamespace(logits=self._logits(self.model, first))
+        first = self._head.read == "first"
+        read = packed.states(self.model, hidden, spans, start=0, first_token=first)
+        if not first:
+            read = architectures.mean(spans.padded(read), spans.mask)
+        return SimpleNamespace(logits=self._head.logits(self.model, read))
 
 
 def quickest(model: PreTrainedModel) -> PreTrainedModel | Unpadded:
@@ -34,7 +38,7 @@ def quickest(model: PreTrainedModel) -> PreTrainedModel | Unpadded:
     Raises TrainingError where both ways do not give the same on a few rows.
     """
     head = heads.HEADS.get(type(model).__name__)
-    if head is None or head.read != "first" or not packed.known(model):
+    if head is None or head.read not in ("first", "mean") or not packed.known(model):
         return model
     packed.check(model, _few(model))
     return Unpadded(model)

@@ -1,7 +1,7 @@
 """evaluation: what the fine-tuned model is worth on test rows, against what needs less work."""
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -205,7 +205,7 @@ def _page(
         confidence=settings.confidence,
         answers=answers.test[MODEL],
         texts=texts,
-        pictures=_pictures(answers.test, judged, labels, entered.trained.path / "steps.csv"),
+        pictures=_pictures(answers.test, judged, labels, entered.trained.path),
         sources=origins.terms(params, entered),
         rows={split: entered.encoded.rows[split] for split in SPLITS},
         subset=params.preparation.subset.model_dump(),
@@ -224,9 +224,9 @@ def _pictures(
     answers: Mapping[str, Predictions],
     judged: Judged,
     labels: Sequence[str],
-    steps: Path,
+    trained: Path,
 ) -> list[Picture]:
-    losses, phases = _losses(steps)
+    losses, phases = _losses(trained / "steps.csv")
     figures, model = judged.figures, answers[MODEL]
     return [
         Picture("Contestants", "Dots are test figures, bars their intervals.", pictures.contestants(figures)),
@@ -235,9 +235,17 @@ def _pictures(
             "Each optimizer step and its running mean.",
             pictures.learning_curve(losses, phases),
         ),
+        *_changes(trained / "changes.svg"),
         *EXHIBITS[model.kind].pictures(answers, labels, judged.sampling),
         *(trust.pictures(model, judged.trust) if judged.trust else ()),
     ]
+
+
+def _changes(drawn: Path) -> Iterator[Picture]:
+    """Of a training that drew them."""
+    if drawn.exists():
+        told = "How far each floor moved from where it began, of its size; hatched where it was frozen."
+        yield Picture("Changes of the floors", told, drawn.read_text(encoding="utf-8"))
 
 
 def _losses(steps: Path) -> tuple[Array, list[str]]:
@@ -270,5 +278,8 @@ TOLD = (
     "reports/evaluation.html",
     "reports/metrics.json",
     "data/evaluation/confusion.csv",
+    "data/evaluation/reliability.csv",
+    "data/evaluation/coverage.csv",
+    "data/evaluation/suspects.csv",
     "data/evaluation/README.md",
 )

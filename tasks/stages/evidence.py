@@ -68,8 +68,8 @@ def gather(case: Case, candidate: Version, champion: Version | None) -> Evidence
     for name, look in _looks(case, candidate, champion).items():
         try:
             known[name] = look()
-        except (RegraftError, OSError, ValueError) as error:
-            faults[name] = str(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, nothing is promoted that is not known
+            faults[name] = told(error)
     return Evidence(
         candidate=case.answers[MODEL],
         baselines={name: found for name, found in case.answers.items() if name != MODEL},
@@ -84,9 +84,10 @@ def gather(case: Case, candidate: Version, champion: Version | None) -> Evidence
 def _looks(case: Case, candidate: Version, champion: Version | None) -> dict[str, Callable[[], Any]]:
     """Field of the evidence -> how it is had: only of what the gate asks for."""
     gate = case.params.promotion.gate
-    looks: dict[str, Callable[[], Any]] = {"groups": partial(_groups, case)}
-    if gate.proofs:
-        looks["proofs"] = partial(_proofs, case)
+    looks: dict[str, Callable[[], Any]] = {
+        "groups": partial(_groups, case),
+        "proofs": partial(_proofs, case),
+    }
     if gate.maximum_ece is not None:
         looks["ece"] = partial(_ece, case.evaluation)
     if champion is None:
@@ -98,6 +99,12 @@ def _looks(case: Case, candidate: Version, champion: Version | None) -> dict[str
     if gate.maximum_latency_ratio is not None:
         looks["latency_ratio"] = partial(_latency_ratio, case, candidate, champion)
     return looks
+
+
+def told(error: Exception) -> str:
+    """Our sentences need no name of a class before them."""
+    known = isinstance(error, RegraftError | OSError | ValueError)
+    return str(error) if known else f"{type(error).__name__}: {error}"
 
 
 def _groups(case: Case) -> NDArray[np.int64] | None:
@@ -130,9 +137,9 @@ def _champions_answers(case: Case, version: Version) -> Predictions:
     champion = Champion(case.registry, version, case.params.finetuning.device)
     try:
         answers = _kept(case, champion) or _asked(case, champion)
-    except (RegraftError, OSError, ValueError) as error:
+    except Exception as error:  # also memory that is out, a model that other hands have made
         raise ArtifactError(
-            f"champion version {version.number} cannot be asked about these test rows: {error}"
+            f"champion version {version.number} cannot be asked about these test rows: {told(error)}"
         ) from error
     return replace(answers, contestant=CHAMPION)
 

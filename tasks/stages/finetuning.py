@@ -32,7 +32,7 @@ from tasks.stages import Track, learning
 from tasks.stages.learning import HEAD, Job, Split
 from tasks.training import device, objectives, phases, processes, report, resume, reuse
 from tasks.training import probe as probing
-from tasks.training.events import Change, Event, Finished, Measure
+from tasks.training.events import Change, Event, Measure
 from tasks.training.loop import Step
 from tasks.training.meter import Meter
 from tasks.training.probe import STEPS, Seconds, Tokens
@@ -51,7 +51,7 @@ TELLING = (
 )  # modules without a say in what is learned
 PAGE, TIMINGS = "finetuning.html", "finetuning-timings.json"
 GENERAL = Path(__file__).parents[1] / "english.txt"  # what nothing is trained on here
-DRIFT = "drift.json"
+DRIFT, HEAT_MAP = "drift.json", "changes.svg"
 OTHERS = "tasks.rank"  # the module that the other processes of a training run
 FINISHED = "finished"  # marks a resume point whose training has ended well
 
@@ -75,7 +75,7 @@ def _run(params: Params, root: Path, track: Track, devices: Sequence[str]) -> Tr
             told = _fine_tune(replace(job, ranks=ranks), point, track)
         drifted = _drift(before, _knowledge(job, general))
         facts = _facts(job, converted, encoded, told, drifted)  # before an adapter is merged
-        _write(root, job, converted, encoded, told, drifted)
+        _write(root, job, converted, encoded, facts, drifted)
     files.write_text(root / "reports" / PAGE, report.render(facts))
     took = Meter(point.parent / TIMINGS).found
     files.write_text(root / "reports" / TIMINGS, files.canonical_json(took))
@@ -194,22 +194,23 @@ def _write(
     job: Job,
     converted: ConvertedCheckpoint,
     encoded: EncodedDataset,
-    told: Sequence[Event],
+    facts: report.Facts,
     drifted: report.Drift,
 ) -> None:
     with files.replace_directory(TrainedModel.folder(root)) as draft:
         _merge(job, converted, draft)
         weights = _save(job, converted, Vocabulary.load(root), draft)
         for name, table in TABLES.items():
-            _write_table(draft / name, table(told))
+            _write_table(draft / name, table(facts.told))
         files.write_text(draft / DRIFT, files.canonical_json(asdict(drifted)))
+        files.write_text(draft / HEAT_MAP, report.heat_map(facts))
         TrainedModel.save(
             draft,
             base=converted.digest,
             data=encoded.digest,
             labels=converted.labels,
             weights=weights,
-            phases=[asdict(event) for event in told if isinstance(event, Finished)],
+            phases=[asdict(event) for event in facts.finished],
         )
 
 

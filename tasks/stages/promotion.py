@@ -5,14 +5,15 @@ The candidate is paired with the champion on the same test rows. What cannot be 
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from tasks import environment, files
 from tasks.artifacts import EncodedDataset, Evaluation, PreparedText, Promotion, TrainedModel
-from tasks.errors import ArtifactError, InputError
+from tasks.errors import ArtifactError, HeldError, InputError
 from tasks.evaluation.gate import verdict, verdict_page
 from tasks.evaluation.gate.checks import Resampling, decimal
 from tasks.evaluation.predictions import MODEL
@@ -24,22 +25,34 @@ from tasks.tracking import circumstances, figures, runs
 from tasks.tracking.registry import Registry, Version
 from tasks.tracking.server import failing_closed
 
+AGAINST = "by hand, against the verdict"  # how the first reason of a forced promotion begins
 LONGEST = 4500  # characters of a description; databases hold 5,000
 
 
-@failing_closed()
+@contextmanager
+def _failing_closed(root: Path) -> Iterator[None]:
+    """What MLflow does not let it finish is a HeldError, and the page tells no former verdict."""
+    try:
+        with failing_closed():
+            yield
+    except HeldError as error:
+        files.write_text(root / "reports" / "promotion.md", verdict_page.unfinished(str(error)))
+        raise
+
+
 def run(params: Params, root: Path, track: Track) -> Promotion:
-    case = open_case(params, root)
-    ruling, record = _decide(case, allowed=params.promotion.move_alias and not _experimental(root))
-    _tell(track, case, ruling)
-    return record
+    with _failing_closed(root):
+        case = open_case(params, root)
+        ruling, record = _decide(case, allowed=params.promotion.move_alias and not _experimental(root))
+        _tell(track, case, ruling)
+        return record
 
 
-@failing_closed()
 def judge(params: Params, root: Path) -> Promotion:
     """The gate's verdict on what is in data/finetuning, written as ever; the alias stays where it is."""
-    _, record = _decide(open_case(params, root), allowed=False)
-    return record
+    with _failing_closed(root):
+        _, record = _decide(open_case(params, root), allowed=False)
+        return record
 
 
 def _decide(case: Case, *, allowed: bool) -> tuple[Ruling, Promotion]:
@@ -56,7 +69,6 @@ def _decide(case: Case, *, allowed: bool) -> tuple[Ruling, Promotion]:
     return ruling, _write(case, ruling, champion)
 
 
-@failing_closed()
 def promote_by_hand(
     params: Params,
     root: Path,
@@ -73,11 +85,16 @@ def promote_by_hand(
     """
     if force and not reason.strip():
         raise InputError("--force needs --reason: why should this model be champion against the gate?")
-    case = open_case(params, root)
+    with _failing_closed(root):
+        case = open_case(params, root)
+        return _asked_again(case, force=force, reason=reason, by=by, version=version)
+
+
+def _asked_again(case: Case, *, force: bool, reason: str, by: str | None, version: str | None) -> Promotion:
     with case.registry.locked():
         if version is not None:
             _demand_same(case, version)
-        candidate, champion = _register(case, serves=not _experimental(root)), case.registry.champion()
+        candidate, champion = _register(case, serves=not _experimental(case.root)), case.registry.champion()
         already = _already(case, candidate, champion)
         ruling = already or _ask(case, candidate, champion, force=force, reason=reason)
         if ruling.outcome == "promote" and not already:
@@ -220,7 +237,7 @@ def _ask(case: Case, candidate: Version, champion: Version | None, *, force: boo
     """The gate's verdict, with a person's word before it."""
     found = _judge(case, candidate, champion)
     if force and found.outcome != "promote":
-        told = f"by hand, against the verdict {found.outcome!r}: {reason}"
+        told = f"{AGAINST} {found.outcome!r}: {reason}"
         return replace(found, outcome="promote", reasons=(told, *found.reasons))
     return replace(found, reasons=(f"by hand: {reason}", *found.reasons)) if reason else found
 

@@ -95,11 +95,16 @@ def render(facts: Facts) -> str:
         headline=headline(facts),
         better=better(facts),
         table=[_row(facts, number) for number in range(len(facts.plans))],
-        heat_map=_inline(pictures.heat_map(phases, facts.floors)),
+        heat_map=_inline(heat_map(facts)),
         curves=_inline(pictures.curves(phases, select=facts.select)),
         layers=[comparison(facts), *fairness(facts)],
         forgotten=forgotten(facts.drift) if facts.drift else [],
     )
+
+
+def heat_map(facts: Facts) -> str:
+    """How far each floor moved, as SVG."""
+    return pictures.heat_map(pictures.stretches(facts.told), facts.floors)
 
 
 def headline(facts: Facts) -> str:

@@ -127,6 +127,10 @@ def _what_the_gate_refuses_is_told_by_the_exit_code(project, command):
     record = Promotion.load(project)
     assert f"{record.outcome}: reviews version {record.version}" in said
     assert (record.alias_moved, record.version != champion) == (False, True)
+    forced = command("regraft", "promote", "--force", "--reason", "the trial went well")
+    assert "THE GATE SAID NO: promoted against its verdict" in forced.stderr
+    assert Promotion.load(project).alias_moved
+    assert "THE GATE SAID NO" not in command("regraft", "rollback").stderr
 
 
 def test_a_stage_that_refuses_its_input_is_not_tried_again(project, command):

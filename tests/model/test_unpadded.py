@@ -5,14 +5,17 @@ from tasks.errors import TrainingError
 from tasks.model import packed, unpadded
 from tasks.model.unpadded import Unpadded
 
-FIRST = (
+KNOWN = (
     "BertForSequenceClassification",
     "DistilBertForSequenceClassification",
     "RobertaForSequenceClassification",
+    "BertForMeanClassification",
+    "DistilBertForMeanClassification",
+    "RobertaForMeanClassification",
 )
 
 
-@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize("name", KNOWN)
 def test_logits_are_those_of_the_stock_model(tiny, name):
     model = tiny(name)
     quick = unpadded.quickest(model)

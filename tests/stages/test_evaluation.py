@@ -113,6 +113,7 @@ def _models(root, make, *, outputs=3):
             "1,head,1,1.1,0.001,1.0,32\n2,whole,1,0.9,0.001,1.0,32\n",
             encoding="utf-8",
         )
+        (draft / "changes.svg").write_text("<svg><text>floors</text></svg>", encoding="utf-8")
         TrainedModel.save(
             draft,
             base=ConvertedCheckpoint.load(root).digest,
@@ -185,7 +186,8 @@ def test_the_stage_judges_a_model_that_learned_against_all_contestants(ready, tm
     assert values["head"]["log_loss"] == record.metrics["head"]["log_loss"]["value"]
     assert track.values["test.accuracy"] == values["model"]["accuracy"]
     assert track.values["test.tfidf.macro_f1"] == values["tfidf"]["macro_f1"]
-    assert track.files == ["evaluation.html", "metrics.json", "confusion.csv", "README.md"]
+    tables = ["confusion.csv", "reliability.csv", "coverage.csv", "suspects.csv"]
+    assert track.files == ["evaluation.html", "metrics.json", *tables, "README.md"]
 
     lines = (record.path / "confusion.csv").read_text().splitlines()
     assert lines[0] == "actual,predicted"
@@ -194,7 +196,7 @@ def test_the_stage_judges_a_model_that_learned_against_all_contestants(ready, tm
     page = (tmp_path / "reports" / "evaluation.html").read_text()
     assert "The fine-tuned model beats majority" in page
     assert "at most 60 train" in page
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 7
     written = _bytes(tmp_path)
 
     again, _ = _run(tmp_path)

@@ -24,6 +24,7 @@ from tasks.errors import DataError, ParamsError, TrainingError
 from tasks.evaluation.asking import predict
 from tasks.model import adapters, batches, floors, packed
 from tasks.stages import finetuning
+from tasks.training.pictures import INK
 
 SHIPPED = parameters.load(Path(__file__).parents[2] / "params.yaml")
 HEAD = "{name: head, depth: 0, epochs: 2, learning_rate: 1.0e-2}"
@@ -76,6 +77,8 @@ def test_the_page_tells_what_learned_and_what_was_computed_once(root):
     assert "what the head reads: computed once, used in 2 epochs" in page
     assert '<td class="words">everything</td><td class="words">nothing</td>' in page
     assert "the lowest third of the layers (layer 0) has moved" in page
+    drawn = (TrainedModel.load(root).path / "changes.svg").read_text(encoding="utf-8")
+    assert drawn.replace(INK, "currentColor") in page
     shutil.rmtree(root / ".regraft")
     finetuning.run(_params(HEAD, WHOLE), root, Ledger())
     assert path.read_text(encoding="utf-8") == page

@@ -150,7 +150,8 @@ def models_of(root, model, epochs, tokenizer):
     with files.replace_directory(ConvertedCheckpoint.folder(root)) as draft:
         model.save_pretrained(draft / "model")
         ConvertedCheckpoint.save(
-            draft, family="", architecture=type(model).__name__, source="", parameters={}, fresh=(), proofs={},
+            draft, family="", architecture=type(model).__name__, source="", parameters={}, fresh=(),
+            proofs={"structure": "made here"},
             labels=(),
         )  # fmt: skip
     learn(model, epochs)

@@ -98,7 +98,7 @@ def arrange(prepared, tiny_classifier, light):
         seed,
         salt="a",
         labels=LABELS,
-        base="sha256:b",
+        base=None,
         classes=2,
         together=1,
         spoil=None,
@@ -117,6 +117,7 @@ def arrange(prepared, tiny_classifier, light):
         with files.replace_directory(TrainedModel.folder(root)) as draft:
             model = tiny_classifier(draft / "model", seed=seed, labels=labels)
             weights = files.digest_file(model / "model.safetensors")
+            base = convert(root, structure="all tensors") if base is None else base
             TrainedModel.save(draft, base=base, data="sha256:d", labels=labels, weights=weights, phases=())
         contestants = [answers("model", right, ids, truth), answers("majority", 40, ids, truth)]
         if spoil:
@@ -194,7 +195,7 @@ def test_the_first_model_that_beats_the_baselines_becomes_champion(root, propose
     assert champion.number == "1"
     assert champion.tags["regraft.outcome"] == "promote"
     assert champion.tags["regraft.test"] == Evaluation.load(root).test
-    assert champion.tags["regraft.conversion"] == "sha256:b"
+    assert champion.tags["regraft.conversion"] == ConvertedCheckpoint.load(root).digest
     assert (reviews.download(champion) / "README.md").read_text() == "# a card"
     assert champion.tags["regraft.params"] == runs.parent_key(PARAMS, root)
     assert verdict(root)["champion_before"] is None
@@ -628,9 +629,44 @@ def test_required_proofs_are_those_of_the_models_own_conversion(
 
 
 def test_required_proofs_without_a_conversion_hold(propose):
-    record = propose(BEST, seed=1, params=changed("promotion.gate.proofs=[content]"))
+    record = propose(BEST, seed=1, base="sha256:b", params=changed("promotion.gate.proofs=[content]"))
     assert record.outcome == "hold"
     assert "run `dvc repro conversion` first" in record.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("proofs", "told"),
+    [
+        (None, "run `dvc repro conversion` first"),
+        ({}, "the conversion has proven nothing"),
+        ({"structure": "all tensors"}, "is not the checkpoint that the model was trained from"),
+    ],
+)
+def test_what_was_not_verified_is_held_though_the_gate_names_no_proof(root, propose, reviews, proofs, told):
+    base = "sha256:other"
+    if proofs is not None:
+        digest = convert(root, **proofs)
+        base = base if proofs else digest
+    record = propose(BEST, seed=1, base=base)
+    assert record.outcome == "hold"
+    assert told in record.reasons[0]
+    assert reviews.champion() is None
+
+
+def test_an_error_that_nobody_foresaw_holds(root, propose, reviews, monkeypatch):
+    propose(FAIR, seed=1)
+
+    def exhausted(*args):
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+    monkeypatch.setattr(champion.Champion, "answers", exhausted)
+    record = propose(BEST, seed=2, salt="b")  # other test rows, which the champion has to answer
+    assert record.outcome == "hold"
+    told = "champion version 1 cannot be asked about these test rows: RuntimeError: DefaultCPUAllocator"
+    assert told in record.reasons[0]
+    record = propose(BEST, seed=3, params=changed("promotion.gate.maximum_latency_ratio=2"))
+    assert record.reasons == ("latency ratio: RuntimeError: DefaultCPUAllocator: not enough memory",)
+    assert reviews.champion().number == "1"
 
 
 @pytest.mark.parametrize(
@@ -789,6 +825,7 @@ def test_of_many_promotions_on_many_machines_each_meets_the_champion_of_its_time
 def test_a_server_that_goes_away_in_the_middle_of_the_gate_holds(served, arrange, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     arrange(tmp_path, FAIR, seed=1)
+    files.write_text(tmp_path / "reports" / "promotion.md", "# promote: reviews version 7\n")
     judge = promotion._judge
 
     def and_then_none(*args):
@@ -802,6 +839,9 @@ def test_a_server_that_goes_away_in_the_middle_of_the_gate_holds(served, arrange
         ) as caught:
             promotion.run(PARAMS, tmp_path, Ledger())
     assert (caught.value.exit_code, caught.value.lasting()) == (3, False)
+    told = page(tmp_path)
+    assert told.startswith("# hold: the gate did not end\n\n- hold: the promotion did not end: MLflow at")
+    assert "promote" not in told
     served.start()
     reviews = Registry(tmp_path, "reviews")
     assert (reviews.champion(), reviews.history()) == (None, [])

@@ -89,6 +89,13 @@ def test_a_stage_is_a_child_of_the_pipelines_run(root, client):
     assert parent.data.params["finetuning.phases.1.depth"] == "half"
     assert child.data.metrics["system.seconds"] >= 0
     assert child.data.tags["version.torch"]
+    told = {name: parent.data.tags.get(f"regraft.{name}") for name in ("method", "checkpoint", "sources")}
+    assert told == {
+        "method": "3 phases",
+        "checkpoint": PARAMS.sources.checkpoint.path,
+        "sources": Sources.load(root).digest,
+    }
+    assert parent.data.tags["regraft.params"] == files.digest_json(PARAMS.contents())
 
 
 def test_artifacts_land_inside_the_project(root, client, tmp_path, monkeypatch):

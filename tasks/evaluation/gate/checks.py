@@ -103,7 +103,7 @@ def beats(name: str, found: Comparison, *, alpha: float, margin: float) -> Check
             f"{decimal(found.detectable)}"
         )
         return Check(name, "hold", f"{told}: {more}", figures)
-    if margin and found.low <= margin:
+    if margin and not found.low > margin:
         more = f"better, but not shown to be so by more than {margin:g}"
         return Check(name, "hold", f"{told}: {more}", figures)
     return Check(name, "promote", told + f": by more than {margin:g}" * bool(margin), figures)

@@ -19,10 +19,12 @@ def limits(evidence: Evidence, conditions: GateParams) -> Iterator[Check]:
 
 
 def proven(evidence: Evidence, proofs: Sequence[str]) -> Iterator[Check]:
-    """The conversion has recorded each of these proofs."""
-    if proofs and evidence.proofs is None:
+    """The conversion has recorded each of these proofs; without any it verified nothing."""
+    if evidence.proofs is None:
         yield unknown("proofs", evidence)
         return
+    if not evidence.proofs:
+        yield Check("proofs", "hold", "the conversion has proven nothing: run `dvc repro -f conversion`")
     for level in proofs:
         told = (evidence.proofs or {}).get(level, "")
         if told and not told.startswith(UNPROVEN):

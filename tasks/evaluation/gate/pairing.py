@@ -32,7 +32,8 @@ class Comparison:
     low: float  # paired bootstrap interval of the difference
     high: float
     confidence: float
-    p_value: float  # two-sided: exact McNemar where single rows are right or wrong, else by permutation
+    p_value: float  # two-sided: exact McNemar where single rows are right or wrong, by permutation of other
+    # scores, by bootstrap of a metric that rows do not have
     detectable: float  # smallest true difference that would be found 4 times out of 5
     groups: int | None = None  # that the rows form; None where each stands for itself
 
@@ -189,7 +190,12 @@ def group_resamples(differences: Array, numbers: NDArray[np.int64], *, resamples
 def detectable_mean(differences: Array, *, alpha: float, power: float = 0.8) -> float:
     """Smallest mean difference that a paired test at `alpha` finds with probability `power`, by the normal
     approximation from the spread of the observed differences."""
-    return float((norm.isf(alpha / 2) + norm.isf(1 - power)) * differences.std() / sqrt(len(differences)))
+    return detectable_by(float(differences.std()) / sqrt(len(differences)), alpha=alpha, power=power)
+
+
+def detectable_by(error: float, *, alpha: float, power: float = 0.8) -> float:
+    """The same of a difference with this standard error."""
+    return float((norm.isf(alpha / 2) + norm.isf(1 - power)) * error)
 
 
 def _tested(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.evaluation import judging
-from tasks.evaluation.gate import checks, limits
+from tasks.evaluation.gate import checks, limits, margins
 from tasks.evaluation.gate.checks import CHAMPION, Check, Evidence, Outcome, Resampling
 from tasks.evaluation.gate.pairing import Comparison, compare_scores
 from tasks.evaluation.predictions import Array, Predictions
@@ -45,8 +45,9 @@ def gate(
     """Promote a candidate that beats every baseline of `must_beat` and, if there is one, the champion, and
     fulfils the other conditions.
 
-    Beating means a higher mean score (`judging`; accuracy, say) on the same rows with p <= alpha, two-sided.
-    All checks must succeed, so that several of them do not raise the chance of a false promotion
+    Beating means a higher mean score (`judging`; accuracy, say), or a higher primary metric where one is
+    named, on the same rows with p <= alpha, two-sided. There is one primary, so that nothing asks for Holm's
+    correction: all checks must succeed, so that several of them do not raise the chance of a false promotion
     (intersection-union test, Berger 1982). Shown to be worse in any: reject. Not known, or not shown: hold.
 
     Raises ParamsError for a condition on a metric that rows of this kind do not have.
@@ -54,7 +55,8 @@ def gate(
     if faults := list(_faults(evidence, must_beat)):
         return Verdict(tuple(Check("comparable", "hold", fault) for fault in faults))
     comparisons = {
-        name: _compare(evidence, rival, resampling) for name, rival in _rivals(evidence, must_beat).items()
+        name: _compare(evidence, rival, conditions.primary, resampling)
+        for name, rival in _rivals(evidence, must_beat).items()
     }
     found = [
         *(
@@ -110,7 +112,18 @@ def _rivals(evidence: Evidence, must_beat: Sequence[str]) -> dict[str, Predictio
     return rivals | ({CHAMPION: evidence.champion} if evidence.champion is not None else {})
 
 
-def _compare(evidence: Evidence, rival: Predictions, resampling: Resampling) -> Comparison:
+def _compare(evidence: Evidence, rival: Predictions, primary: str, resampling: Resampling) -> Comparison:
+    if primary != "auto":
+        return margins.metric_comparison(
+            evidence.candidate,
+            rival,
+            primary,
+            labels=evidence.labels,
+            confidence=1 - resampling.alpha,
+            resamples=resampling.resamples,
+            seed=resampling.seed,
+            groups=evidence.groups,
+        )
     return compare(
         evidence.candidate,
         rival,

@@ -37,6 +37,13 @@ def render(facts: Facts) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def unfinished(why: str) -> str:
+    """The page where there is no verdict."""
+    return (
+        f"# hold: the gate did not end\n\n- {_plain(why)}\n\nWhich version is champion: `regraft status`.\n"
+    )
+
+
 def _reasons(facts: Facts) -> list[str]:
     """Those that the table of conditions does not tell as well: a person's, and what stands in the way."""
     held = {check.sentence for check in facts.checks if check.outcome == "promote"}

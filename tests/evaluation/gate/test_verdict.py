@@ -37,7 +37,7 @@ def _gate(candidate, champion=None, baselines=None, must_beat=("rival",), condit
         candidate=candidate,
         champion=champion and replace(champion, contestant="champion"),
         baselines=baselines or {},
-        **{"slices": {}, **more},
+        **{"slices": {}, "proofs": {"structure": "all tensors"}, **more},
     )
     return gate(
         evidence,
@@ -272,6 +272,59 @@ def test_a_metric_that_the_kind_does_not_have_is_refused_by_name():
         _gate(candidate, must_beat=(), conditions={"not_worse": {"f1": 0.1}})
 
 
+def _rare(name, common, rare):
+    """180 rows of one class and 20 of another; so many of each are answered rightly."""
+    labels = np.repeat([0, 1], [180, 20])
+    right = np.concatenate([np.arange(180) < common, np.arange(20) < rare])
+    chosen = np.where(right, labels, 1 - labels)
+    answer = np.eye(2, dtype=np.float32)[chosen] * 0.8 + np.float32(0.1)
+    return Predictions(name, tuple(f"row{i}" for i in range(200)), labels, answer)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "outcome", "told"),
+    [
+        ({}, "hold", "accuracy 0.915 > rival 0.900"),
+        ({"primary": "macro_f1"}, "promote", "macro f1 0.815 > rival 0.474 on the same 200 rows"),
+        ({"primary": "macro_f1", "margin": 0.3}, "hold", "not shown to be so by more than 0.3"),
+        ({"primary": "macro_f1", "margin": 0.2}, "promote", ": by more than 0.2"),
+    ],
+)
+def test_the_primary_metric_decides_what_is_better(conditions, outcome, told):
+    candidate, rival = _rare("model", 165, 18), _rare("rival", 180, 0)
+    champion = rival if "margin" in conditions else None
+    found = _gate(candidate, champion, {"rival": rival}, conditions=conditions, labels=("common", "rare"))
+    assert found.outcome == outcome
+    names = [check for check in found.checks if told in check.sentence]
+    assert [check.outcome for check in names] == [outcome]
+    other = _gate(rival, None, {"rival": replace(candidate, contestant="rival")}, conditions=conditions)
+    assert other.outcome == ("reject" if "primary" in conditions else "hold")
+
+
+def test_of_a_primary_metric_of_which_less_is_better_the_negative_is_compared():
+    candidate, rival = _pair(wins=30, losses=5)
+    conditions = {"primary": "log_loss"}
+    found = _gate(candidate, baselines={"rival": rival}, conditions=conditions)
+    check = _check(found, "rival")
+    assert found.outcome == "promote"
+    assert check.sentence.startswith("negative log loss -0.5")
+    assert check.figures["p_value"] == pytest.approx(2 / 201)
+    assert _gate(rival, baselines={"rival": candidate}, conditions=conditions).outcome == "reject"
+    with pytest.raises(ParamsError, match=r"promotion.gate.primary: no metric 'f1'"):
+        _gate(candidate, baselines={"rival": rival}, conditions={"primary": "f1"})
+
+
+def test_a_primary_metric_that_some_draws_do_not_have_promotes_nobody():
+    labels = np.zeros(60, dtype=np.int64)
+    labels[0] = 1  # a third of all draws lacks this row
+    answer = np.tile(np.array([[0.9, 0.1]], dtype=np.float32), (60, 1))
+    ids = tuple(f"row{i}" for i in range(60))
+    worse = Predictions("rival", ids, labels, answer)
+    better = Predictions("model", ids, labels, np.where(labels[:, None] == 1, answer[:, ::-1], answer))
+    found = _gate(better, baselines={"rival": worse}, conditions={"primary": "macro_f1"}, labels=("a", "b"))
+    assert found.outcome == "hold"
+
+
 def _with_slice(inside, outside, **conditions):
     """A candidate that is better by `outside` of 200 rows, and by `inside` (or worse) in a slice of 100."""
     rows = np.arange(300)
@@ -342,7 +395,9 @@ def test_slices_that_cannot_be_read_hold_unless_nothing_is_protected():
         ({"proofs": ["parity"]}, {"proofs": {"parity": "max |difference| 0"}}, "promote", "proved parity: max"),
         ({"proofs": ["parity"]}, {"proofs": {"content": "all"}}, "hold", "no proof of parity: it was not made"),
         ({"proofs": ["parity"]}, {"proofs": {"parity": "not judged: no words"}}, "hold", "parity: not judged: no"),
-        ({"proofs": ["parity"]}, {"faults": {"proofs": "gone"}}, "hold", "proofs: gone"),
+        ({"proofs": ["parity"]}, {"proofs": None, "faults": {"proofs": "gone"}}, "hold", "proofs: gone"),
+        ({}, {"proofs": None, "faults": {"proofs": "gone"}}, "hold", "proofs: gone"),
+        ({}, {"proofs": {}}, "hold", "the conversion has proven nothing"),
         ({"judgements": 3}, {"judgements": 3}, "promote", "3 candidates judged on these test rows, at most 3"),
         ({"judgements": 3}, {"judgements": 4}, "hold", "with a chance of 9.63 %; take fresh test rows: "),
     ],

@@ -31,11 +31,13 @@ def test_trials_side_by_side(reproduced, command):
     """One project, as a person would use it; each step needs the one before."""
     before = {name: (reproduced / name).read_bytes() for name in ("params.yaml", "dvc.lock")}
     versions = len(_client(reproduced).search_model_versions("name = 'reviews'"))
+    models = _logged(reproduced)
     _a_failing_trial_stops_no_other(reproduced, command)
     _finished_trials_come_from_the_cache(reproduced, command)
     assert {name: (reproduced / name).read_bytes() for name in before} == before
     found = len(_client(reproduced).search_model_versions("name = 'reviews'"))
     assert found == versions, "nothing is registered unless asked"
+    assert _logged(reproduced) == models, "a trial logs figures and no weights"
     assert command("git", "worktree", "list").stdout.count("\n") == 1 + len(_workspaces(reproduced))
     _the_winner_becomes_the_projects_own(reproduced, command)
 
@@ -80,6 +82,13 @@ def _the_winner_becomes_the_projects_own(root, command):
     seed = parameters.load(_workspaces(root)[-1] / "params.yaml").finetuning.seed
     _regraft(command, "init", *SHORT, "-S", f"finetuning.seed={seed}")
     assert parameters.load(root / "params.yaml") == parameters.load(_workspaces(root)[-1] / "params.yaml")
+
+
+def _logged(root):
+    """MLflow's models, each of which has weights."""
+    client = _client(root)
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    return {one.model_id for one in client.search_logged_models(experiments)}
 
 
 def _client(root):
