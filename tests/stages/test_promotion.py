@@ -719,12 +719,13 @@ def test_a_metric_that_may_not_fall_is_told_beside_the_champions(root, propose):
     assert "| not worse in log_loss | yes | log loss 0." in page(root)
 
 
-def test_answers_that_are_not_numbers_are_held(propose, reviews):
-    def spoil(found):
-        broken = found.answer.copy()
-        broken[7, 1] = np.nan
-        return replace(found, answer=broken)
+def spoil(found):
+    broken = found.answer.copy()
+    broken[7, 1] = np.nan
+    return replace(found, answer=broken)
 
+
+def test_answers_that_are_not_numbers_are_held(propose, reviews):
     record = propose(BEST, seed=1, spoil=spoil)
     assert (record.outcome, reviews.champion()) == ("hold", None)
     assert "the candidate: 1 of 100 rows are no probabilities" in record.reasons[0]
@@ -845,6 +846,30 @@ def test_a_server_that_goes_away_in_the_middle_of_the_gate_holds(served, arrange
     served.start()
     reviews = Registry(tmp_path, "reviews")
     assert (reviews.champion(), reviews.history()) == (None, [])
+
+
+@pytest.mark.e2e
+def test_a_server_is_told_of_each_candidate_that_could_not_be_judged(served, arrange, tmp_path):
+    MlflowClient().create_experiment("reviews")
+    reviews = Registry(tmp_path, "reviews")
+    arrange(tmp_path, FAIR, seed=1)
+    assert promotion.run(PARAMS, tmp_path, Ledger()).alias_moved
+    bad = [
+        ({"spoil": spoil}, "1 of 100 rows are no probabilities"),
+        ({"classes": 1}, "they tell no classes apart"),
+        ({"base": "sha256:other"}, "is not the checkpoint that the model was trained from"),
+        ({"labels": ("bad", "fine"), "salt": "b"}, "it answers bad, good; the test rows have bad, fine"),
+    ]
+    for number, (how, told) in enumerate(bad, 2):
+        arrange(tmp_path, BEST, seed=number, **how)
+        record = promotion.run(PARAMS, tmp_path, Ledger())
+        assert (record.version, record.outcome, record.alias_moved) == (str(number), "hold", False)
+        assert any(told in reason for reason in record.reasons), record.reasons
+        assert reviews.version(str(number)).tags["regraft.outcome"] == "hold"
+    arrange(tmp_path, BEST, seed=7, labels=LABELS[::-1], salt="c")
+    assert promotion.run(PARAMS, tmp_path, Ledger()).outcome in ("promote", "hold", "reject")
+    assert reviews.champion().number in ("1", "6")
+    assert verdict(tmp_path)["figures"]["champion.rows"] == ROWS, "its answers were read in our order"
 
 
 @pytest.mark.e2e
