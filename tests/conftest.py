@@ -134,14 +134,18 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> 
 
 
 @pytest.fixture
-def tracked(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def tracked(
+    tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> Generator[Path, None, None]:
     """A root whose own MLflow database is ready; its name has a space in it."""
     for name in ("MLFLOW_TRACKING_URI", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_STAGE"):
         monkeypatch.delenv(name, raising=False)
     root = tmp_path / "a project"
     (root / ".regraft").mkdir(parents=True)
     shutil.copyfile(empty_database, root / ".regraft" / "mlflow.db")
-    return root
+    yield root
+    if "mlflow" in sys.modules:  # who has loaded a model from here would go on asking here
+        sys.modules["mlflow"].set_tracking_uri(None)
 
 
 @pytest.fixture(scope="session")
