@@ -7,7 +7,9 @@ import yaml
 from typer.testing import CliRunner
 
 from flows import cli
+from flows.commands import show
 from tasks.presets import PRESETS
+from tasks.tracking import spool
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -146,3 +148,13 @@ def test_a_sweep_refuses_what_cannot_be_tried_before_anything_starts(root):
     assert "finetuning.phases.0.learning_rate" in told
     assert "Traceback" not in told
     assert not (root / ".regraft").exists()
+
+
+def test_a_run_says_at_its_end_that_something_has_not_reached_mlflow(tmp_path, capsys):
+    show.tracking(tmp_path)
+    assert capsys.readouterr().out == ""
+    waiting = spool.Spool(tmp_path / ".regraft" / "spool" / "1")
+    waiting.path.mkdir(parents=True)
+    (waiting.path / spool.OPENING).write_text("{}", encoding="utf-8")
+    show.tracking(tmp_path)
+    assert capsys.readouterr().out.startswith("tracking degraded: the run of 1 stage waits in ")

@@ -4,6 +4,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ def prepared() -> Callable[..., None]:
         labels: Sequence[str] = ("a", "b"),
         group: int = 7,
         keep: Sequence[str] = (),
+        contaminated: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         names = ("id", "text", *kinds.KINDS[kind].columns, *keep, "cluster", "split")
         types = dict.fromkeys(names, pa.string()) | dict(kinds.KINDS[kind].columns)
@@ -41,7 +43,8 @@ def prepared() -> Callable[..., None]:
                 labels=labels,
                 rows_in=len(rows),
                 rows={split: counts[split] for split in SPLITS},
-                **{name: {} for name in ("dropped", "quarantined", "changed", "contaminated")},
+                **{name: {} for name in ("dropped", "quarantined", "changed")},
+                contaminated=dict(contaminated),
                 repaired=0,
                 algorithm="1",
             )

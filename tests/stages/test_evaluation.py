@@ -78,13 +78,13 @@ def _encoded(root):
 def ready(tmp_path, prepared):
     """What preparation and encoding leave."""
 
-    def write(labels=LABELS):
+    def write(labels=LABELS, **more):
         rows = [
             {"id": row["id"], "text": row["text"], "label": LABELS[row["label"]], "split": split}
             for split in ROWS
             for row in _table(split)
         ]
-        prepared(tmp_path, rows, labels=labels)
+        prepared(tmp_path, rows, labels=labels, **more)
         _encoded(tmp_path)
 
     return write
@@ -113,6 +113,8 @@ def _models(root, make, *, outputs=3):
             "1,head,1,1.1,0.001,1.0,32\n2,whole,1,0.9,0.001,1.0,32\n",
             encoding="utf-8",
         )
+        drift = {"floors": {"layer 0": {"cka": 0.875, "cosine": 0.5}}, "loss": {"before": 2.0, "after": 2.25}}
+        (draft / "drift.json").write_text(json.dumps(drift), encoding="utf-8")
         (draft / "changes.svg").write_text("<svg><text>floors</text></svg>", encoding="utf-8")
         TrainedModel.save(
             draft,
@@ -166,7 +168,7 @@ def _run(root, *changes):
 def test_the_stage_judges_a_model_that_learned_against_all_contestants(ready, tmp_path, tiny_bert):
     from tasks.evaluation import predictions
 
-    ready()
+    ready(contaminated={"glue": 3})
     _models(tmp_path, tiny_bert)
     record, track = _run(tmp_path)
 
@@ -197,6 +199,10 @@ def test_the_stage_judges_a_model_that_learned_against_all_contestants(ready, tm
     assert "The fine-tuned model beats majority" in page
     assert "at most 60 train" in page
     assert page.count("<svg") == 7
+    for text in (page, (record.path / "README.md").read_text(encoding="utf-8")):
+        assert "that the data held, and that left train: 3 of glue" in text
+        assert "what leaves layer 0 has a linear CKA of 0.875" in text
+        assert "its cross-entropy went from 2.000 to 2.250 nats a token" in text
     written = _bytes(tmp_path)
 
     again, _ = _run(tmp_path)
