@@ -7,7 +7,7 @@ import numpy as np
 
 from tasks.evaluation import judging, pictures
 from tasks.evaluation.figures import language, metrics, multilabel
-from tasks.evaluation.figures.metrics import Occurrences, Sampling
+from tasks.evaluation.figures.metrics import Interval, Occurrences, Sampling
 from tasks.evaluation.gate.checks import decimal
 from tasks.evaluation.pictures import Picture
 from tasks.evaluation.predictions import MODEL, Array, Predictions
@@ -17,8 +17,32 @@ CHARACTERS = 400  # of a text shown
 NONE = "—"  # where a row has no label, or none is said
 
 Answers = Mapping[str, Predictions]  # by contestant
-Classes = Sequence[tuple[str, int, float, float, float]]  # name, test rows, precision, recall, F1
 Pairs = Iterator[tuple[str, str]]
+MEASURES = ("precision", "recall", "f1")  # of a class
+
+
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """MEASURES of each class and its `rows`, (classes,); ranges: intervals of the MEASURES, (2, classes), low
+    and high. counted: what `rows` counts."""
+
+    names: Sequence[str]
+    figures: Mapping[str, Array]
+    ranges: Mapping[str, Array]
+    counted: str = "test rows"
+
+    def __iter__(self) -> Iterator[tuple[str, int, list[Interval]]]:
+        """Name, rows, and the MEASURES of each class."""
+        for place, name in enumerate(self.names):
+            values = [
+                Interval(*(float(one) for one in (self.figures[key][place], *self.ranges[key][:, place])))
+                for key in MEASURES
+            ]
+            yield name, int(self.figures["rows"][place]), values
+
+    def picture(self, confidence: float) -> Picture:
+        told = f"Lines are {100 * confidence:g} % intervals; in brackets the {self.counted} of a class."
+        return Picture("Classes", told, pictures.class_bars(self.figures, self.ranges, self.names))
 
 
 @dataclass(frozen=True)
@@ -44,13 +68,13 @@ class Worst:
 
 @dataclass(frozen=True)
 class Exhibit:
-    """pictures: answers, class names, how intervals are found -> what to draw. pairs: answers, class names ->
-    (actual, predicted) for DVC's confusion template. worst: answers, texts by row id, class names. classes:
-    none where there are no classes."""
+    """pictures: answers, class names -> what to draw. pairs: answers, class names -> (actual, predicted) for
+    DVC's confusion template. worst: answers, texts by row id, class names. classes: answers, class names, how
+    intervals are found; none where there are no classes."""
 
-    pictures: Callable[[Answers, Sequence[str], Sampling], list[Picture]]
+    pictures: Callable[[Answers, Sequence[str]], list[Picture]]
     worst: Callable[[Predictions, Mapping[str, str], Sequence[str]], Worst]
-    classes: Callable[[Predictions, Sequence[str]], Classes] | None = None
+    classes: Callable[[Predictions, Sequence[str], Sampling], Classes] | None = None
     pairs: Callable[[Predictions, Sequence[str]], Pairs] | None = None
 
 
@@ -63,43 +87,25 @@ def _worst_of(answers: Predictions, rows: Iterable[int], badness: Array) -> list
     return sorted(rows, key=lambda row: (-badness[row], answers.ids[row]))[:WORST]
 
 
-def _class_picture(
-    table: Mapping[str, Array],
-    ranges: Mapping[str, Array],
+def _classes(
+    answers: Predictions,
+    rows: Array,
+    count: int,
     names: Sequence[str],
     sampling: Sampling,
-    counted: str,
-) -> Picture:
-    told = f"Lines are {100 * sampling.confidence:g} % intervals; in brackets the {counted} of a class."
-    return Picture("Classes", told, pictures.class_bars(table, ranges, names))
-
-
-def _one_class_picture(
-    answers: Predictions, rows: Array, count: int, names: Sequence[str], sampling: Sampling, counted: str
-) -> Picture:
+    counted: str = "test rows",
+) -> Classes:
     """answers: with one label each, in `rows` (answers,) of so many rows, which are drawn whole."""
     given, said = Occurrences(rows, answers.actual), Occurrences(rows, answers.chosen)
     right, classes = said.where(answers.correct), len(names)
     ranges = metrics.class_ranges(given, said, right, sampling, rows=count, classes=classes)
-    table = metrics.per_class(answers.actual, answers.chosen, classes)
-    return _class_picture(table, ranges, names, sampling, counted)
+    return Classes(names, metrics.per_class(answers.actual, answers.chosen, classes), ranges, counted)
 
 
-def _class_table(table: Mapping[str, Array], names: Sequence[str]) -> Classes:
-    return list(zip(names, *(table[key] for key in ("rows", "precision", "recall", "f1")), strict=True))
-
-
-def _one_pictures(answers: Answers, names: Sequence[str], sampling: Sampling) -> list[Picture]:
-    model, count = answers[MODEL], len(answers[MODEL].ids)
-    table = metrics.confusion(model.actual, model.chosen, len(names))
-    return [
-        _one_class_picture(model, np.arange(count), count, names, sampling, "test rows"),
-        Picture(
-            "Confusion",
-            "Test rows of the fine-tuned model; shares are of the actual class.",
-            pictures.confusion_matrix(table, names),
-        ),
-    ]
+def _one_pictures(answers: Answers, names: Sequence[str]) -> list[Picture]:
+    table = metrics.confusion(answers[MODEL].actual, answers[MODEL].chosen, len(names))
+    told = "Test rows of the fine-tuned model; shares are of the actual class."
+    return [Picture("Confusion", told, pictures.confusion_matrix(table, names))]
 
 
 def _one_worst(answers: Predictions, texts: Mapping[str, str], names: Sequence[str]) -> Worst:
@@ -117,8 +123,9 @@ def _one_worst(answers: Predictions, texts: Mapping[str, str], names: Sequence[s
     return Worst("Most confident mistakes", SUREST, "confidence", rows)
 
 
-def _one_classes(answers: Predictions, names: Sequence[str]) -> Classes:
-    return _class_table(metrics.per_class(answers.actual, answers.chosen, len(names)), names)
+def _one_classes(answers: Predictions, names: Sequence[str], sampling: Sampling) -> Classes:
+    count = len(answers.ids)
+    return _classes(answers, np.arange(count), count, names, sampling)
 
 
 def _one_pairs(answers: Predictions, names: Sequence[str]) -> Pairs:
@@ -126,13 +133,11 @@ def _one_pairs(answers: Predictions, names: Sequence[str]) -> Pairs:
         yield names[actual], names[chosen]
 
 
-def _many_pictures(answers: Answers, names: Sequence[str], sampling: Sampling) -> list[Picture]:
-    model = answers[MODEL]
+def _many_classes(model: Predictions, names: Sequence[str], sampling: Sampling) -> Classes:
     held, told = model.actual > 0, multilabel.chosen(model.answer)
     given, said, right = (Occurrences(*np.nonzero(which)) for which in (held, told, held & told))
     ranges = metrics.class_ranges(given, said, right, sampling, rows=len(model.ids), classes=len(names))
-    table = multilabel.per_class(model.actual, model.answer)
-    return [_class_picture(table, ranges, names, sampling, "test rows")]
+    return Classes(names, multilabel.per_class(model.actual, model.answer), ranges)
 
 
 def _many_worst(answers: Predictions, texts: Mapping[str, str], names: Sequence[str]) -> Worst:
@@ -163,7 +168,7 @@ def _listed(held: Array, names: Sequence[str]) -> str:
     return ", ".join(name for name, holds in zip(names, held, strict=True) if holds) or NONE
 
 
-def _score_pictures(answers: Answers, names: Sequence[str], sampling: Sampling) -> list[Picture]:
+def _score_pictures(answers: Answers, names: Sequence[str]) -> list[Picture]:
     model = answers[MODEL]
     shown = min(len(model.ids), pictures.POINTS)
     told = f"Each point is a test row (the first {shown:,}); on the dotted line a prediction is right."
@@ -194,15 +199,17 @@ def _flat(answers: Predictions) -> Predictions:
     return Predictions(answers.contestant, ids, actual, np.eye(width, dtype=np.float32)[said])
 
 
-def _tag_pictures(answers: Answers, names: Sequence[str], sampling: Sampling) -> list[Picture]:
-    words, lengths = _flat(answers[MODEL]), [len(row) for row in answers[MODEL].actual]
+def _tag_classes(answers: Predictions, names: Sequence[str], sampling: Sampling) -> Classes:
+    lengths = [len(row) for row in answers.actual]
     rows = np.repeat(np.arange(len(lengths)), lengths)
+    return _classes(_flat(answers), rows, len(lengths), names, sampling, "words of test rows")
+
+
+def _tag_pictures(answers: Answers, names: Sequence[str]) -> list[Picture]:
+    words = _flat(answers[MODEL])
     told = "Words of test rows under the fine-tuned model; shares are of the actual tag."
     table = metrics.confusion(words.actual, words.chosen, len(names))
-    return [
-        _one_class_picture(words, rows, len(lengths), names, sampling, "words of test rows"),
-        Picture("Confusion", told, pictures.confusion_matrix(table, names)),
-    ]
+    return [Picture("Confusion", told, pictures.confusion_matrix(table, names))]
 
 
 def _tag_worst(answers: Predictions, texts: Mapping[str, str], names: Sequence[str]) -> Worst:
@@ -252,8 +259,8 @@ def _said(told: str | Sequence[str]) -> str:
 
 SUREST = "What the model was surest of and had wrong. Some of these may be errors of the labels."
 ONE = Exhibit(_one_pictures, _one_worst, _one_classes, _one_pairs)
-LANGUAGE = Exhibit(lambda answers, names, sampling: [], _language_worst)
-WRITTEN = Exhibit(lambda answers, names, sampling: [], _written_worst)
+LANGUAGE = Exhibit(lambda answers, names: [], _language_worst)
+WRITTEN = Exhibit(lambda answers, names: [], _written_worst)
 EXHIBITS: Mapping[str, Exhibit] = {
     "answer": WRITTEN,
     "translation": WRITTEN,
@@ -263,17 +270,12 @@ EXHIBITS: Mapping[str, Exhibit] = {
     "chat": LANGUAGE,
     "label": ONE,
     "pair": ONE,
-    "labels": Exhibit(
-        _many_pictures,
-        _many_worst,
-        lambda found, names: _class_table(multilabel.per_class(found.actual, found.answer), names),
-        _many_pairs,
-    ),
+    "labels": Exhibit(lambda answers, names: [], _many_worst, _many_classes, _many_pairs),
     "score": Exhibit(_score_pictures, _score_worst),
     "tags": Exhibit(
         _tag_pictures,
         _tag_worst,
-        lambda found, names: _one_classes(_flat(found), names),
+        _tag_classes,
         lambda found, names: _one_pairs(_flat(found), names),
     ),
 }

@@ -10,7 +10,7 @@ from tasks import pages
 from tasks.evaluation import confusions, judging
 from tasks.evaluation.behaviour import Checked
 from tasks.evaluation.decisions import NEVER
-from tasks.evaluation.exhibits import EXHIBITS, cut
+from tasks.evaluation.exhibits import EXHIBITS, Classes, cut
 from tasks.evaluation.figures.metrics import Interval
 from tasks.evaluation.gate.checks import decimal, p_text, sentence
 from tasks.evaluation.gate.pairing import Comparison
@@ -42,6 +42,7 @@ class Facts:
     smallest: int  # rows below which a slice is no evidence
     trust: Trust | None
     wanted: float | None  # accuracy that answered rows must reach
+    classes: Classes | None = None
     behaviour: Sequence[Checked] = ()
     prompting: Found | None = None  # among what k_shot chose
 
@@ -60,7 +61,6 @@ def render(facts: Facts) -> str:
         headline=headline(facts.comparisons, alpha=alpha),
         metrics={n: judged.metrics[n].higher_is_better for n in next(iter(facts.figures.values()))},
         judged=judged,
-        classes=exhibit.classes(facts.answers, facts.labels) if exhibit.classes else (),
         worst=exhibit.worst(facts.answers, facts.texts, facts.labels),
         subset=subset_sentence(facts.subset),
         decision=decision_sentence(facts),

@@ -24,7 +24,7 @@ from tasks.evaluation import (
     trust,
 )
 from tasks.evaluation.behaviour import Checked
-from tasks.evaluation.exhibits import EXHIBITS
+from tasks.evaluation.exhibits import EXHIBITS, MEASURES
 from tasks.evaluation.figures.metrics import Interval
 from tasks.evaluation.pictures import Picture
 from tasks.evaluation.predictions import HEAD, MODEL, Array, Predictions
@@ -104,7 +104,7 @@ def _write(
         if answers.prompting:
             files.write_text(draft / "prompting.json", files.canonical_json(answers.prompting.record()))
         files.write_text(draft / "README.md", described)
-        _write_plots(draft, model, judged.trust, entered.encoded.labels)
+        _write_plots(draft, model, judged, entered.encoded.labels)
         Evaluation.save(
             draft,
             model=entered.trained.digest,
@@ -164,9 +164,16 @@ def _timings(answers: Answers) -> dict[str, dict[str, float]]:
     }
 
 
-def _write_plots(draft: Path, model: Predictions, found: Trust | None, labels: Sequence[str]) -> None:
+def _write_plots(draft: Path, model: Predictions, judged: Judged, labels: Sequence[str]) -> None:
     """For DVC's plots; without a row where rows of this kind have nothing to draw."""
-    pairs = EXHIBITS[model.kind].pairs
+    pairs, found = EXHIBITS[model.kind].pairs, judged.trust
+    classes = [
+        (f"{name}: {measure}", name, measure, rows, one.value, one.low, one.high)
+        for name, rows, figures in judged.classes or ()
+        for measure, one in zip(MEASURES, figures, strict=True)
+    ]
+    header = ("figure", "class", "measure", "rows", "value", "low", "high")
+    _write_table(draft / "classes.csv", header, classes)
     _write_table(draft / "confusion.csv", ("actual", "predicted"), pairs(model, labels) if pairs else ())
     _write_table(draft / "suspects.csv", confusions.COLUMNS, confusions.lines(model, labels))
     bins = trust.reliability(model, found) if found else {}
@@ -205,7 +212,8 @@ def _page(
         confidence=settings.confidence,
         answers=answers.test[MODEL],
         texts=texts,
-        pictures=_pictures(answers.test, judged, labels, entered.trained.path),
+        pictures=_pictures(answers.test, judged, labels, entered.trained.path, settings.confidence),
+        classes=judged.classes,
         sources=origins.terms(params, entered),
         rows={split: entered.encoded.rows[split] for split in SPLITS},
         subset=params.preparation.subset.model_dump(),
@@ -225,6 +233,7 @@ def _pictures(
     judged: Judged,
     labels: Sequence[str],
     trained: Path,
+    confidence: float,
 ) -> list[Picture]:
     losses, phases = _losses(trained / "steps.csv")
     figures, model = judged.figures, answers[MODEL]
@@ -236,7 +245,8 @@ def _pictures(
             pictures.learning_curve(losses, phases),
         ),
         *_changes(trained / "changes.svg"),
-        *EXHIBITS[model.kind].pictures(answers, labels, judged.sampling),
+        *([judged.classes.picture(confidence)] if judged.classes else ()),
+        *EXHIBITS[model.kind].pictures(answers, labels),
         *(trust.pictures(model, judged.trust) if judged.trust else ()),
     ]
 
@@ -277,6 +287,7 @@ def _tell(track: Track, judged: Judged, answers: Answers, root: Path, checked: S
 TOLD = (
     "reports/evaluation.html",
     "reports/metrics.json",
+    "data/evaluation/classes.csv",
     "data/evaluation/confusion.csv",
     "data/evaluation/reliability.csv",
     "data/evaluation/coverage.csv",

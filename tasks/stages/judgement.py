@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from tasks.evaluation import judging, slices, trust
+from tasks.evaluation.exhibits import EXHIBITS, Classes
 from tasks.evaluation.figures import metrics, scores
 from tasks.evaluation.figures.metrics import Interval, Metric, Sampling
 from tasks.evaluation.gate import verdict
@@ -29,7 +30,7 @@ class Judged:
     slices: Sequence[Measured]  # of the model
     trust: Trust | None  # none where answers are no probabilities
     groups: int  # of near-duplicates, each row by itself counted too
-    sampling: Sampling  # how the intervals were found
+    classes: Classes | None  # of the model's answers; none where there are no classes
 
 
 def judge(
@@ -49,7 +50,7 @@ def judge(
         slices=_sliced(model, measured, labels, parts, sampling, settings.smallest_slice),
         trust=_trust(answers, sampling, settings),
         groups=len(model.ids) if groups is None else len(np.unique(groups)),
-        sampling=sampling,
+        classes=found(model, labels, sampling) if (found := EXHIBITS[model.kind].classes) else None,
     )
 
 

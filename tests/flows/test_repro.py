@@ -62,8 +62,8 @@ def _diffs(root, command):
 def _plots(root, command):
     command("dvc", "plots", "show", "-o", "plots")
     page = (root / "plots" / "index.html").read_text()
-    assert "data_finetuning_steps_csv" in page
-    assert "data_evaluation_confusion_csv" in page
+    for table in ("finetuning_steps", "evaluation_classes", "evaluation_confusion", "evaluation_reliability"):
+        assert f"data_{table}_csv" in page
     shutil.rmtree(root / "plots")
 
 

@@ -1,5 +1,6 @@
 """The stage on real files: a tiny random BERT whose fine-tuned twin reads the label off one token."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -188,9 +189,16 @@ def test_the_stage_judges_a_model_that_learned_against_all_contestants(ready, tm
     assert values["head"]["log_loss"] == record.metrics["head"]["log_loss"]["value"]
     assert track.values["test.accuracy"] == values["model"]["accuracy"]
     assert track.values["test.tfidf.macro_f1"] == values["tfidf"]["macro_f1"]
-    tables = ["confusion.csv", "reliability.csv", "coverage.csv", "suspects.csv"]
+    tables = ["classes.csv", "confusion.csv", "reliability.csv", "coverage.csv", "suspects.csv"]
     assert track.files == ["evaluation.html", "metrics.json", *tables, "README.md"]
 
+    with (record.path / "classes.csv").open() as stream:
+        classes = list(csv.DictReader(stream))
+    assert [(one["class"], one["measure"]) for one in classes] == [
+        (label, measure) for label in LABELS for measure in ("precision", "recall", "f1")
+    ]
+    assert {one["rows"] for one in classes} == {"16"}
+    assert all(0 <= float(one["low"]) <= float(one["value"]) <= float(one["high"]) <= 1 for one in classes)
     lines = (record.path / "confusion.csv").read_text().splitlines()
     assert lines[0] == "actual,predicted"
     assert sum(len(set(line.split(","))) == 1 for line in lines[1:]) == found["model"].correct.sum()
