@@ -34,3 +34,11 @@ def test_a_rows_score_is_its_chrf():
 )
 def test_rouge_l_counts_words_that_stand_in_the_same_order(true, said, share):
     assert translating.longest_shared(true.split(), said.split()) == pytest.approx(share)
+
+
+def test_rouge_l_is_that_of_its_first_implementation():
+    """Of words without marks, which that leaves out."""
+    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"])
+    given, told = translating.counted(np.array(TRUE), np.array(SAID))
+    wanted = [scorer.score(true, said)["rougeL"].fmeasure for true, said in zip(TRUE, SAID, strict=True)]
+    assert translating.rouge_l(given, told) == pytest.approx(np.mean(wanted))
