@@ -546,6 +546,25 @@ def serve(
 
 
 @app.command()
+def bundle(
+    model: Annotated[str, typer.Option(help="name of the registered model")],
+    adapters: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME=SOURCE]…", help="as of `regraft serve`; default: the champion"),
+    ] = None,
+    root: Root = HERE,
+) -> None:
+    """Register adapters on this project's base as one MLflow model, whose rows name theirs in a column.
+
+    `mlflow models serve` then answers for all of them, and no server of ours is needed. Champions are taken
+    as they are now: an alias that moves asks for another bundle.
+    """
+    from flows.commands import serving
+
+    serving.bundle(root, serving.named(adapters or (), root), model, typer.echo)
+
+
+@app.command()
 def automations(
     notify: Annotated[
         str | None,

@@ -14,6 +14,7 @@ from tasks import params as parameters
 from tasks.errors import InputError
 from tasks.serving import app
 from tasks.serving.messages import NAME, Adapter
+from tasks.stages import bundle as bundles
 from tasks.stages.serving import Service
 
 TOKEN = "REGRAFT_TOKEN"
@@ -50,6 +51,17 @@ def serve(root: Path, sources: Mapping[str, str], plan: Plan, tell: Callable[[st
         log_level="warning",
         timeout_graceful_shutdown=GRACE,
     )
+
+
+def bundle(root: Path, sources: Mapping[str, str], model: str, tell: Callable[[str], None]) -> None:
+    """Register them as one MLflow model. Raises InputError for a name that versions of the gate's have, and
+    RegraftError for what cannot be served."""
+    service = Service(root)
+    for name, source in sources.items():
+        tell(_line(service.load(name, source)))
+    number = bundles.register(service, root, model)
+    tell(f"{model} version {number}")
+    tell(f"mlflow models serve -m models:/{model}/{number} --env-manager local")
 
 
 def named(entries: Sequence[str], root: Path) -> dict[str, str]:

@@ -82,6 +82,11 @@ class Bank:
         self._known: OrderedDict[str, _Held] = OrderedDict()  # who was asked for last stands last
         self._slots, self._changed = count(1), threading.Condition()
 
+    @property
+    def body(self) -> str:
+        """Digest of the body that adapters must have been trained on."""
+        return self._body
+
     def load(self, name: str, folder: Path, *, replace: bool = False) -> About:
         """Read the adapter that `adapters.save` wrote to `folder`; rows ask for it by `name`.
 

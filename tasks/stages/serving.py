@@ -3,12 +3,15 @@ what it makes of it."""
 
 import json
 import os
+import re
+import shutil
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -16,7 +19,14 @@ from transformers import AutoTokenizer
 
 from tasks import files
 from tasks import params as parameters
-from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, Evaluation, TrainedModel, Vocabulary
+from tasks.artifacts import (
+    MANIFEST,
+    ConvertedCheckpoint,
+    EncodedDataset,
+    Evaluation,
+    TrainedModel,
+    Vocabulary,
+)
 from tasks.errors import InputError, RegraftError, TrainingError, did_you_mean
 from tasks.evaluation import decisions
 from tasks.evaluation.asking import predict
@@ -32,7 +42,8 @@ from tasks.text.kinds import KINDS
 from tasks.tracking import registry
 from tasks.training.device import choose
 
-REGISTERED = "models:/"
+REGISTERED, ALIASED = "models:/", re.compile("models:/[^/@]+@")
+ADAPTERS, MANNER = "adapters", "manner.json"  # of what `pack` writes
 
 
 @dataclass(frozen=True)
@@ -116,9 +127,26 @@ class Service:
     def refresh(self) -> list[str | RegraftError]:
         """Follow the aliases that name another version now. One that cannot be followed goes on as it is."""
         with self._changed:
-            followed = [one for one in self._served.values() if "@" in one.source]
+            followed = [one for one in self._served.values() if ALIASED.match(one.source)]
         self._keep_young()
         return [told for one in followed if (told := self._follow(one))]
+
+    def pack(self, target: Path) -> dict[str, Any]:
+        """Base, tokenizer and all that is served as a directory that `Service` takes, and whose ADAPTERS it
+        loads. Returns the digests of base and tokenizer, and of each adapter source, version and digest."""
+        for stage, part in ((ConvertedCheckpoint, "model"), (Vocabulary, "tokenizer")):
+            own, there = stage.folder(self._root), stage.folder(target)
+            shutil.copytree(own / part, there / part)
+            shutil.copyfile(own / MANIFEST, there / MANIFEST)
+        settings = parameters.load(self._root / "params.yaml")
+        anywhere = parameters.override(settings, ["finetuning.device=auto"])
+        files.write_text(target / "params.yaml", parameters.dump(anywhere))
+        held = {about.name: about for about in self._bank}
+        with self._changed:
+            served = sorted(self._served.items())
+        place, tokens = target / ADAPTERS, self._tokens
+        found = {name: _pack(one, held[one.key], tokens, place / name) for name, one in served}
+        return {"base": self._bank.body, "tokenizer": self._tokens, "adapters": found}
 
     def prepare(self, rows: Sequence[Row]) -> list[Prepared]:
         """Their adapters stay until `release`. Raises NoAdapter, and InputError naming the row at fault."""
@@ -191,6 +219,8 @@ class Service:
             manner = Manner(known.kind, known.labels, known.steps, known.max_length, known.decision)
             return version.number, manner, home.adapter(version), known.tokens
         root = Path(source)
+        if (root / MANNER).exists():
+            return _unpacked(root)
         if not (folder := TrainedModel.load(root).path / "adapter").is_dir():
             raise InputError(f"{root} learned without an adapter: set finetuning.adapter there and run it")
         return None, _manner(root), folder, tokens_digest(Vocabulary.load(root).path / "tokenizer")
@@ -216,7 +246,7 @@ class Service:
     def _keep_young(self) -> None:
         """The folders of downloads: `regraft clean` takes those that were not needed for a while."""
         with self._changed:
-            fetched = {one.key for one in self._served.values() if one.version}
+            fetched = {one.key for one in self._served.values() if one.source.startswith(REGISTERED)}
         for about in self._bank:
             if about.name in fetched:
                 with suppress(OSError):
@@ -248,6 +278,21 @@ class Service:
             one.retired = True
             if not one.users:
                 self._bank.unload(one.key)
+
+
+def _pack(one: Served, about: About, tokens: str, target: Path) -> dict[str, str | None]:
+    shutil.copytree(about.folder, target / "adapter")
+    told = {"version": one.version, "tokens": tokens, **asdict(one.manner)}
+    files.write_text(target / MANNER, files.canonical_json(told))
+    return {"source": one.source, "version": one.version, "digest": files.digest_tree(target)}
+
+
+def _unpacked(root: Path) -> tuple[str | None, Manner, Path, str]:
+    told = json.loads((root / MANNER).read_text(encoding="utf-8"))
+    labels, steps = tuple(told["labels"]), tuple(told["clean"])
+    decision = decisions.read(json.dumps(told["decision"]), labels)
+    manner = Manner(told["kind"], labels, steps, told["max_length"], decision)
+    return told["version"], manner, root / "adapter", told["tokens"]
 
 
 def tokens_digest(folder: Path) -> str:

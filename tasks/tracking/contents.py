@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from tasks import files
 from tasks.errors import TrackingError
+from tasks.tracking import live
 
 WEIGHTS, SERVED = "regraft.weights", "regraft.served"
 WEIGHTS_FILE = "model.safetensors"
 ADAPTER = "regraft.adapter"  # tag: digest of the adapter that the weights learned in
 ADAPTER_FOLDER = "adapter"
+BUNDLE = "regraft.bundle"  # tag: digest of the adapters, tokenizer and base that it is made of
 LONGEST = 4500  # characters of a registered model's tag; databases hold 5,000
 STOCK, OWN = ("model", "components/tokenizer"), ("data/model",)  # what flavor.py divides a directory into
 
@@ -61,6 +63,19 @@ def log(
         client.log_model_artifacts(made.model_id, str(target))
     for which in {run_id, run.data.tags.get(MLFLOW_PARENT_RUN_ID, run_id)}:
         client.log_outputs(which, [LoggedModelOutput(made.model_id, 0)])
+    return client.finalize_logged_model(made.model_id, "READY")
+
+
+def log_bundle(client: MlflowClient, name: str, save: Callable[[Path, Model], None]) -> Any:
+    """What `save` writes, as a logged model of a run of its own."""
+    experiment = live.experiment_id(client, name)
+    run = client.create_run(experiment, run_name="bundle", tags={"regraft.stage": "bundle"}).info.run_id
+    made = client.create_logged_model(experiment, f"{name}-bundle", run)
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder) / "model", Model(run_id=run, model_id=made.model_id))
+        client.log_model_artifacts(made.model_id, str(Path(folder) / "model"))
+    client.log_outputs(run, [LoggedModelOutput(made.model_id, 0)])
+    client.set_terminated(run)
     return client.finalize_logged_model(made.model_id, "READY")
 
 

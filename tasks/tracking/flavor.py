@@ -7,7 +7,7 @@ a model should answer by the code that it was judged with.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from logging import ERROR, getLogger
@@ -41,6 +41,12 @@ LONGEST = 64  # tokens that a language model says, at most
 WRITTEN = ("translation", "prefix-remainder")
 QUESTIONS = [{"context": "It rained all day in Ghent.", "question": "Where did it rain?"}]
 ASKED = Schema([ColSpec(DataType.string, name) for name in ("context", "question")])
+TOLD = ["adapter", "version", "prediction", "probabilities"]  # columns of a bundle's answers
+BUNDLED = (  # what a bundle needs to answer, in an environment of its own
+    "fastapi", "filelock", "ftfy", "jinja2", "mlflow", "numpy", "pandas", "peft", "polars", "psutil",
+    "pyarrow", "pydantic", "pyyaml", "rich", "sacrebleu", "safetensors", "scikit-learn", "scipy",
+    "sqlalchemy", "torch", "transformers",
+)  # fmt: skip
 BOTH = Schema([ColSpec(DataType.string, name) for name in ("text", "text_pair")])
 
 
@@ -144,6 +150,25 @@ def _save_own(
         )
 
 
+def save_bundle(packed: Path, target: Path, about: Model, *, example: Any, loader: str) -> None:
+    """Write the directory `packed` to `target` as a pyfunc that the module `loader` of ours loads, with all
+    our modules. It is asked for rows like `example`, a data frame with the columns text and adapter."""
+    asked = [
+        ColSpec(DataType.string, name, required=name == "text") for name in ("text", "adapter", "text_pair")
+    ]
+    told = [ColSpec(DataType.string, name, required=name == "adapter") for name in TOLD]
+    mlflow.pyfunc.save_model(
+        str(target),
+        loader_module=loader,
+        data_path=str(packed),
+        code_paths=[str(TASKS)],
+        mlflow_model=about,
+        signature=ModelSignature(inputs=Schema(asked), outputs=Schema(told)),
+        input_example=example,
+        pip_requirements=_requirements(BUNDLED),
+    )
+
+
 def _architecture(directory: Path) -> str:
     return str(json.loads((directory / CONFIG).read_text(encoding="utf-8"))["architectures"][0])
 
@@ -156,6 +181,5 @@ def _room(model: Any, max_length: int) -> int:
     return max(1, min(max_length, int(positions) - LONGEST))
 
 
-def _requirements() -> list[str]:
-    packages = ("mlflow", "torch", "transformers")
+def _requirements(packages: Sequence[str] = ("mlflow", "torch", "transformers")) -> list[str]:
     return [f"{package}=={metadata.version(package).partition('+')[0]}" for package in packages]

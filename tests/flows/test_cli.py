@@ -61,6 +61,8 @@ def test_the_command_starts_without_the_heavy_libraries():
         "clean",
         "migrate",
         "report",
+        "serve",
+        "bundle",
         "inspect",
         "plan-weights",
         "convert",

@@ -1,5 +1,6 @@
 """What the stages before leave, written directly."""
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from tasks import files
-from tasks.artifacts import SPLITS, ConvertedCheckpoint, EncodedDataset, PreparedText, Vocabulary
+from tasks import files, params
+from tasks.artifacts import (
+    SPLITS,
+    ConvertedCheckpoint,
+    EncodedDataset,
+    Evaluation,
+    PreparedText,
+    TrainedModel,
+    Vocabulary,
+)
 from tasks.text import kinds
 
 
@@ -96,3 +105,76 @@ def trainable(
         )  # fmt: skip
     encode(tmp_path, ["a", "b", "c"])
     return tmp_path
+
+
+TASKS = {"moods": ("bad", "fair", "good"), "news": ("art", "law", "sea", "tax", "war"), "yes": ("no", "yes")}
+
+
+def _shipped():
+    return params.load(Path(__file__).parents[2] / "params.yaml")
+
+
+@pytest.fixture
+def base(tracked, trainable):
+    """A project with a base and a tokenizer, and nothing that learned on it."""
+    shutil.copytree(trainable / "data", tracked / "data")
+    files.write_text(tracked / "params.yaml", params.dump(_shipped()))
+    folder = Vocabulary.load(tracked).path / "tokenizer"
+    about = json.loads((folder / "tokenizer_config.json").read_text())
+    about["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    files.write_text(folder / "tokenizer_config.json", json.dumps(about))
+    return tracked
+
+
+@pytest.fixture
+def project(base, tiny_bert, tmp_path):
+    """Name -> the root of another project on the same base, and its model with the adapter in it."""
+
+    def make(name, *, kind="label", labels=None, seed=1, decision=None, adapter="lora", overrides=()):
+        from tasks.model import adapters
+        from tasks.model.adapters import Adapter
+
+        root, labels = tmp_path / name, TASKS[name] if labels is None else labels
+        shutil.copytree(base / "data", root / "data")
+        files.write_text(root / "params.yaml", params.dump(params.override(_shipped(), list(overrides))))
+        model = _model(base, tiny_bert(labels=max(1, len(labels))), labels)
+        learned = Adapter(adapter, rank=2)
+        adapters.inject(model, learned, (1, 3), seed=seed)
+        _shake(model, seed)
+        with files.replace_directory(TrainedModel.folder(root)) as draft:
+            adapters.save(model, learned, draft / "adapter", base="sha256:1")
+            TrainedModel.save(draft, base="", data="", labels=labels, weights="", phases=[])
+        with files.replace_directory(EncodedDataset.folder(root)) as draft:
+            sizes = {one: {} for one in ("rows", "tokens", "truncated", "lost", "unknown")}
+            EncodedDataset.save(draft, kind=kind, labels=labels, max_length=8, **sizes)
+        with files.replace_directory(Evaluation.folder(root)) as draft:
+            empty = {one: {} for one in ("metrics", "comparisons", "slices", "calibration", "decided")}
+            Evaluation.save(draft, model="", test="", labels=labels, rows=0, decision=decision or {}, **empty)
+        return root, model
+
+    return make
+
+
+def _model(base, model, labels):
+    """Its body is the base's."""
+    from tasks.model import floors
+
+    own = floors.load(ConvertedCheckpoint.load(base).path / "model").state_dict()
+    model.load_state_dict(
+        {name: value for name, value in own.items() if "classifier" not in name}, strict=False
+    )
+    model.config.id2label = dict(enumerate(labels or ("LABEL_0",)))
+    return model
+
+
+def _shake(model, seed):
+    import torch
+
+    from tasks.model import floors
+
+    generator = torch.Generator().manual_seed(seed)
+    stack = floors.floors(model)
+    learned = [value for floor in stack for value in floor.adapter.values()]
+    with torch.no_grad():
+        for value in [*learned, *stack[-1].parameters.values()]:
+            value += torch.randn(value.shape, generator=generator) * 0.3

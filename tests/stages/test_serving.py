@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from schemathesis import GenerationMode
 from transformers import AutoTokenizer
 
-from tasks import files, params
+from tasks import params
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, Evaluation, TrainedModel, Vocabulary
 from tasks.errors import (
     ArtifactError,
@@ -29,7 +29,6 @@ from tasks.errors import (
     TrainingError,
 )
 from tasks.model import adapters, floors
-from tasks.model.adapters import Adapter
 from tasks.serving import app
 from tasks.serving.messages import NoAdapter, Row
 from tasks.stages import serving
@@ -44,63 +43,6 @@ TEXTS = [
     "daisies close at day",
     "after conversations Alice could hear a White Rabbit burning",
 ]
-
-
-@pytest.fixture
-def base(tracked, trainable):
-    """A project with a base and a tokenizer, and nothing that learned on it."""
-    shutil.copytree(trainable / "data", tracked / "data")
-    files.write_text(tracked / "params.yaml", params.dump(SHIPPED))
-    folder = Vocabulary.load(tracked).path / "tokenizer"
-    about = json.loads((folder / "tokenizer_config.json").read_text())
-    about["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
-    files.write_text(folder / "tokenizer_config.json", json.dumps(about))
-    return tracked
-
-
-@pytest.fixture
-def project(base, tiny_bert, tmp_path):
-    """Name -> the root of another project on the same base, and its model with the adapter in it."""
-
-    def make(name, *, kind="label", labels=None, seed=1, decision=None, adapter="lora", overrides=()):
-        root, labels = tmp_path / name, LABELS[name] if labels is None else labels
-        shutil.copytree(base / "data", root / "data")
-        files.write_text(root / "params.yaml", params.dump(params.override(SHIPPED, list(overrides))))
-        model = _model(base, tiny_bert(labels=max(1, len(labels))), labels)
-        learned = Adapter(adapter, rank=2)
-        adapters.inject(model, learned, (1, 3), seed=seed)
-        _shake(model, seed)
-        with files.replace_directory(TrainedModel.folder(root)) as draft:
-            adapters.save(model, learned, draft / "adapter", base="sha256:1")
-            TrainedModel.save(draft, base="", data="", labels=labels, weights="", phases=[])
-        with files.replace_directory(EncodedDataset.folder(root)) as draft:
-            sizes = {one: {} for one in ("rows", "tokens", "truncated", "lost", "unknown")}
-            EncodedDataset.save(draft, kind=kind, labels=labels, max_length=8, **sizes)
-        with files.replace_directory(Evaluation.folder(root)) as draft:
-            empty = {one: {} for one in ("metrics", "comparisons", "slices", "calibration", "decided")}
-            Evaluation.save(draft, model="", test="", labels=labels, rows=0, decision=decision or {}, **empty)
-        return root, model
-
-    return make
-
-
-def _model(base, model, labels):
-    """Its body is the base's."""
-    own = floors.load(ConvertedCheckpoint.load(base).path / "model").state_dict()
-    model.load_state_dict(
-        {name: value for name, value in own.items() if "classifier" not in name}, strict=False
-    )
-    model.config.id2label = dict(enumerate(labels or ("LABEL_0",)))
-    return model
-
-
-def _shake(model, seed):
-    generator = torch.Generator().manual_seed(seed)
-    stack = floors.floors(model)
-    learned = [value for floor in stack for value in floor.adapter.values()]
-    with torch.no_grad():
-        for value in [*learned, *stack[-1].parameters.values()]:
-            value += torch.randn(value.shape, generator=generator) * 0.3
 
 
 def _alone(base, model, text, *, pair=None, length=8):
@@ -252,6 +194,14 @@ def test_nothing_is_answered_for_no_text_or_an_unknown_name(base, project):
         service.prepare([Row(text="x", adapter="news"), Row(text=" \n\t", adapter="news")])
     service.unload("news")
     assert service.adapters() == []
+
+
+def test_a_directory_whose_name_has_an_at_in_it_is_no_alias(base, project):
+    root, _ = project("yes")
+    shutil.move(root, root.with_name("ann@home"))
+    service = Service(base)
+    service.load("yes", str(root.with_name("ann@home")))
+    assert service.refresh() == []
 
 
 def test_who_is_on_its_way_is_answered_by_what_it_asked_for(base, project):

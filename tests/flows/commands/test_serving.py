@@ -82,6 +82,10 @@ def test_it_answers_as_predict_does_ends_in_order_and_begins_again_as_it_was(ser
         process.kill()
     with _serving(served, "here=.", "reviews=models:/reviews@champion") as (_, address):
         assert _ask(address, *rows) == before
+    made = command("regraft", "bundle", "reviews=models:/reviews@champion", "here=.", "--model", "both")
+    assert made.stdout.endswith("mlflow models serve -m models:/both/1 --env-manager local\n")
+    refused = command("regraft", "bundle", "--model", "reviews", code=2)
+    assert "reviews has champions: a bundle wants a name of its own" in refused.stderr
 
 
 def _demand_as_predicted(found, command):
