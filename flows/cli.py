@@ -337,7 +337,7 @@ def promote(
 
     params = parameters.load(root / "params.yaml")
     record = promotion.promote_by_hand(params, root, force=force, reason=reason)
-    if record.reasons and record.reasons[0].startswith(promotion.AGAINST):
+    if force and record.reasons and record.reasons[0].startswith(promotion.AGAINST):
         typer.secho("THE GATE SAID NO: promoted against its verdict", fg="red", bold=True, err=True)
     typer.echo(f"{record.outcome}: {record.model} version {record.version}")
     for line in record.reasons:

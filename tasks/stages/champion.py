@@ -1,6 +1,5 @@
 """A registered version that answers: texts for `regraft predict`, a candidate's test rows for the gate."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -156,7 +155,8 @@ class Champion:
             for number, (text, question) in enumerate(texts)
         ]
         table = pa.Table.from_pylist(rows)
-        stride = json.loads(self.version.tags.get("regraft.stride", "null"))
+        unset = self.version.tags.get("regraft.stride", "null") == "null"
+        stride = None if unset else self._told("stride", int)
         encoded = pa.table(windows.encode(table, tokenizer, self.max_length, stride))
         asked, _ = written.answered(encoded, {str(row["id"]): row for row in rows})
         return predict.spans(model, asked.tokens, asked.sources, ids=asked.ids, batches=cut)

@@ -233,7 +233,7 @@ class Service:
             if now == f"version {one.version} now":
                 return None
             new, _ = self._loaded(one.name, one.source)
-        except (RegraftError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others are followed
             return RegraftError(f"{one.name}: {one.source} is {now}, and {one.version} goes on: {error}")
         with self._changed:
             if self._served.get(one.name) is not one:  # unloaded or replaced meanwhile

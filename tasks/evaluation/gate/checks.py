@@ -93,7 +93,7 @@ def enough_rows(evidence: Evidence, comparisons: Mapping[str, Comparison], alpha
 
 
 def beats(name: str, found: Comparison, *, alpha: float, margin: float) -> Check:
-    """A higher mean score with p <= alpha, two-sided, and an interval above `margin`."""
+    """A higher score with p <= alpha, two-sided, and an interval above `margin`."""
     told, figures = sentence(name, found), numbers(asdict(found))
     if found.worse(alpha):
         return Check(name, "reject", told, figures)

@@ -26,7 +26,7 @@ def proven(evidence: Evidence, proofs: Sequence[str]) -> Iterator[Check]:
     if not evidence.proofs:
         yield Check("proofs", "hold", "the conversion has proven nothing: run `dvc repro -f conversion`")
     for level in proofs:
-        told = (evidence.proofs or {}).get(level, "")
+        told = evidence.proofs.get(level, "")
         if told and not told.startswith(UNPROVEN):
             yield Check(f"proof {level}", "promote", f"conversion proved {level}: {told}")
         else:

@@ -63,16 +63,19 @@ def metric_comparison(
 ) -> Comparison:
     """In a metric that single rows do not have, such as F1, on the same rows, at least one.
 
-    p is twice the share of draws on the other side of 0, or the level at which the percentile interval ends
-    there (Davison & Hinkley 1997, section 5.4); the outcome itself counts as a draw. Of what less is better
-    the negative is compared. Raises ParamsError for a metric that rows of this kind do not have.
+    p is twice the share of draws that do not lie on the difference's own side of 0, or the level at which the
+    percentile interval ends there (Davison & Hinkley 1997, section 5.4); the outcome itself counts as a draw.
+    Of what less is better the negative is compared.
+
+    Raises ParamsError for a metric that rows of this kind do not have.
     """
     metric = judging.find(candidate.kind).chosen((name,), key="promotion.gate.primary")[name]
     sign, title = (1, name) if metric.higher_is_better else (-1, f"negative {name}")
     ours, theirs, found = _resampled(candidate, rival, metric, labels, resamples, seed, groups)
     rows, numbers = judging.scores(candidate) - judging.scores(rival), pairing.numbered(groups)
     low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
-    beyond = min(int((~(found > 0)).sum()), int((~(found < 0)).sum()))  # so written, NaN is on neither side
+    difference = sign * (ours - theirs)
+    beyond = int((~(found * np.sign(difference) > 0)).sum())  # so written, NaN is on neither side
     return Comparison(
         measure=title.replace("_", " "),
         rows=len(candidate.ids),
@@ -80,7 +83,7 @@ def metric_comparison(
         other=sign * theirs,
         wins=int((rows > 0).sum()),
         losses=int((rows < 0).sum()),
-        difference=sign * (ours - theirs),
+        difference=difference,
         low=float(low),
         high=float(high),
         confidence=confidence,

@@ -24,7 +24,7 @@ class Comparison:
 
     measure: str  # what the score is
     rows: int
-    score: float  # the candidate's, mean over rows
+    score: float  # the candidate's: mean over rows, or a metric of all of them
     other: float  # the other's
     wins: int  # rows on which the candidate's is higher
     losses: int  # rows on which the other's is

@@ -314,6 +314,28 @@ def test_of_a_primary_metric_of_which_less_is_better_the_negative_is_compared():
         _gate(candidate, baselines={"rival": rival}, conditions={"primary": "f1"})
 
 
+def _sure(name, sure):
+    """20 rows of each share from .55 to .95 that are right so often, said with these confidences."""
+    hit = np.concatenate([np.arange(20) < right for right in range(11, 20)])
+    labels, share = np.arange(180) % 2, np.repeat(sure, 20).astype(np.float32)
+    chosen = np.where(hit, labels, 1 - labels)
+    answer = np.where(np.arange(2) == chosen[:, None], share[:, None], 1 - share[:, None])
+    return Predictions(name, tuple(f"row{i}" for i in range(180)), labels, answer)
+
+
+def test_a_difference_that_the_draws_contradict_decides_nothing():
+    """Rows that happen to be calibrated to a hair are so in no draw of them."""
+    candidate = _sure("model", [right / 20 for right in range(11, 20)])
+    rival = _sure("rival", [0.752] * 9)
+    conditions = {"primary": "ece"}
+    check = _check(_gate(candidate, baselines={"rival": rival}, conditions=conditions), "rival")
+    assert check.figures["difference"] > 0 > check.figures["high"]
+    assert (check.outcome, check.figures["p_value"]) == ("hold", 1)
+    check = _check(_gate(rival, baselines={"rival": candidate}, conditions=conditions), "rival")
+    assert check.figures["difference"] < 0 < check.figures["low"]
+    assert (check.outcome, check.figures["p_value"]) == ("hold", 1)
+
+
 def test_a_primary_metric_that_some_draws_do_not_have_promotes_nobody():
     labels = np.zeros(60, dtype=np.int64)
     labels[0] = 1  # a third of all draws lacks this row
