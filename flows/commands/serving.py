@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from tasks import params as parameters
 from tasks.errors import InputError
 from tasks.serving import app
 from tasks.serving.messages import NAME, Adapter
-from tasks.stages import bundle as bundles
 from tasks.stages.serving import Service
+from tasks.tracking import server
 
 TOKEN = "REGRAFT_TOKEN"
 SHORTEST = 16  # characters of a token
@@ -56,12 +57,19 @@ def serve(root: Path, sources: Mapping[str, str], plan: Plan, tell: Callable[[st
 def bundle(root: Path, sources: Mapping[str, str], model: str, tell: Callable[[str], None]) -> None:
     """Register them as one MLflow model. Raises InputError for a name that versions of the gate's have, and
     RegraftError for what cannot be served."""
+    from tasks.stages import bundle as bundles  # late: seconds, which a server does not need
+
+    if model == parameters.load(root / "params.yaml").promotion.model:
+        raise InputError(f"{model} is the model that this project's gate judges: name the bundle otherwise")
     service = Service(root)
     for name, source in sources.items():
         tell(_line(service.load(name, source)))
     number = bundles.register(service, root, model)
     tell(f"{model} version {number}")
-    tell(f"mlflow models serve -m models:/{model}/{number} --env-manager local")
+    where = (
+        "" if "MLFLOW_TRACKING_URI" in os.environ else f"MLFLOW_TRACKING_URI={shlex.quote(server.uri(root))} "
+    )
+    tell(f"{where}mlflow models serve -m models:/{model}/{number} --env-manager local")
 
 
 def named(entries: Sequence[str], root: Path) -> dict[str, str]:

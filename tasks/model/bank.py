@@ -35,10 +35,12 @@ _wanted: ContextVar[Sequence[str]] = ContextVar("wanted")
 
 @dataclass(frozen=True)
 class About:
-    """An adapter that a bank knows. size: bytes of its tensors, head included."""
+    """An adapter that a bank knows. digest: of its folder as it was loaded. size: bytes of its tensors, head
+    included."""
 
     name: str
     folder: Path
+    digest: str
     kind: str
     labels: tuple[str, ...]
     size: int
@@ -289,7 +291,7 @@ def _tell(module: nn.Module, given: Any, named: dict[str, Any]) -> tuple[Any, di
 
 def _about(name: str, one: _Held) -> About:
     saved = one.saved
-    return About(name, one.folder, saved.adapter.kind, saved.labels, one.size, bool(one.slot))
+    return About(name, one.folder, one.digest, saved.adapter.kind, saved.labels, one.size, bool(one.slot))
 
 
 def _digest(folder: Path) -> str:

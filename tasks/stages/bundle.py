@@ -17,8 +17,10 @@ from tasks import files
 from tasks.errors import InputError, did_you_mean
 from tasks.serving.messages import Answer, Row
 from tasks.stages.serving import ADAPTERS, Service
+from tasks.text.kinds import KINDS
 from tasks.tracking import flavor
 from tasks.tracking.contents import BUNDLE
+from tasks.tracking.flavor import TASKS
 from tasks.tracking.registry import Registry
 
 ROWS = 64  # at once
@@ -42,42 +44,54 @@ class Answering:
         Raises InputError that names the first row at fault.
         """
         rows = [self._row(place, one) for place, one in enumerate(data.to_dict("records"))]
-        found = [told for start in range(0, len(rows), ROWS) for told in self._answers(rows[start:][:ROWS])]
-        return pd.DataFrame(found, columns=flavor.TOLD, dtype=object)
+        return pd.DataFrame(list(self._answers(rows)), columns=flavor.TOLD, dtype=object)
 
     def _row(self, place: int, given: Mapping[Any, Any]) -> Row:
         known = {name: value for name, value in given.items() if isinstance(value, str)}
         name = known.get("adapter") or (self._names[0] if len(self._names) == 1 else None)
         if name is None:
             raise InputError(f"row {place} names no adapter; {did_you_mean('', self._names)}")
-        return Row(text=known.get("text", ""), text_pair=known.get("text_pair"), adapter=name)
+        text, pair = known.get("text", ""), known.get("text_pair")
+        return Row.model_construct(text=text, text_pair=pair, adapter=name)  # longer than a request's may be
 
     def _answers(self, rows: Sequence[Row]) -> Iterator[tuple[str | None, ...]]:
         prepared = self._service.prepare(rows)
         try:
-            for found in self._service.answer(prepared):
-                if isinstance(found, Exception):
-                    raise found
-                yield _told(found)
+            for start in range(0, len(prepared), ROWS):
+                for found in self._service.answer(prepared[start : start + ROWS]):
+                    if isinstance(found, Exception):
+                        raise found
+                    yield _told(found)
         finally:
             self._service.release(prepared)
 
 
 def register(service: Service, root: Path, name: str) -> str:
     """What `service` serves as a version of the registered model `name`, in the MLflow of `root`; its number,
-    that of a version where the same adapters on the same base are registered already.
+    that of a version where the same adapters under the same names on the same base, answered by the same
+    packages, are registered already.
 
-    Raises InputError where nothing is served, and for a name whose versions the gate judges.
+    Raises InputError where nothing is served, and for a name that other models have.
     """
     if not (held := service.adapters()):
         raise InputError("no adapter is served: a bundle is made of one at least")
     with TemporaryDirectory() as folder:
         packed = Path(folder) / "packed"
         told = service.pack(packed)
-        tags = {"regraft.adapters": json.dumps(told["adapters"]), BUNDLE: files.digest_json(told)}
-        example = pd.DataFrame([{"text": flavor.EXAMPLE[0], "adapter": held[0].name}])
+        tags = {"regraft.adapters": json.dumps(told["adapters"]), BUNDLE: _digest(told)}
+        pair = {"text_pair": flavor.EXAMPLE[1]} if len(KINDS[held[0].kind].asked) == 2 else {}
+        example = pd.DataFrame([{"text": flavor.EXAMPLE[0], "adapter": held[0].name, **pair}])
         save = partial(flavor.save_bundle, packed, example=example, loader=__name__)
         return Registry(root, name).register_bundle(save, tags=tags)
+
+
+def _digest(told: Mapping[str, Any]) -> str:
+    """Of what answers, wherever it came from."""
+    digests = {name: one["digest"] for name, one in told["adapters"].items()}
+    ours = [files.digest_file(path) for path in sorted(TASKS.rglob("*.py"))]
+    return files.digest_json(
+        [told["base"], told["tokenizer"], digests, ours, flavor.requirements(flavor.BUNDLED)]
+    )
 
 
 def _load_pyfunc(path: str) -> Answering:

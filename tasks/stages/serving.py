@@ -44,6 +44,7 @@ from tasks.training.device import choose
 
 REGISTERED, ALIASED = "models:/", re.compile("models:/[^/@]+@")
 ADAPTERS, MANNER = "adapters", "manner.json"  # of what `pack` writes
+ANYWHERE = ("finetuning.device=auto", "sources.text.path=elsewhere", "sources.checkpoint.path=elsewhere")
 
 
 @dataclass(frozen=True)
@@ -133,17 +134,18 @@ class Service:
 
     def pack(self, target: Path) -> dict[str, Any]:
         """Base, tokenizer and all that is served as a directory that `Service` takes, and whose ADAPTERS it
-        loads. Returns the digests of base and tokenizer, and of each adapter source, version and digest."""
+        loads. Returns the digests of base and tokenizer, and of each adapter source, version and digest.
+
+        Raises TrainingError for an adapter whose folder is not what was loaded from it.
+        """
         for stage, part in ((ConvertedCheckpoint, "model"), (Vocabulary, "tokenizer")):
             own, there = stage.folder(self._root), stage.folder(target)
             shutil.copytree(own / part, there / part)
             shutil.copyfile(own / MANIFEST, there / MANIFEST)
         settings = parameters.load(self._root / "params.yaml")
-        anywhere = parameters.override(settings, ["finetuning.device=auto"])
-        files.write_text(target / "params.yaml", parameters.dump(anywhere))
-        held = {about.name: about for about in self._bank}
+        files.write_text(target / "params.yaml", parameters.dump(parameters.override(settings, ANYWHERE)))
         with self._changed:
-            served = sorted(self._served.items())
+            held, served = {about.name: about for about in self._bank}, sorted(self._served.items())
         place, tokens = target / ADAPTERS, self._tokens
         found = {name: _pack(one, held[one.key], tokens, place / name) for name, one in served}
         return {"base": self._bank.body, "tokenizer": self._tokens, "adapters": found}
@@ -282,6 +284,8 @@ class Service:
 
 def _pack(one: Served, about: About, tokens: str, target: Path) -> dict[str, str | None]:
     shutil.copytree(about.folder, target / "adapter")
+    if files.digest_tree(target / "adapter") != about.digest:
+        raise TrainingError(f"{about.folder} is not what was loaded from it: load it again")
     told = {"version": one.version, "tokens": tokens, **asdict(one.manner)}
     files.write_text(target / MANNER, files.canonical_json(told))
     return {"source": one.source, "version": one.version, "digest": files.digest_tree(target)}

@@ -71,12 +71,17 @@ def log_bundle(client: MlflowClient, name: str, save: Callable[[Path, Model], No
     experiment = live.experiment_id(client, name)
     run = client.create_run(experiment, run_name="bundle", tags={"regraft.stage": "bundle"}).info.run_id
     made = client.create_logged_model(experiment, f"{name}-bundle", run)
-    with tempfile.TemporaryDirectory() as folder:
-        save(Path(folder) / "model", Model(run_id=run, model_id=made.model_id))
-        client.log_model_artifacts(made.model_id, str(Path(folder) / "model"))
-    client.log_outputs(run, [LoggedModelOutput(made.model_id, 0)])
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            save(Path(folder) / "model", Model(run_id=run, model_id=made.model_id))
+            client.log_model_artifacts(made.model_id, str(Path(folder) / "model"))
+        client.log_outputs(run, [LoggedModelOutput(made.model_id, 0)])
+        ready = client.finalize_logged_model(made.model_id, "READY")
+    except BaseException:
+        client.set_terminated(run, "FAILED")
+        raise
     client.set_terminated(run)
-    return client.finalize_logged_model(made.model_id, "READY")
+    return ready
 
 
 def _find(client: MlflowClient, experiment: str, weights: str, served: str) -> Any | None:

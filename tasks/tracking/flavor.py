@@ -44,7 +44,7 @@ ASKED = Schema([ColSpec(DataType.string, name) for name in ("context", "question
 TOLD = ["adapter", "version", "prediction", "probabilities"]  # columns of a bundle's answers
 BUNDLED = (  # what a bundle needs to answer, in an environment of its own
     "fastapi", "filelock", "ftfy", "jinja2", "mlflow", "numpy", "pandas", "peft", "polars", "psutil",
-    "pyarrow", "pydantic", "pyyaml", "rich", "sacrebleu", "safetensors", "scikit-learn", "scipy",
+    "pyarrow", "pydantic", "pyyaml", "rensa", "rich", "sacrebleu", "safetensors", "scikit-learn", "scipy",
     "sqlalchemy", "torch", "transformers",
 )  # fmt: skip
 BOTH = Schema([ColSpec(DataType.string, name) for name in ("text", "text_pair")])
@@ -120,7 +120,7 @@ def save(
         signature=ModelSignature(inputs=served.inputs, outputs=served.outputs),
         input_example=served.example,
         model_config=dict(served.config),
-        pip_requirements=_requirements(),  # the default ones import torchvision
+        pip_requirements=requirements(),  # the default ones import torchvision
     )
     (target / "LICENSE.txt").unlink(missing_ok=True)  # MLflow's guess from the name above
     shutil.copyfile(directory / WEIGHTS, target / "model" / WEIGHTS)  # what was measured, by the byte
@@ -146,7 +146,7 @@ def _save_own(
             signature=ModelSignature(inputs=served.inputs, outputs=served.outputs),
             input_example=served.example,
             model_config=dict(served.config),
-            pip_requirements=_requirements(),
+            pip_requirements=requirements(),
         )
 
 
@@ -165,7 +165,7 @@ def save_bundle(packed: Path, target: Path, about: Model, *, example: Any, loade
         mlflow_model=about,
         signature=ModelSignature(inputs=Schema(asked), outputs=Schema(told)),
         input_example=example,
-        pip_requirements=_requirements(BUNDLED),
+        pip_requirements=requirements(BUNDLED),
     )
 
 
@@ -181,5 +181,5 @@ def _room(model: Any, max_length: int) -> int:
     return max(1, min(max_length, int(positions) - LONGEST))
 
 
-def _requirements(packages: Sequence[str] = ("mlflow", "torch", "transformers")) -> list[str]:
+def requirements(packages: Sequence[str] = ("mlflow", "torch", "transformers")) -> list[str]:
     return [f"{package}=={metadata.version(package).partition('+')[0]}" for package in packages]

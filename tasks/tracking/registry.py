@@ -171,11 +171,14 @@ class Registry:
         """What `save` writes (to a directory, as an mlflow.models.Model) as a version, unless one has its tag
         regraft.bundle; the number. Nobody judges it, and no alias moves.
 
-        Raises InputError where the gate judges versions of this name.
+        Raises InputError where a version of this name is another model.
         """
-        if self.history():
-            raise InputError(f"{self.name} has champions: a bundle wants a name of its own")
-        alike = [one for one in self.versions() if one.tags.get(contents.BUNDLE) == tags[contents.BUNDLE]]
+        known = self.versions()
+        if others := [one.number for one in known if contents.BUNDLE not in one.tags]:
+            raise InputError(
+                f"{self.name} version {others[0]} is no bundle: choose a name that only bundles have"
+            )
+        alike = [one for one in known if one.tags[contents.BUNDLE] == tags[contents.BUNDLE]]
         if alike:
             return alike[0].number
         with server.asking(self._uri):

@@ -178,3 +178,47 @@ def _shake(model, seed):
     with torch.no_grad():
         for value in [*learned, *stack[-1].parameters.values()]:
             value += torch.randn(value.shape, generator=generator) * 0.3
+
+
+@pytest.fixture
+def register(base, tiny_classifier):
+    """Model's name, a project -> its adapter as the next version, which becomes champion."""
+
+    from mlflow import MlflowClient
+
+    from tasks.stages import serving
+    from tasks.tracking import server
+    from tasks.tracking.registry import Registry
+
+    def put(name, root, *, seed=0, without=(), tags=()):
+        client = MlflowClient(tracking_uri=server.uri(base))
+        known = client.get_experiment_by_name("tests")
+        experiment = (
+            known.experiment_id
+            if known
+            else client.create_experiment("tests", str(base / ".regraft" / "mlartifacts"))
+        )
+        run, trained, encoded = (
+            client.create_run(experiment),
+            TrainedModel.load(root),
+            EncodedDataset.load(root),
+        )
+        tokens = serving.tokens_digest(Vocabulary.load(root).path / "tokenizer")
+        told = {
+            "labels": list(trained.labels), "max_length": encoded.max_length, "kind": encoded.kind,
+            "clean": ["whitespace"], "tokenizer": tokens, "decision": dict(Evaluation.load(root).decision),
+        }  # fmt: skip
+        registry = Registry(base, name)
+        directory = tiny_classifier(root.parent / f"{name} {seed}", seed=seed)
+        version = registry.register(
+            directory, run_id=run.info.run_id, max_length=8, kind="label", reading={},
+            tags={
+                f"regraft.{key}": json.dumps(value) for key, value in told.items() if key not in without
+            } | dict(tags),
+            adapter=None if "adapter" in without else trained.path / "adapter",
+        )  # fmt: skip
+        with registry.locked():
+            registry.promote(version.number, reason="first", by="ann")
+        return version
+
+    return put

@@ -7,20 +7,23 @@ import subprocess
 import sys
 import time
 import urllib.request
+from importlib import metadata
 from pathlib import Path
 
 import mlflow
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from packaging.requirements import Requirement
 
 from tasks import environment
 from tasks.errors import InputError
 from tasks.serving.messages import Row
 from tasks.stages import bundle
 from tasks.stages.serving import Service
-from tasks.tracking import server
+from tasks.tracking import flavor, server
 
+DEPENDENCIES = ("accelerate", "charset-normalizer", "datasets")  # of transformers, peft and requests
 pytestmark = pytest.mark.e2e
 TEXTS = ["another book by Alice", "daisies close at day", "a White Rabbit"]
 
@@ -86,6 +89,7 @@ def test_a_version_says_what_it_is_made_of(base, bundled):
         ([("a text", "mood")], "no adapter 'mood' is served; did you mean 'moods'"),
         ([("a text", None)], "row 0 names no adapter; known: moods, news, rating, tells"),
         ([("a text", "moods"), (" ", "moods")], "row 1: cleaned, nothing is left of its text"),
+        ([("a text", "moods")] * 70 + [(" ", "news")], "row 70: cleaned, nothing is left of its text"),
     ],
 )
 def test_a_row_that_cannot_be_answered_is_told(base, bundled, rows, told):
@@ -97,6 +101,30 @@ def test_a_row_that_cannot_be_answered_is_told(base, bundled, rows, told):
 def _data(base):
     (found,) = (base / ".regraft" / "mlartifacts").rglob(bundle.ADAPTERS)
     return found.parent
+
+
+def test_a_text_may_be_longer_than_a_request_of_the_server(base, bundled):
+    asked = pd.DataFrame([("word " * 10_000, "news")], columns=["text", "adapter"])
+    assert bundle.Answering(_data(base)).predict(asked)["adapter"].tolist() == ["news"]
+
+
+def test_an_environment_of_its_own_has_all_that_is_imported():
+    """By names of distributions; what those need themselves comes along."""
+    told = "import sys, tasks.stages.bundle; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    packages = metadata.packages_distributions()
+    used = {one.lower() for name in done.stdout.split() for one in packages.get(name, ())}
+    ours = [Requirement(line) for line in metadata.requires("regraft") or ()]
+    declared = {one.name.lower() for one in ours if not one.marker}
+    assert used & declared <= {*flavor.BUNDLED, *DEPENDENCIES}
+
+
+def test_a_name_that_another_model_has_is_refused(base, bundled, project, register):
+    register("tweets", project("yes")[0])
+    with pytest.raises(
+        InputError, match="tweets version 1 is no bundle: choose a name that only bundles have"
+    ):
+        bundle.register(bundled, base, "tweets")
 
 
 def test_nothing_is_registered_of_no_adapter(base):

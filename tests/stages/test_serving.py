@@ -19,7 +19,7 @@ from schemathesis import GenerationMode
 from transformers import AutoTokenizer
 
 from tasks import params
-from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, Evaluation, TrainedModel, Vocabulary
+from tasks.artifacts import ConvertedCheckpoint, TrainedModel, Vocabulary
 from tasks.errors import (
     ArtifactError,
     InputError,
@@ -31,10 +31,8 @@ from tasks.errors import (
 from tasks.model import adapters, floors
 from tasks.serving import app
 from tasks.serving.messages import NoAdapter, Row
-from tasks.stages import serving
 from tasks.stages.serving import Service
 from tasks.tracking import server
-from tasks.tracking.registry import Registry
 
 SHIPPED = params.load(Path(__file__).parents[2] / "params.yaml")
 LABELS = {"moods": ("bad", "fair", "good"), "news": ("art", "law", "sea", "tax", "war"), "yes": ("no", "yes")}
@@ -62,44 +60,6 @@ def _ask(service, *rows):
         return service.answer(prepared)
     finally:
         service.release(prepared)
-
-
-@pytest.fixture
-def register(base, tiny_classifier):
-    """Model's name, a project -> its adapter as the next version, which becomes champion."""
-
-    def put(name, root, *, seed=0, without=(), tags=()):
-        client = MlflowClient(tracking_uri=server.uri(base))
-        known = client.get_experiment_by_name("tests")
-        experiment = (
-            known.experiment_id
-            if known
-            else client.create_experiment("tests", str(base / ".regraft" / "mlartifacts"))
-        )
-        run, trained, encoded = (
-            client.create_run(experiment),
-            TrainedModel.load(root),
-            EncodedDataset.load(root),
-        )
-        tokens = serving.tokens_digest(Vocabulary.load(root).path / "tokenizer")
-        told = {
-            "labels": list(trained.labels), "max_length": encoded.max_length, "kind": encoded.kind,
-            "clean": ["whitespace"], "tokenizer": tokens, "decision": dict(Evaluation.load(root).decision),
-        }  # fmt: skip
-        registry = Registry(base, name)
-        directory = tiny_classifier(root.parent / f"{name} {seed}", seed=seed)
-        version = registry.register(
-            directory, run_id=run.info.run_id, max_length=8, kind="label", reading={},
-            tags={
-                f"regraft.{key}": json.dumps(value) for key, value in told.items() if key not in without
-            } | dict(tags),
-            adapter=None if "adapter" in without else trained.path / "adapter",
-        )  # fmt: skip
-        with registry.locked():
-            registry.promote(version.number, reason="first", by="ann")
-        return version
-
-    return put
 
 
 def test_rows_of_three_projects_in_one_batch_are_answered_as_each_alone(base, project):

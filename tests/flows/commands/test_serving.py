@@ -1,6 +1,7 @@
 """`regraft serve` as users have it: a process that answers, follows the champion, and ends in order."""
 
 import json
+import shlex
 import shutil
 import signal
 import socket
@@ -83,9 +84,11 @@ def test_it_answers_as_predict_does_ends_in_order_and_begins_again_as_it_was(ser
     with _serving(served, "here=.", "reviews=models:/reviews@champion") as (_, address):
         assert _ask(address, *rows) == before
     made = command("regraft", "bundle", "reviews=models:/reviews@champion", "here=.", "--model", "both")
-    assert made.stdout.endswith("mlflow models serve -m models:/both/1 --env-manager local\n")
+    where = shlex.quote(f"sqlite:///{served}/.regraft/mlflow.db")
+    told = f"MLFLOW_TRACKING_URI={where} mlflow models serve -m models:/both/1 --env-manager local"
+    assert made.stdout.splitlines()[-1] == told
     refused = command("regraft", "bundle", "--model", "reviews", code=2)
-    assert "reviews has champions: a bundle wants a name of its own" in refused.stderr
+    assert "reviews is the model that this project's gate judges" in refused.stderr
 
 
 def _demand_as_predicted(found, command):
