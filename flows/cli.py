@@ -117,8 +117,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # told without the name of a f
 def run(override: Override = None, leaf: Leaf = "subprocess", root: Root = HERE) -> None:
     """Bring the whole pipeline up to date; unchanged stages are skipped. Exit code 3: the gate said no.
 
-    With -S the run works in a workspace of its own below .regraft/runs: the checkout stays as it is, and the
-    champion too. `regraft promote --root WORKSPACE` asks the gate for it.
+    The `tasks` of params.yaml follow, each in its place .regraft/tasks/NAME. With -S the run works in a
+    workspace of its own below .regraft/runs: the checkout stays as it is, and the champion too.
+    `regraft promote --root WORKSPACE` asks the gate for it.
     `--leaf inprocess` runs stage bodies in this process: quicker to start, harder to kill.
     """
     from tasks import params as parameters
@@ -126,6 +127,7 @@ def run(override: Override = None, leaf: Leaf = "subprocess", root: Root = HERE)
     params = parameters.load(root / "params.yaml")
     changed = parameters.override(params, override) if override else None
     _orchestration(root)
+    from flows.checkout import workspace
     from flows.commands import show
     from flows.pipeline import transfer
     from tasks.artifacts import Promotion
@@ -138,8 +140,10 @@ def run(override: Override = None, leaf: Leaf = "subprocess", root: Root = HERE)
         raise typer.Exit(130) from None
     finally:
         show.tracking(root)
-    show.results(where, root)
-    if changed is None and Promotion.load(where).outcome != "promote":
+    places = [where] if changed else [where, *(root / workspace.TASKS / task for task in params.tasks)]
+    for place in places:
+        show.results(place, root)
+    if changed is None and any(Promotion.load(place).outcome != "promote" for place in places):
         raise typer.Exit(3)
 
 

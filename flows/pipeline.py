@@ -72,7 +72,30 @@ def transfer(
         if maximum_drift is not None and (reason := _too_unlike(root, leaf, maximum_drift)):
             return Completed(name="Held", message=reason)
         bring_up_to_date(root, leaf, until=until)
+        if not environment.is_trial(root):
+            _every_task(root, leaf, until)
     return str(root)
+
+
+def _every_task(checkout: Path, leaf: Leaf, until: Stage) -> None:
+    """One that fails keeps no other from being done; then the first error's kind is raised, with all."""
+    faults: list[tuple[str, RegraftError]] = []
+    for name in parameters.load(checkout / "params.yaml").tasks:
+        try:
+            one_task(name, leaf, checkout, until)
+        except RegraftError as error:
+            log.error("task %s: %s", name, error)
+            faults.append((name, error))
+    if faults:
+        raise type(faults[0][1])("\n".join(f"task {name}: {error}" for name, error in faults))
+
+
+@flow(name="task", flow_run_name="{name}", description="One of the tasks of params.yaml, in its own place.")
+def one_task(name: str, leaf: Leaf, checkout: Path, until: Stage) -> None:
+    params = parameters.of_task(parameters.load(checkout / "params.yaml"), name)
+    place = workspace.place_of(checkout, name)
+    with turn(place), workspace.renewed(place, params):
+        bring_up_to_date(place, leaf, until=until)
 
 
 def _too_unlike(root: Path, leaf: Leaf, maximum: float) -> str | None:
@@ -94,10 +117,10 @@ def turn(root: Path) -> AbstractContextManager[None]:
 def bring_up_to_date(root: Path, leaf: Leaf, *, until: Stage = "promotion") -> None:
     """A task for each stage that `until` needs, and for itself; to be called inside a flow, in its `turn`.
 
-    Of the checkout, not of a workspace, a new verdict is an event of the server's, and the lock file is
-    committed where params.yaml says so.
+    But for a workspace's, a new verdict is an event of the server's, and the lock file is committed where
+    params.yaml says so.
     """
-    operations, ours = parameters.load(root / "params.yaml").operations, environment.home(root) == root
+    operations, ours = parameters.load(root / "params.yaml").operations, not environment.is_trial(root)
     with _new_verdict_told(root) if ours else nullcontext():
         for stage in in_order(root, until=until):
             away = stage == elsewhere.STAGE and operations.finetuning

@@ -3,7 +3,7 @@ are, and how large this process is."""
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,6 +25,10 @@ QUIET: Mapping[str, str] = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
 
+TASKS = (".regraft", "tasks")  # where those of params.yaml have their places, each a folder
+REBUILDS = (".regraft", "rebuilds")
+TRIALS = ((".regraft", "runs"), (".dvc", "tmp", "exps"))
+
 
 def quiet() -> None:
     for name, value in QUIET.items():
@@ -38,15 +42,26 @@ def demand(library: str, *, extra: str, wanted: str) -> None:
 
 
 def home(root: Path) -> Path:
-    """The checkout that `root` belongs to: the one around a workspace `.regraft/runs/<id>` or around one of
-    DVC's own `.dvc/tmp/exps/…`, else `root` itself."""
-    root = root.resolve()
-    for folder in root.parents:
-        if folder.parts[-2:] == (".regraft", "runs"):
-            return folder.parents[1]
-        if folder.parts[-3:] == (".dvc", "tmp", "exps"):
-            return folder.parents[2]
-    return root
+    """The checkout that `root` belongs to: the one around a workspace, a task's place or a trial of DVC's
+    own, else `root` itself, as where a version is reproduced."""
+    found = [] if _within(root, (REBUILDS,)) else _within(root, (*TRIALS, TASKS))
+    return found[-1] if found else root.resolve()
+
+
+def is_trial(root: Path) -> bool:
+    """Whether something is tried out in `root`: a workspace `.regraft/runs/<id>`, or one of DVC's own."""
+    return bool(_within(root, TRIALS))
+
+
+def _within(root: Path, folders: Collection[tuple[str, ...]]) -> list[Path]:
+    """Whatever has one of `folders` around `root`, the innermost first."""
+    parents = root.resolve().parents
+    return [
+        folder.parents[len(inner) - 1]
+        for folder in parents
+        for inner in folders
+        if folder.parts[-len(inner) :] == inner
+    ]
 
 
 def peak_memory() -> int:

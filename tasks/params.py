@@ -1,7 +1,7 @@
 """params.yaml: one section per stage, every key explained, unknown keys refused. The only owner of yaml."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -12,6 +12,7 @@ from tasks.errors import ParamsError, did_you_mean
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 RowKind = Literal[
     "label", "labels", "score", "pair", "text", "completion", "chat", "translation", "prefix-remainder",
     "tags", "answer", "preference", "rating",
@@ -543,6 +544,9 @@ class Params(Section):
     evaluation: EvaluationParams
     promotion: PromotionParams
     operations: OperationsParams = OperationsParams()
+    tasks: dict[TaskName, dict[str, Any]] = Field(
+        {}, description="more tasks on the same checkpoint: a name for each, and the keys in which it differs"
+    )
 
     @model_validator(mode="after")
     def _device_is_everywhere(self) -> Self:
@@ -554,8 +558,13 @@ class Params(Section):
         return self
 
     def contents(self) -> dict[str, Any]:
-        """All that says what is made: runs with equal contents are the same, wherever their stages run."""
-        return self.model_dump(mode="json", exclude={"operations"})
+        """All that says what is made: runs with equal contents are the same, wherever their stages run and
+        whatever other tasks there are."""
+        return self.model_dump(mode="json", exclude={"operations", "tasks"})
+
+    def models(self) -> list[str]:
+        """Names under which the project and its tasks are registered."""
+        return [self.promotion.model, *(of_task(self, task).promotion.model for task in self.tasks)]
 
 
 def load(path: Path) -> Params:
@@ -590,10 +599,34 @@ def parse(text: str, *, name: str = "params.yaml") -> Params:
 def check(value: Any, *, name: str, lines: Mapping[tuple[str, ...], int] | None = None) -> Params:
     """`value` (nested dictionaries) as Params. Raises ParamsError with every fault at once."""
     try:
-        return Params.model_validate(value)
+        found = Params.model_validate(value)
     except ValidationError as error:
         faults = [_sentence(fault, name, lines or {}) for fault in error.errors()]
         raise ParamsError("\n".join(faults)) from None
+    for task in found.tasks:
+        of_task(found, task, name=name)
+    _demand_models_differ(found.models(), name)
+    return found
+
+
+def of_task(params: Params, task: str, *, name: str = "params.yaml") -> Params:
+    """What `params` come to for one of their tasks: its own keys, else those of the project. The registered
+    model bears the task's name unless it says otherwise.
+
+    Raises ParamsError for an unknown key or a value out of range.
+    """
+    value = params.model_dump(mode="json") | {"tasks": {}}
+    value["promotion"]["model"] = task
+    for key, new in params.tasks[task].items():
+        _assign(value, key.split("."), new, f"{name}: tasks.{task}: {key}")
+    return check(value, name=f"{name}: tasks.{task}")
+
+
+def _demand_models_differ(models: Sequence[str], name: str) -> None:
+    if twice := [model for place, model in enumerate(models) if model in models[:place]]:
+        raise ParamsError(
+            f"{name}: tasks: two of them would be registered as {twice[0]}: give one another promotion.model"
+        )
 
 
 def override(params: Params, assignments: Iterable[str]) -> Params:
@@ -606,7 +639,7 @@ def override(params: Params, assignments: Iterable[str]) -> Params:
         path, equals, text = assignment.partition("=")
         if not equals:
             raise ParamsError(f"-S {assignment}: write section.key=value")
-        _assign(value, path.split("."), _read(text, assignment), assignment)
+        _assign(value, path.split("."), _read(text, assignment), f"-S {assignment}")
     return check(value, name="-S")
 
 
@@ -681,24 +714,24 @@ def _read(text: str, assignment: str) -> Any:
         raise ParamsError(f"-S {assignment}: {text!r} is not a YAML value") from None
 
 
-def _assign(value: Any, keys: list[str], new: Any, assignment: str) -> None:
+def _assign(value: Any, keys: list[str], new: Any, where: str) -> None:
     for key in keys[:-1]:
-        value = _step(value, key, assignment)
+        value = _step(value, key, where)
     if isinstance(value, list):
-        _step(value, keys[-1], assignment)
+        _step(value, keys[-1], where)
         value[int(keys[-1])] = new
     elif isinstance(value, dict):
         value[keys[-1]] = new
     else:
-        raise ParamsError(f"-S {assignment}: {keys[-2]} has no keys below it")
+        raise ParamsError(f"{where}: {keys[-2]} has no keys below it")
 
 
-def _step(value: Any, key: str, assignment: str) -> Any:
+def _step(value: Any, key: str, where: str) -> Any:
     try:
         return value[int(key)] if isinstance(value, list) else value[key]
     except (KeyError, IndexError, ValueError, TypeError):
         known = [str(i) for i in range(len(value))] if isinstance(value, list) else list(value)
-        raise ParamsError(f"-S {assignment}: no {key!r} here; {did_you_mean(key, known)}") from None
+        raise ParamsError(f"{where}: no {key!r} here; {did_you_mean(key, known)}") from None
 
 
 def _lines(path: tuple[str, ...], node: Any) -> Iterable[tuple[tuple[str, ...], int]]:

@@ -16,13 +16,14 @@ from pathlib import Path
 from dvc.repo import Repo
 from filelock import FileLock, Timeout
 
-from tasks import files
+from tasks import environment, files
 from tasks import params as parameters
 from tasks.artifacts import PreparedText, Sources
 from tasks.errors import InputError, WorkspaceError
 from tasks.params import Params
 
-RUNS, REBUILDS = Path(".regraft") / "runs", Path(".regraft") / "rebuilds"
+RUNS, REBUILDS = Path(".regraft") / "runs", Path(*environment.REBUILDS)
+TASKS, LOCKS = Path(*environment.TASKS), Path("locks")
 SNAPSHOT = "regraft workspace"  # of uncommitted changes, which no other clone has
 CODE = ("tasks", "dvc.yaml", ".dvc/config")  # what the stages themselves consist of
 LOCK = "dvc.lock"
@@ -71,11 +72,7 @@ def create(
 
     Raises WorkspaceError where `checkout` is not a git repository with a commit.
     """
-    with FileLock(_lock(checkout)):  # git itself does not wait for another's index.lock
-        _git(checkout, "status", "--porcelain")  # refreshes the index: `stash create` fails on a stale one
-        revision = _git(checkout, *IDENTITY, "stash", "create", SNAPSHOT) or _git(
-            checkout, "rev-parse", "HEAD"
-        )
+    revision = _snapshot(checkout)
     name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     target = checkout / RUNS / name
     _git(checkout, "worktree", "add", "--detach", "--quiet", str(target), revision)
@@ -86,6 +83,55 @@ def create(
         remove(checkout, target)
         raise
     return target
+
+
+def _snapshot(checkout: Path) -> str:
+    """A commit of `checkout` as it stands."""
+    with FileLock(_lock(checkout)):  # git itself does not wait for another's index.lock
+        _git(checkout, "status", "--porcelain")  # refreshes the index: `stash create` fails on a stale one
+        return _git(checkout, *IDENTITY, "stash", "create", SNAPSHOT) or _git(checkout, "rev-parse", "HEAD")
+
+
+def place_of(checkout: Path, task: str) -> Path:
+    """A worktree `.regraft/tasks/<task>` of `checkout`, made where there is none yet."""
+    target = checkout / TASKS / task
+    if not (target / ".git").exists():
+        _git(checkout, "worktree", "prune")
+        _git(checkout, "worktree", "add", "--detach", "--quiet", str(target), "HEAD")
+        _configure(checkout, target)
+    return target
+
+
+@contextmanager
+def renewed(place: Path, params: Params) -> Iterator[None]:
+    """Inside, the `place` of a task is as its checkout stands, uncommitted changes to tracked files included,
+    with `params` as its params.yaml. What stages made there stays; its dvc.lock is `locks/<task>.lock` of the
+    checkout, before and afterwards.
+    """
+    checkout, lock = environment.home(place), _lock_of(place)
+    _git(place, "checkout", "--detach", "--force", "--quiet", _git(checkout, "rev-parse", "HEAD"))
+    _git(place, "read-tree", "--reset", "-u", _snapshot(checkout))
+    files.write_text(place / "params.yaml", parameters.dump(params))
+    _copy(lock, place / LOCK)
+    if lock.exists() and not PreparedText.folder(place).exists():
+        _bring(place, (PreparedText.stage,))
+    try:
+        yield
+    finally:
+        _copy(place / LOCK, lock)
+
+
+def _lock_of(place: Path) -> Path:
+    return environment.home(place) / LOCKS / f"{place.name}.lock"
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Of a file that may not be there; then `target` is not there either."""
+    if source.exists():
+        target.parent.mkdir(exist_ok=True)
+        files.write_text(target, source.read_text(encoding="utf-8"))
+    else:
+        target.unlink(missing_ok=True)
 
 
 def rebuild(checkout: Path, revision: str, params: str) -> Path:
@@ -101,7 +147,7 @@ def rebuild(checkout: Path, revision: str, params: str) -> Path:
         _configure(checkout, target)
         _furnish(checkout, target, params, (PreparedText.stage,))
         for path in parameters.source_paths(params):
-            _link(checkout / path, target / path)
+            _link(environment.home(checkout) / path, target / path)
     except BaseException:
         remove(checkout, target)
         raise
@@ -178,10 +224,15 @@ def _pushed(root: Path, revision: str) -> str:
     return parents[0] if same else revision
 
 
-def commit(checkout: Path, message: str) -> None:
-    """Commit dvc.lock, and each changed `.dvc` file, as they are now; what else is staged stays staged."""
-    _git(checkout, "add", "--", LOCK)
-    if changed := _git(checkout, "diff", "--name-only", "--relative", "HEAD", "--", LOCK, "*.dvc"):
+def commit(root: Path, message: str) -> None:
+    """Commit dvc.lock, or that of the task whose place `root` is, and each changed `.dvc` file, as they are
+    now; what else is staged stays staged."""
+    checkout, ours = environment.home(root), LOCK
+    if checkout != root.resolve():
+        _copy(root / LOCK, _lock_of(root))
+        ours = str(LOCKS / _lock_of(root).name)
+    _git(checkout, "add", "--", ours)
+    if changed := _git(checkout, "diff", "--name-only", "--relative", "HEAD", "--", ours, "*.dvc"):
         how = ("--quiet", "--no-verify", "--no-gpg-sign", "-m", message)  # nobody is there to be asked
         _git(checkout, *IDENTITY, "commit", *how, "--only", "--", *changed.splitlines())
 

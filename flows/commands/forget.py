@@ -240,6 +240,10 @@ def _leave_table(
 
 def _beyond(root: Path, table: Path) -> Iterator[str]:
     left = ["models trained on the rows, in data/finetuning and in the registry: `regraft run` trains anew"]
+    left += [
+        f"task {name}: where its table holds such rows too, `regraft run` makes it anew without them"
+        for name in parameters.load(root / "params.yaml").tasks
+    ]
     left.append("former runs in MLflow: their tables of predictions name test rows by id")
     if os.environ.get("MLFLOW_TRACKING_URI"):
         left.append("former runs on the server of MLFLOW_TRACKING_URI: their pages may show texts")

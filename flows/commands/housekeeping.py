@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -57,10 +57,11 @@ class Kind:
 
 @dataclass(frozen=True)
 class Ground:
-    """Where is cleaned, and of what age (`before`: seconds since 1970) leftovers are."""
+    """Where is cleaned, and of what age (`before`: seconds since 1970) leftovers are. places: name of
+    each registered model, the project's and those of its tasks -> where it is made."""
 
     root: Path
-    model: str
+    places: Mapping[str, Path]
     before: float
     champions_only: bool
 
@@ -71,9 +72,11 @@ def ground(root: Path, older_than: str, *, champions_only: bool) -> Ground:
         raise InputError(f"--older-than {older_than}: write days or hours, such as 30d or 12h")
     if (home := environment.home(root)) != root.resolve():
         raise InputError(f"{root} is a workspace: clean its checkout, --root {home}")
-    model = parameters.load(root / "params.yaml").promotion.model
+    root, params = root.resolve(), parameters.load(root / "params.yaml")
+    made = [root, *(root / workspace.TASKS / task for task in params.tasks)]
     age = int(found["count"]) * SECONDS[found["unit"]]
-    return Ground(root.resolve(), model, time.time() - age, champions_only)
+    places = dict(zip(params.models(), made, strict=True))
+    return Ground(root, places, time.time() - age, champions_only)
 
 
 def look(place: Ground) -> Iterator[Kind]:
@@ -177,12 +180,13 @@ def _pinned(place: Ground, path: Path) -> str:
     commit = _git(path, "rev-parse", "HEAD")
     if _git(place.root, "for-each-ref", "--count=1", "--contains", commit):
         return ""
-    if (number := retention.commits(place.root, place.model).get(commit)) is None:
-        return ""
-    return (
-        f"{path.relative_to(place.root)} stays: no branch holds its commit, from which {place.model} version "
-        f"{number} was made; `git branch {place.model}-{number} {commit[:12]}` lets it go"
-    )
+    for model in place.places:
+        if number := retention.commits(place.root, model).get(commit):
+            return (
+                f"{path.relative_to(place.root)} stays: no branch holds its commit, from which {model} "
+                f"version {number} was made; `git branch {model}-{number} {commit[:12]}` lets it go"
+            )
+    return ""
 
 
 def _kept_computations(place: Ground) -> Kind:
@@ -206,35 +210,42 @@ def _remove_locked(path: Path) -> None:
 
 
 def _downloads(place: Ground) -> Kind:
-    """Former champions that `predict` or the gate once fetched."""
-    folders = _folders(place, CHAMPIONS)
-    if not folders:
+    """Former champions that `predict`, `serve` or the gate once fetched."""
+    homes = [(home / CHAMPIONS).relative_to(place.root) for home in place.places.values()]
+    if not (folders := _folders(place, *homes)):
         return Kind("downloaded champions", ())
-    champion = Registry(place.root, place.model).champion()
-    stays = f"{place.model}-{champion.number}-" if champion else None
+    champions = [(model, Registry(place.root, model).champion()) for model in place.places]
+    stays = tuple(f"{model}-{champion.number}-" for model, champion in champions if champion)
     found = [
         _leftover(place, path, "fetched again when needed", partial(shutil.rmtree, path))
         for path in folders
-        if path.stat().st_mtime < place.before and not (stays and path.name.startswith(stays))
+        if path.stat().st_mtime < place.before and not path.name.startswith(stays)
     ]
     return Kind("downloaded champions", tuple(found))
 
 
 def _runs(place: Ground) -> Kind:
-    keep = {record.version} if (record := _last_verdict(place.root)) else set()
-    trees = retention.old(
-        place.root, place.model, place.before, champions_only=place.champions_only, keep=keep
-    )
     found = [
-        Leftover(
-            f"{tree.name} ({tree.runs[0]})",
-            _why(tree),
-            tree.size,
-            partial(retention.delete, place.root, place.model, tree),
+        (
+            tree,
+            Leftover(
+                f"{tree.name} ({tree.runs[0]})",
+                _why(tree),
+                tree.size,
+                partial(retention.delete, place.root, model, tree),
+            ),
         )
-        for tree in trees
+        for model, home in place.places.items()
+        for tree in _old_trees(place, home, model)
     ]
-    return Kind("MLflow runs", tuple(found), finish=partial(retention.purge, place.root, trees))
+    trees = [tree for tree, _ in found]
+    leftovers = tuple(leftover for _, leftover in found)
+    return Kind("MLflow runs", leftovers, finish=partial(retention.purge, place.root, trees))
+
+
+def _old_trees(place: Ground, home: Path, model: str) -> list[retention.Tree]:
+    keep = {record.version} if (record := _last_verdict(home)) else set()
+    return retention.old(place.root, model, place.before, champions_only=place.champions_only, keep=keep)
 
 
 def _why(tree: retention.Tree) -> str:

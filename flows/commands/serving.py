@@ -73,10 +73,11 @@ def bundle(root: Path, sources: Mapping[str, str], model: str, tell: Callable[[s
 
 
 def named(entries: Sequence[str], root: Path) -> dict[str, str]:
-    """NAME=SOURCE, each; by default the project's champion under its own name. Raises InputError."""
+    """NAME=SOURCE, each; by default the champions of the project and of its tasks, each under its own name.
+    Raises InputError."""
     if not entries:
-        name = parameters.load(root / "params.yaml").promotion.model
-        return {name: f"models:/{name}@champion"}
+        names = parameters.load(root / "params.yaml").models()
+        return {name: f"models:/{name}@champion" for name in names}
     found: dict[str, str] = {}
     for entry in entries:
         name, equals, source = entry.partition("=")

@@ -39,14 +39,15 @@ def look(params: Params, root: Path) -> Iterator[Part]:
 
 
 def _champion(params: Params, root: Path) -> Iterator[str]:
-    registry = Registry(root, params.promotion.model)
-    if (champion := registry.champion()) is None:
-        yield f"{registry.name} has none yet"
-        return
-    moves = registry.history()
-    yield f"{registry.name} version {champion.number}, of {len(registry.versions())}"
-    if moves and moves[-1].version == champion.number:
-        yield f"since {moves[-1].at} by {moves[-1].by}: {moves[-1].reason}"
+    for name in params.models():
+        registry = Registry(root, name)
+        if (champion := registry.champion()) is None:
+            yield f"{name} has none yet"
+            continue
+        moves = registry.history()
+        yield f"{name} version {champion.number}, of {len(registry.versions())}"
+        if moves and moves[-1].version == champion.number:
+            yield f"since {moves[-1].at} by {moves[-1].by}: {moves[-1].reason}"
 
 
 def _verdict(params: Params, root: Path) -> Iterator[str]:

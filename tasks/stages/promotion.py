@@ -299,7 +299,7 @@ def _note(case: Case, candidate: Version, ruling: Ruling) -> None:
 def _experimental(root: Path) -> bool:
     """Whether `dvc exp` or a run with overrides tries something out: that must not change what serves."""
     known = any(os.environ.get(name) for name in ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"))
-    return known or environment.home(root) != root.resolve()
+    return known or environment.is_trial(root)
 
 
 def _write(case: Case, ruling: Ruling, champion: Version | None) -> Promotion:

@@ -19,7 +19,7 @@ from tasks.artifacts import MANIFEST
 from tasks.tracking.server import short
 
 PACKAGES = ("datasets", "dvc", "mlflow", "pandas", "prefect", "torch", "transformers")
-RECORDED = ("params.yaml", "dvc.lock")  # tracked files that a run keeps in its own way
+RECORDED = ("params.yaml", "dvc.lock", "locks/")  # tracked files that a run keeps in its own way
 
 SILENCE = 600.0  # seconds without a sign of life, of which there are six a minute; clocks may differ
 
@@ -41,7 +41,7 @@ def changed(root: Path) -> list[str]:
     """Files that differ from the commit, or are code that it lacks, but for those that a run records."""
     differing = _git(root, "diff", "--name-only", "--relative", "HEAD")
     unknown = _git(root, "ls-files", "--others", "--exclude-standard", "--", "tasks")
-    return [name for name in (differing + unknown).splitlines() if name not in RECORDED]
+    return [name for name in (differing + unknown).splitlines() if not name.startswith(RECORDED)]
 
 
 def user() -> str:

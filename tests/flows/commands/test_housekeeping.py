@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from dvc.repo import Repo
@@ -14,6 +15,7 @@ from flows.checkout import workspace
 from flows.commands import housekeeping, reproduction
 from tasks import params as parameters
 from tasks.errors import InputError, WorkspaceError
+from tasks.tracking import server
 
 CLEAN = (sys.executable, "-m", "flows.cli", "clean")
 DAY = 86400
@@ -127,6 +129,18 @@ def test_nothing_is_deleted_while_a_process_is_in_a_workspace(project):
             list(housekeeping.carry_out(ground(project)))
         other.communicate(b"\n")
     assert housekeeping.at_work(project) == []
+
+
+def test_what_was_fetched_of_champions_stays_those_of_tasks_too(project, champions, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri(champions))
+    params = parameters.override(parameters.load(project / "params.yaml"), ["tasks={careful: {}}"])
+    (project / "params.yaml").write_text(parameters.dump(params))
+    homes = [project, project / ".regraft" / "tasks" / "careful"]
+    for home in homes:
+        for name in ("reviews-1-model-a", "reviews-10-model-a", "careful-1-adapter-b", "careful-2-adapter-b"):
+            age(filled(home / ".regraft" / "champions" / name))
+    found = kind(housekeeping.look(ground(project)), "downloaded champions").leftovers
+    assert [Path(one.name).name for one in found] == ["careful-2-adapter-b", "reviews-10-model-a"] * 2
 
 
 def test_objects_that_nothing_names_leave_the_cache(project, git):
