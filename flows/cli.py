@@ -60,6 +60,26 @@ Width = Annotated[
         help="double: twice as wide, computes the same; N: some heads and channels, a start for training",
     ),
 ]
+Experts = Annotated[
+    int | None,
+    typer.Option(
+        "--experts", metavar="N", help="a mixture of N experts, each a copy of a layer's feed-forward network"
+    ),
+]
+Top = Annotated[
+    int | None, typer.Option("--top-k", metavar="K", help="experts that read each token  [default: 2]")
+]
+Init = Annotated[
+    Literal["replicate", "drop"] | None,
+    typer.Option(
+        "--init",
+        help="of experts; replicate: computes the same; drop: half of each drawn anew  [default: replicate]",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, help="of routers and of what drop draws  [default: 0]", show_default=False),
+]
 ShardSize = Annotated[
     str | None,
     typer.Option("--shard-size", metavar="5GB", help="several files of at most this size; default: one"),
@@ -597,6 +617,10 @@ def plan_weights(
     key: Key = None,
     layers: Layers = None,
     width: Width = None,
+    experts: Experts = None,
+    top: Top = None,
+    init: Init = None,
+    seed: Seed = None,
     every: Annotated[bool, typer.Option("--every", help="a line for each tensor, not for each rule")] = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="the same as JSON, with files and byte ranges")
@@ -609,7 +633,10 @@ def plan_weights(
     """
     from flows.commands import conversion
 
-    made = conversion.planned(source, family, reverse=reverse, key=key, layers=layers, width=width, root=root)
+    wanted = conversion.mixture(experts, top=top, begin=init, seed=seed)
+    made = conversion.planned(
+        source, family, reverse=reverse, key=key, layers=layers, width=width, experts=wanted, root=root
+    )
     conversion.show(made, every=every)
     if output:
         conversion.written(made, output)
@@ -624,6 +651,10 @@ def convert(
     key: Key = None,
     layers: Layers = None,
     width: Width = None,
+    experts: Experts = None,
+    top: Top = None,
+    init: Init = None,
+    seed: Seed = None,
     shard_size: ShardSize = None,
     load: Annotated[
         bool, typer.Option(help="let transformers load the result, which takes its memory")
@@ -641,7 +672,10 @@ def convert(
 
     largest = None if shard_size is None else figures.read_size(shard_size, "--shard-size")
     more = conversion.levels(verify or ())
-    made = conversion.planned(source, family, reverse=reverse, key=key, layers=layers, width=width, root=root)
+    wanted = conversion.mixture(experts, top=top, begin=init, seed=seed)
+    made = conversion.planned(
+        source, family, reverse=reverse, key=key, layers=layers, width=width, experts=wanted, root=root
+    )
     found = conversion.convert(made, target, load=load, shard_size=largest, verify=more, reference=reference)
     for level, sentence in found.items():
         typer.echo(f"{level}: {sentence}")

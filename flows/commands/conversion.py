@@ -19,6 +19,7 @@ from tasks.errors import InputError, did_you_mean
 from tasks.params import LEVELS
 from tasks.weights import transcribe
 from tasks.weights.families import BORROWED, find_naming
+from tasks.weights.mixture import Begin, Mixture
 from tasks.weights.plan import Plan
 from tasks.weights.rules import KEEP
 from tasks.weights.transcribe import Transcription
@@ -42,33 +43,48 @@ def planned(
     key: str | None,
     layers: str | None,
     width: str | None,
+    experts: Mixture | None,
     root: Path,
 ) -> Transcription:
     """layers: numbers with commas between them, width: one or "double", as a person types them.
 
-    None: all layers, and the width that the source has.
+    None: all layers, the width that the source has, and no experts.
     """
     if family == BORROWED:
-        return _borrowed(reference, reverse=reverse, key=key, options=(layers, width), root=root)
-    taken = None if layers is None else numbers(layers)
-    wanted = None if width is None else _width(width)
+        return _borrowed(reference, reverse=reverse, key=key, options=(layers, width, experts), root=root)
     return transcribe.planned(
-        opened(reference, root, key), find_naming(family), reverse=reverse, layers=taken, wanted=wanted
+        opened(reference, root, key),
+        find_naming(family),
+        reverse=reverse,
+        layers=None if layers is None else numbers(layers),
+        wanted=None if width is None else _width(width),
+        experts=experts,
     )
 
 
 def _borrowed(
-    reference: str, *, reverse: bool, key: str | None, options: tuple[str | None, ...], root: Path
+    reference: str, *, reverse: bool, key: str | None, options: tuple[object, ...], root: Path
 ) -> Transcription:
     """By the table that transformers ships. Raises InputError for `options` that need one of ours."""
     from tasks.weights import borrowed  # imports torch
 
     if any(option is not None for option in options):
         raise InputError(
-            f"--layers and --width need a table of ours: convert with --family {BORROWED} first, then the "
-            "result with the family that it belongs to"
+            f"--layers, --width and --experts need a table of ours: convert with --family {BORROWED} first, "
+            "then the result with the family that it belongs to"
         )
     return borrowed.planned(opened(reference, root, key), reverse=reverse)
+
+
+def mixture(experts: int | None, *, top: int | None, begin: Begin | None, seed: int | None) -> Mixture | None:
+    """What was typed of experts; None where nothing was. Raises InputError for options that need experts."""
+    given = {"chosen": top, "begin": begin, "seed": seed}
+    typed = {name: value for name, value in given.items() if value is not None}
+    if experts is None:
+        if typed:
+            raise InputError("--top-k, --init and --seed are for a mixture: say how many --experts")
+        return None
+    return Mixture(experts, **typed)  # type: ignore[arg-type]
 
 
 def _width(text: str) -> Wanted:

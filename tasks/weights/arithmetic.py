@@ -117,6 +117,47 @@ class Replicate(Op):
 
 
 @dataclass(frozen=True)
+class Redraw(_Calculated):
+    """One feed-forward tensor as those of several `experts`, each with a share of `axis` drawn anew.
+
+    Drop-Upcycling (Nakamura et al., 2025, arXiv 2502.19261): what is drawn is normal, with mean and deviation
+    of what stood there. An expert's places are the same in all of its tensors, whose last word `tensor` is:
+    one channel lies in three of them.
+    """
+
+    experts: tuple[str, ...]
+    tensor: str
+    axis: int
+    share: float
+    seed: int
+    verb: ClassVar[str] = "redrawn"
+    lossy: ClassVar[bool] = True
+
+    def __str__(self) -> str:
+        return f"redraw({self.share:g} of axis {self.axis}, {len(self.experts)} times, seed {self.seed})"
+
+    def shapes(self, given: Sequence[Shape]) -> list[Shape]:
+        (shape,) = exactly(1, given, self)
+        if len(shape) <= self.axis:
+            raise ValueError(f"{shape} has no axis {self.axis}")
+        return [shape] * len(self.experts)
+
+    def forward(self, given: Arrays, dtype: str) -> "list[NDArray[Any]]":
+        return [self._drawn(given[0], dtype, expert) for expert in self.experts]
+
+    def _drawn(self, array: "NDArray[Any]", dtype: str, expert: str) -> "NDArray[Any]":
+        from tasks.weights import values
+
+        size = array.shape[self.axis]
+        places = values.stream(self.seed, expert).permutation(size)[: int(self.share * size)]
+        made = array.swapaxes(0, self.axis).copy()
+        old = values.numbers(made[places], dtype).astype("<f8")
+        new = values.stream(self.seed, f"{expert}.{self.tensor}").normal(old.mean(), old.std(), old.shape)
+        made[places] = values.items(new, dtype)
+        return made.swapaxes(0, self.axis)
+
+
+@dataclass(frozen=True)
 class Biased(_Calculated):
     """A weight of a layer without bias as weight and bias: zeros, as many as `axis` of the weight is long."""
 

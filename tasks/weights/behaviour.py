@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from tasks.errors import InputError, ProofError
 from tasks.weights import language, loading, parity, similarity, tokenizer
+from tasks.weights.families import SPARSE
 from tasks.weights.formats import CONFIG, INDEX, SINGLE
 from tasks.weights.plan import Plan
 from tasks.weights.tokenizer import Encode
@@ -84,7 +85,7 @@ def _own(source: Path) -> Path | None:
 def _named(directory: Path, ours: PreTrainedModel, levels: Collection[str]) -> PreTrainedModel:
     """Raises ProofError where it has no head to compare with."""
     theirs = loading.whole(directory)[0]
-    if {*levels} & {*CAUSAL} and type(theirs) is not type(ours):
+    if {*levels} & {*CAUSAL} and not _alike(theirs, ours):
         raise ProofError(
             f"{directory} holds a {type(theirs).__name__}, the converted model is a {type(ours).__name__}: "
             "name a reference of that class"
@@ -98,7 +99,13 @@ def _read(directory: Path, ours: PreTrainedModel) -> PreTrainedModel | None:
         theirs = loading.whole(directory)[0]
     except ProofError:
         return None
-    return theirs if type(theirs) is type(ours) else None
+    return theirs if _alike(theirs, ours) else None
+
+
+def _alike(theirs: PreTrainedModel, ours: PreTrainedModel) -> bool:
+    """Whether they may compute the same: of one class, or of the one that has experts in its stead."""
+    one, other = (type(model).__name__ for model in (theirs, ours))
+    return one == other or (one in SPARSE and SPARSE[one].architecture == other)
 
 
 def _words(source: Path, reference: Path | None) -> Encode:

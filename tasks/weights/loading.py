@@ -33,6 +33,7 @@ def read(directory: Path, kind: Any, **more: Any) -> Any:
         dtype=torch.float32,
         local_files_only=True,
         trust_remote_code=False,
+        experts_implementation="eager",  # the only one that computes in float64
         **more,
     )
 

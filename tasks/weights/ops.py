@@ -22,7 +22,7 @@ Arrays: TypeAlias = "Sequence[NDArray[Any]]"
 Shape = tuple[int, ...]
 VERBS = (  # what became of a tensor, the lightest first
     "copied", "renamed", "reshaped", "sliced", "split", "merged", "padded", "replicated", "permuted",
-    "transposed", "scaled", "averaged", "cast",
+    "transposed", "scaled", "averaged", "redrawn", "cast",
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from tasks.weights.arithmetic import Replicate
 from tasks.weights.families.naming import Blocks, Config
 from tasks.weights.ops import Chain, Op, Shape
 from tasks.weights.plan import Plan, Target
-from tasks.weights.rules import DROP, KEEP, ZEROS, Rule, fill, matches, overlap
+from tasks.weights.rules import DROP, KEEP, ZEROS, Rule, fill, matches, overlap, side
 
 NUMBER = "{n}"  # of the layer, in every table
 
@@ -59,7 +59,7 @@ def table(
     """
     exact = [layer for layer, _ in groupby(layers)] == list(range(depth))
     found: list[Rule] = []
-    for rule in dict.fromkeys([move.rule for move in whole.moves] + [one.rule for one in whole.unused]):
+    for rule in whole.rules:
         if not rule.keeps or not any(NUMBER in source for source in rule.sources):
             found.append(rule)
             continue
@@ -73,7 +73,7 @@ def table(
 
 def _spelled(rule: Rule, layer: int, layers: Sequence[int], *, closes: bool) -> Iterator[Rule]:
     """The rule for one layer: what it makes in every place where that stands, or why it goes nowhere."""
-    source = _side(_numbered(rule.sources, [layer]))
+    source = side(_numbered(rule.sources, [layer]))
     places = [place for place, taken in enumerate(layers) if taken == layer]
     if not places:
         yield Rule(source, None, DROP, f"layer {layer} is not among those taken")
@@ -81,7 +81,7 @@ def _spelled(rule: Rule, layer: int, layers: Sequence[int], *, closes: bool) -> 
     silent = [place for place in places if place in _inserted(layers)] if closes else []
     full = [place for place in places if place not in silent]
     op = _repeated(rule, len(full))
-    yield replace(rule, source=source, target=_side(_numbered(rule.targets, full)), op=op)
+    yield replace(rule, source=source, target=side(_numbered(rule.targets, full)), op=op)
     for target in _numbered(rule.targets, silent):
         yield Rule(None, target, ZEROS, f"inserted behind layer {layer}, adds nothing", function="exact")
 
@@ -93,10 +93,6 @@ def _inserted(layers: Sequence[int]) -> list[int]:
 
 def _numbered(templates: Iterable[str], numbers: Sequence[int]) -> tuple[str, ...]:
     return tuple(template.replace(NUMBER, str(number)) for number in numbers for template in templates)
-
-
-def _side(names: tuple[str, ...]) -> str | tuple[str, ...]:
-    return names[0] if len(names) == 1 else names
 
 
 def _repeated(rule: Rule, count: int) -> Op:

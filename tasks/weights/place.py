@@ -5,7 +5,6 @@ digest. In memory is at most what one step takes and makes, of those that are mo
 """
 
 import errno
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -75,8 +74,7 @@ def _write_shard(shard: Shard, plan: Plan, directory: Path, *, durable: bool) ->
 def initial(move: Move, *, seed: int, deviation: float) -> "NDArray[Any]":
     """The values of an initialised tensor, shape `move.shape`, as the raw items of its dtype.
 
-    Each tensor has a stream of its own, keyed by seed and name (numpy's PCG64), so that a rule added to the
-    table changes no other tensor.
+    Each tensor has a stream of its own, so that a rule added to the table changes no other tensor.
     """
     import numpy as np
 
@@ -86,8 +84,7 @@ def initial(move: Move, *, seed: int, deviation: float) -> "NDArray[Any]":
     assert isinstance(op, Fill)
     if op.values != "normal":
         return values.items(np.full(move.shape, float(op.values == "ones")), move.dtype)
-    key = int.from_bytes(hashlib.sha256(move.target.encode()).digest()[:8], "big")
-    drawn = np.random.default_rng([seed, key]).normal(0.0, deviation, move.shape)
+    drawn = values.stream(seed, move.target).normal(0.0, deviation, move.shape)
     return values.items(drawn, move.dtype)
 
 

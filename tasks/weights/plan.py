@@ -120,10 +120,14 @@ class Plan:
         return max((step.nbytes for step in made), default=0)
 
     @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Those at work, of all in the table."""
+        return tuple(dict.fromkeys([*(move.rule for move in self.moves), *(one.rule for one in self.unused)]))
+
+    @property
     def preserves(self) -> Effect:
         """Whether the model computes what the checkpoint did."""
-        rules = {move.rule for move in self.moves} | {unused.rule for unused in self.unused}
-        return max((rule.effect for rule in rules), key=WORST.index, default="exact")
+        return max((rule.effect for rule in self.rules), key=WORST.index, default="exact")
 
     def parameters(self) -> dict[str, int]:
         """Action -> parameters: the usual actions always, the others where they occur."""

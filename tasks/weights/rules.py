@@ -9,7 +9,7 @@ from shapes: a transpose stands in the table or does not happen, because a squar
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations, product
 from typing import ClassVar, Literal
@@ -128,6 +128,31 @@ def inverse(rules: Iterable[Rule]) -> tuple[Rule, ...]:
         ):
             undone.append(rule.inverse())
     return tuple(undone)
+
+
+def behind(first: Op, *ops: Op) -> Op:
+    """One chain without chains in it, so that its heaviest op tells what happened."""
+    before = first.ops if isinstance(first, Chain) else () if first == KEEP else (first,)
+    return Chain((*before, *ops))
+
+
+def spelled(rule: Rule) -> Iterator[Rule]:
+    """The rule for each choice of words, as a weight and its bias have other axes; numbers stay."""
+    sides = [*rule.sources, *rule.targets]
+    words = {found[1]: found[3] for found in PLACEHOLDER.finditer(sides[0]) if found[3]}
+    for chosen in product(*(choice.split("|") for choice in words.values())):
+        names = [_worded(one, dict(zip(words, chosen, strict=True))) for one in sides]
+        count = len(rule.sources)
+        yield replace(rule, source=side(names[:count]), target=side(names[count:]))
+
+
+def _worded(template: str, words: Mapping[str, str]) -> str:
+    return PLACEHOLDER.sub(lambda found: words.get(found[1], found[0]), template)
+
+
+def side(names: Sequence[str]) -> str | tuple[str, ...]:
+    """One side of a rule."""
+    return names[0] if len(names) == 1 else tuple(names)
 
 
 def check(rules: Sequence[Rule]) -> None:

@@ -11,12 +11,13 @@ from typing import Any
 
 from tasks import files
 from tasks.errors import CheckpointError, InputError
-from tasks.weights import content, partial, place, roundtrip, width
-from tasks.weights.families import AXES, find_blocks
+from tasks.weights import content, mixture, partial, place, roundtrip, width
+from tasks.weights.families import AXES, find_blocks, find_sparse
 from tasks.weights.families.axes import Axes, Layout
 from tasks.weights.families.naming import WRAPPERS, Naming
 from tasks.weights.formats import Checkpoint
 from tasks.weights.inert import inert
+from tasks.weights.mixture import Mixture
 from tasks.weights.plan import Plan, Target, plan
 from tasks.weights.rules import Rule
 
@@ -31,7 +32,7 @@ class Transcription:
     """What will be written: the plan and the model's description on the other side.
 
     theirs: the model as transformers' config, architecture: its class.
-    whole: the same with every layer and of the source's width, where this one has others.
+    whole: the same with every layer, of the source's width and without experts, where this one is otherwise.
     """
 
     plan: Plan
@@ -50,20 +51,26 @@ def planned(
     reverse: bool = False,
     layers: Sequence[int] | None = None,
     wanted: width.Wanted | None = None,
+    experts: Mixture | None = None,
 ) -> Transcription:
     """The plan from `source` to transformers, or from transformers' names to the other project's.
 
     layers: those to take, in this order; one that stands again right after itself is an inserted block that
     adds nothing. None: all.
     wanted: the width, "double" or a smaller one; None: the source's.
+    experts: those that take the place of each feed-forward network; None: as the source.
     Raises PlanError with every tensor that has no explanation or not the shape that the config makes,
     CheckpointError where the source does not say what model it is, InputError for layers that it has not or
-    that cannot be inserted, and for a width that it cannot have.
+    that cannot be inserted, for a width that it cannot have, and for experts that it cannot be given.
     """
     if reverse and wanted is not None:
         raise InputError("a width is changed on the way to transformers: convert so first, then --reverse")
+    if experts:
+        mixture.demand(experts, reverse=reverse, otherwise=layers is not None or wanted is not None)
     try:
         made = _planned(source, naming, reverse=reverse, layers=layers)
+        if experts:
+            return _mixed(source, naming, made, experts)
         return made if wanted is None else _resized(source, naming, made, wanted)
     except UNREADABLE as error:
         missing = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else ""
@@ -147,6 +154,21 @@ def _resized(source: Checkpoint, naming: Naming, made: Transcription, wanted: wi
     rules = width.table(made.plan, axes, change)
     wider = plan(source.entries, rules, width.targets(made.plan, axes, change))
     return replace(_told(wider, naming, change.config, reverse=False), whole=made.whole or made)
+
+
+def _mixed(source: Checkpoint, naming: Naming, dense: Transcription, wanted: Mixture) -> Transcription:
+    """`dense` with experts in the place of its feed-forward networks."""
+    sparse, axes = find_sparse(naming.architecture), AXES[naming.architecture]
+    config = sparse.config(dense.theirs, wanted.experts, wanted.chosen)
+    made = plan(
+        source.entries,
+        mixture.table(dense.plan, sparse, axes, wanted, config["num_hidden_layers"]),
+        mixture.targets(dense.plan, sparse, config),
+        seed=wanted.seed,
+        deviation=config.get("initializer_range") or mixture.DEVIATION,
+    )
+    named = replace(naming, architecture=sparse.architecture)
+    return replace(_told(made, named, config, reverse=False), whole=dense)
 
 
 def _told(made: Plan, naming: Naming, theirs: Config, *, reverse: bool) -> Transcription:

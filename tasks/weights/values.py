@@ -1,5 +1,6 @@
 """Raw items and the numbers that they stand for; bfloat16 has no type of its own in numpy."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,12 @@ from tasks.weights.formats.entries import BITS
 EXPONENT: Mapping[str, int] = {  # all ones: infinite or not a number
     "BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F80_0000, "F64": 0x7FF0_0000_0000_0000,
 }  # fmt: skip
+
+
+def stream(seed: int, name: str) -> np.random.Generator:
+    """Random numbers of a tensor's own, whatever else is drawn: numpy's PCG64, keyed by seed and name."""
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    return np.random.default_rng([seed, key])
 
 
 def raw_type(dtype: str) -> str:

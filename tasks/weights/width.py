@@ -6,9 +6,8 @@ evenly spaced channels, the same ones in every layer (Xu et al., 2024, Initializ
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 from typing import Any, ClassVar, Literal
 
 from tasks.errors import InputError
@@ -17,7 +16,7 @@ from tasks.weights.families.axes import Axes, Layout, Width, parts
 from tasks.weights.families.naming import Config
 from tasks.weights.ops import Arrays, Chain, Concatenate, Op, Shape, Split, Take, exactly
 from tasks.weights.plan import Plan, Target
-from tasks.weights.rules import KEEP, PLACEHOLDER, Effect, Rule, examples
+from tasks.weights.rules import KEEP, Effect, Rule, behind, examples, spelled
 
 Wanted = int | Literal["double"]
 HALF = Scale(0.5)  # exact in floating point
@@ -163,8 +162,8 @@ def _refusal(heads: int, keys: int, hidden: int, wanted: int) -> str:
 def table(plan: Plan, axes: Axes, change: Change) -> tuple[Rule, ...]:
     """The rules at work in `plan`, which makes transformers' names, each with what changes the width."""
     found: list[Rule] = []
-    for rule in dict.fromkeys([move.rule for move in plan.moves] + [one.rule for one in plan.unused]):
-        found += [_resized(one, axes, change) for one in _spelled(rule)] if rule.keeps else [rule]
+    for rule in plan.rules:
+        found += [_resized(one, axes, change) for one in spelled(rule)] if rule.keeps else [rule]
     if head := _untied(plan, axes, change):
         found = [_twice(rule, head) if rule.targets == (_embedding(axes),) else rule for rule in found]
     return tuple(found)
@@ -189,26 +188,8 @@ def _embedding(axes: Axes) -> str | None:
 
 def _twice(rule: Rule, head: str) -> Rule:
     """The embedding's rule, which makes the head of it too."""
-    op = _behind(rule.op, Replicate(2), Apart((KEEP, HALF)))
+    op = behind(rule.op, Replicate(2), Apart((KEEP, HALF)))
     return replace(rule, target=(*rule.targets, head), op=op)
-
-
-def _spelled(rule: Rule) -> Iterator[Rule]:
-    """The rule for each choice of words, as a weight and its bias have other axes; numbers stay."""
-    sides = [*rule.sources, *rule.targets]
-    words = {found[1]: found[3] for found in PLACEHOLDER.finditer(sides[0]) if found[3]}
-    for chosen in product(*(choice.split("|") for choice in words.values())):
-        names = [_worded(side, dict(zip(words, chosen, strict=True))) for side in sides]
-        count = len(rule.sources)
-        yield replace(rule, source=_side(names[:count]), target=_side(names[count:]))
-
-
-def _worded(template: str, words: Mapping[str, str]) -> str:
-    return PLACEHOLDER.sub(lambda found: words.get(found[1], found[0]), template)
-
-
-def _side(names: Sequence[str]) -> str | tuple[str, ...]:
-    return names[0] if len(names) == 1 else tuple(names)
 
 
 def _resized(rule: Rule, axes: Axes, change: Change) -> Rule:
@@ -217,17 +198,11 @@ def _resized(rule: Rule, axes: Axes, change: Change) -> Rule:
     if not any(each):
         return rule
     ops = each[0] if len(each) == 1 else (Apart(tuple(map(Chain, each))),)
-    return replace(rule, op=_behind(rule.op, *ops), function=_effect(rule, change))
+    return replace(rule, op=behind(rule.op, *ops), function=_effect(rule, change))
 
 
 def _effect(rule: Rule, change: Change) -> Effect:
     return "approximate" if rule.effect == "exact" and not change.doubles else rule.effect
-
-
-def _behind(first: Op, *ops: Op) -> Op:
-    """One chain without chains in it, so that its heaviest op tells what happened."""
-    before = first.ops if isinstance(first, Chain) else () if first == KEEP else (first,)
-    return Chain((*before, *ops))
 
 
 def _ops(layout: Layout, change: Change) -> tuple[Op, ...]:

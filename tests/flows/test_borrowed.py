@@ -42,8 +42,8 @@ def test_experts_saved_one_by_one_are_stacked_and_taken_apart_again(old, tmp_pat
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("option", [("--layers", "0"), ("--width", "double")])
-def test_layers_and_widths_need_a_table_of_ours(old, option):
+@pytest.mark.parametrize("option", [("--layers", "0"), ("--width", "double"), ("--experts", "2")])
+def test_layers_widths_and_experts_need_a_table_of_ours(old, option):
     told = regraft("plan-weights", old, "--family", "transformers", *option, code=1)
     assert "convert with --family transformers first" in told
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.weights import values
-from tasks.weights.arithmetic import Add, Biased, Cast, Embed, Mean, Replicate, Scale, Unbiased
+from tasks.weights.arithmetic import Add, Biased, Cast, Embed, Mean, Redraw, Replicate, Scale, Unbiased
 from tasks.weights.groups import Order, Parts
 from tasks.weights.ops import (
     Chain,
@@ -62,6 +62,7 @@ LAWFUL = [  # an op and shapes that it takes, no two sizes equal
     (Biased(axis=-1), [(3, 5)]),
     (Chain((Transpose(), Biased())), [(3, 5)]),
     (Embed(((2,), (), (0, 1), (4,))), [(5, 3)]),
+    (Redraw(("experts.0", "experts.1"), "w2.weight", 1, 0.5, seed=3), [(5, 4)]),
 ]
 lawful = pytest.mark.parametrize(("op", "shapes"), LAWFUL, ids=[str(op) for op, _ in LAWFUL])
 

@@ -27,6 +27,8 @@ from tasks.weights.families.llama import BLOCKS as LLAMA_BLOCKS
 from tasks.weights.families.llama import LLAMA
 from tasks.weights.families.llama2c import LLAMA2C
 from tasks.weights.families.llama_original import LLAMA_ORIGINAL
+from tasks.weights.families.mixtral import MIXTRAL
+from tasks.weights.families.mixtral import Sparse as Sparse
 from tasks.weights.families.naming import Blocks as Blocks
 from tasks.weights.families.naming import Naming as Naming
 from tasks.weights.families.nanogpt import NANOGPT
@@ -77,6 +79,9 @@ AXES: Mapping[str, Axes] = {  # transformers' class -> what the dimensions of it
 }
 
 
+SPARSE: Mapping[str, Sparse] = {"LlamaForCausalLM": MIXTRAL}  # transformers' class -> the one with experts
+
+
 def find(model_type: str | None, *, family: str = "auto") -> Family:
     """The table for a config's `model_type`, or the one named by `family`.
 
@@ -115,3 +120,16 @@ def find_blocks(architecture: str) -> Blocks:
             f"layers of {architecture} cannot be chosen: convert it whole; known: {', '.join(sorted(BLOCKS))}"
         )
     return BLOCKS[architecture]
+
+
+def find_sparse(architecture: str) -> Sparse:
+    """The class that has experts where transformers' class `architecture` has one feed-forward network.
+
+    Raises CheckpointError for a class without such a relative.
+    """
+    if architecture not in SPARSE:
+        raise CheckpointError(
+            f"transformers has no class with experts that computes what {architecture} does: known are "
+            f"those of {', '.join(sorted(SPARSE))}"
+        )
+    return SPARSE[architecture]

@@ -173,6 +173,11 @@ def theta(config: Config) -> float:
     return float(found.get("rope_theta") or THETA)
 
 
+def turning(config: Config) -> dict[str, Any]:
+    """How its heads are turned, all that transformers needs for it in one place."""
+    return {**_rotary(config), "rope_theta": theta(config)}
+
+
 def _rotary(config: Config) -> Mapping[str, Any]:
     """Under the name of transformers 5, or the one before; its type was once `type`."""
     found = config.get("rope_parameters") or config.get("rope_scaling") or {}
