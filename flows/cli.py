@@ -66,6 +66,14 @@ Experts = Annotated[
         "--experts", metavar="N", help="a mixture of N experts, each a copy of a layer's feed-forward network"
     ),
 ]
+Merged = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--expert",
+        metavar="CHECKPOINT",
+        help="a fine-tune of SOURCE, of its feed-forward tensors alone, that becomes an expert; repeatable",
+    ),
+]
 Top = Annotated[
     int | None, typer.Option("--top-k", metavar="K", help="experts that read each token  [default: 2]")
 ]
@@ -618,6 +626,7 @@ def plan_weights(
     layers: Layers = None,
     width: Width = None,
     experts: Experts = None,
+    expert: Merged = None,
     top: Top = None,
     init: Init = None,
     seed: Seed = None,
@@ -633,9 +642,18 @@ def plan_weights(
     """
     from flows.commands import conversion
 
-    wanted = conversion.mixture(experts, top=top, begin=init, seed=seed)
+    merged = expert or []
+    wanted = conversion.mixture(experts, merged, top=top, begin=init, seed=seed)
     made = conversion.planned(
-        source, family, reverse=reverse, key=key, layers=layers, width=width, experts=wanted, root=root
+        source,
+        family,
+        reverse=reverse,
+        key=key,
+        layers=layers,
+        width=width,
+        experts=wanted,
+        merged=merged,
+        root=root,
     )
     conversion.show(made, every=every)
     if output:
@@ -652,6 +670,7 @@ def convert(
     layers: Layers = None,
     width: Width = None,
     experts: Experts = None,
+    expert: Merged = None,
     top: Top = None,
     init: Init = None,
     seed: Seed = None,
@@ -672,9 +691,18 @@ def convert(
 
     largest = None if shard_size is None else figures.read_size(shard_size, "--shard-size")
     more = conversion.levels(verify or ())
-    wanted = conversion.mixture(experts, top=top, begin=init, seed=seed)
+    merged = expert or []
+    wanted = conversion.mixture(experts, merged, top=top, begin=init, seed=seed)
     made = conversion.planned(
-        source, family, reverse=reverse, key=key, layers=layers, width=width, experts=wanted, root=root
+        source,
+        family,
+        reverse=reverse,
+        key=key,
+        layers=layers,
+        width=width,
+        experts=wanted,
+        merged=merged,
+        root=root,
     )
     found = conversion.convert(made, target, load=load, shard_size=largest, verify=more, reference=reference)
     for level, sentence in found.items():

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -44,11 +45,12 @@ def planned(
     layers: str | None,
     width: str | None,
     experts: Mixture | None,
+    merged: Sequence[str],
     root: Path,
 ) -> Transcription:
     """layers: numbers with commas between them, width: one or "double", as a person types them.
 
-    None: all layers, the width that the source has, and no experts.
+    None: all layers, the width that the source has, and no experts. merged: where their models are.
     """
     if family == BORROWED:
         return _borrowed(reference, reverse=reverse, key=key, options=(layers, width, experts), root=root)
@@ -59,6 +61,7 @@ def planned(
         layers=None if layers is None else numbers(layers),
         wanted=None if width is None else _width(width),
         experts=experts,
+        merged=[opened(model, root, key) for model in merged],
     )
 
 
@@ -76,15 +79,19 @@ def _borrowed(
     return borrowed.planned(opened(reference, root, key), reverse=reverse)
 
 
-def mixture(experts: int | None, *, top: int | None, begin: Begin | None, seed: int | None) -> Mixture | None:
-    """What was typed of experts; None where nothing was. Raises InputError for options that need experts."""
+def mixture(
+    experts: int | None, merged: Sequence[str], *, top: int | None, begin: Begin | None, seed: int | None
+) -> Mixture | None:
+    """What was typed of experts; None where nothing was. Raises InputError for what does not go together."""
     given = {"chosen": top, "begin": begin, "seed": seed}
-    typed = {name: value for name, value in given.items() if value is not None}
-    if experts is None:
+    typed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if merged and (experts is not None or begin):
+        raise InputError("--experts and --init make experts of the source, --expert brings them: choose one")
+    if experts is None and not merged:
         if typed:
             raise InputError("--top-k, --init and --seed are for a mixture: say how many --experts")
         return None
-    return Mixture(experts, **typed)  # type: ignore[arg-type]
+    return Mixture(len(merged) if experts is None else experts, **typed)
 
 
 def _width(text: str) -> Wanted:
@@ -155,13 +162,15 @@ def _prover(
 
 
 def _loaded(made: Transcription, directory: Path) -> dict[str, str]:
-    from tasks.weights import proof  # imports torch
+    from tasks.weights import proof, routing  # import torch
 
     if made.reverse:
         return {"shapes": proof.fits(made.plan, made.theirs, made.architecture)}
     found = {"load": proof.loads(directory)}
     if made.whole and made.plan.preserves == "exact":
         found["parity"] = proof.preserved(made.whole.plan, made.whole.config, directory)
+    if made.experts:
+        found["experts"] = routing.recovered([(one.plan, one.config) for one in made.experts], directory)
     return found | _carried(made, directory)
 
 

