@@ -4,6 +4,9 @@ Peft computes the rows of several adapters in one pass (`adapter_names`), but as
 shape (peft #2136): heads are held here, one a name, with any number of labels. Inside peft an adapter goes by
 a slot that is part of no other slot's name, and which rows want which travels with the call, so that threads
 that ask at once know nothing of one another.
+
+A row is answered in one of two ways, by the model's class: a head reads it once, and each adapter has one of
+its own; or a language model goes on with it, whose head is mostly its word table, which all of them share.
 """
 
 import copy
@@ -63,21 +66,24 @@ class _Held:
 
 
 class Bank:
-    """model: a classifier whose body all adapters were trained on; its own head answers nobody. It belongs to
-    the bank from now on. room: bytes for adapters and heads; who was asked for least recently makes room, and
-    is read from its folder again when a row wants it. None: no limit.
+    """model: what all adapters were trained in: a classifier, whose own head answers nobody, or a language
+    model that goes on with a text. It belongs to the bank from now on. room: bytes for adapters and heads;
+    who was asked for least recently makes room, and is read from its folder again when a row wants it. None:
+    no limit.
 
-    Raises TrainingError for a model whose head reads each token.
+    Raises TrainingError for a model whose head reads each token and that cannot go on.
     """
 
     def __init__(self, model: PreTrainedModel, *, room: int | None = None) -> None:
         self._read = heads.head_of(model).read
-        if self._read not in READ:
+        if self._read not in READ and not model.can_generate():
             raise TrainingError(
-                f"{type(model).__name__}: a bank holds heads that read a row once, not each token"
+                f"{type(model).__name__}: a bank holds heads that read a row once, and language models that "
+                "go on with a text; this one tells of each token"
             )
         self.model, self.room = model.eval().requires_grad_(False), room
         self._body, self._parts = adapters.body_digest(model), list(floors.floors(model)[-1].parameters)
+        self._tops = heads.head_of(model).paths if self._parts else ()  # its word table is everybody's
         for layer in adapters.ready(model):
             layer.register_forward_pre_hook(_tell, with_kwargs=True)
         self._held = 0  # bytes
@@ -126,18 +132,47 @@ class Bank:
         """given: what the body is called with, each (batch, tokens). names: of each row its adapter, or BASE.
 
         Each row's logits (labels of its adapter,); of a BASE row the mean of its last hidden states (width,).
-        Raises TrainingError for names that are unknown, or that have no room beside one another.
+        Raises TrainingError for names that are unknown, or that have no room beside one another, and where
+        the model goes on with a text (`generate`).
         """
-        if len(names) != len(given["input_ids"]):
-            raise TrainingError(f"{len(given['input_ids'])} rows, and {len(names)} names of adapters")
+        if self._read not in READ:
+            raise TrainingError(f"a {type(self.model).__name__} goes on with a text: it has no label for it")
+        with self._asked(given["input_ids"], names) as held:
+            states = self.model.base_model(**given).last_hidden_state
+            return self._told(states, given["attention_mask"], names, held)
+
+    def generate(self, names: Sequence[str], **given: Any) -> Tensor:
+        """The model's own `generate`, each row by its adapter. names: of each row its adapter, or BASE.
+
+        given: what that takes: input_ids, attention_mask, each (batch, tokens), padded on the left, and how
+        to go on, without beams. Returns (batch, tokens): the rows, each with what follows it.
+        Raises TrainingError as `answer`, and where the model is a classifier.
+        """
+        if self._read in READ:
+            raise TrainingError(f"a {type(self.model).__name__} says of a text what it is: it cannot go on")
+        with self._asked(given["input_ids"], names) as held:
+            found: Tensor = self._headed(names, held).generate(**given)
+        return found
+
+    @contextmanager
+    def _asked(self, rows: Tensor, names: Sequence[str]) -> Iterator[Mapping[str, _Held]]:
+        """What the model computes meanwhile in this thread, it computes for these names."""
+        if len(names) != len(rows):
+            raise TrainingError(f"{len(rows)} rows, and {len(names)} names of adapters")
         with self._using(set(names) - {BASE}) as held, torch.inference_mode():
-            slots = [held[name].slot if name != BASE else BASE for name in names]
-            token = _wanted.set(slots)
+            token = _wanted.set([held[name].slot if name != BASE else BASE for name in names])
             try:
-                states = self.model.base_model(**given).last_hidden_state
+                yield held
             finally:
                 _wanted.reset(token)
-            return self._told(states, given["attention_mask"], names, held)
+
+    def _headed(self, names: Sequence[str], held: Mapping[str, _Held]) -> Any:
+        """The language model with every row's own head; as it is where the head is the word table."""
+        result: Any = self.model
+        for path in self._tops:
+            tops = [self.model if name == BASE else held[name].head for name in names]
+            result = tail.replaced(result, path, _Heads([one.get_submodule(path) for one in tops]))
+        return result
 
     def _told(
         self, states: Tensor, mask: Tensor, names: Sequence[str], held: Mapping[str, _Held]
@@ -254,7 +289,7 @@ class Bank:
     def _crowned(self, tensors: Mapping[str, Tensor], one: _Held) -> Any:
         """The model with another head: what is below it is shared."""
         result: nn.Module = self.model
-        for path in heads.head_of(self.model).paths:
+        for path in self._tops:
             result = tail.replaced(result, path, copy.deepcopy(self.model.get_submodule(path)))
         faults = sorted(set(self._parts) ^ tensors.keys())
         for name in set(self._parts) & tensors.keys():
@@ -282,6 +317,19 @@ class Bank:
             adapters.drop(self.model, one.slot)
             self._held -= one.size
             one.slot, one.head = "", None
+
+
+class _Heads(nn.Module):
+    """In place of a language model's head: every row's own."""
+
+    def __init__(self, of: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self._of = {one: [row for row, own in enumerate(of) if own is one] for one in of}
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(batch, tokens, width) -> (batch, tokens, words)."""
+        order = torch.tensor([row for rows in self._of.values() for row in rows], device=states.device)
+        return torch.cat([head(states[rows]) for head, rows in self._of.items()])[order.argsort()]
 
 
 def _tell(module: nn.Module, given: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

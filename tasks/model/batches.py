@@ -51,15 +51,16 @@ class Ragged:
         """The values of these rows, one behind the other, int64."""
         return torch.from_numpy(np.concatenate([self[place] for place in places]).astype(np.int64))
 
-    def padded(self, places: Places, *, pad: int) -> tuple[Tensor, Tensor]:
-        """Values and mask, both (batch, longest) int64."""
+    def padded(self, places: Places, *, pad: int, left: bool = False) -> tuple[Tensor, Tensor]:
+        """Values and mask, both (batch, longest) int64; padding stands behind a row, or `left` of it."""
         rows = [self[place] for place in places]
         longest = max(len(row) for row in rows)
         values = np.full((len(rows), longest), pad, dtype=np.int64)
         mask = np.zeros((len(rows), longest), dtype=np.int64)
         for number, row in enumerate(rows):
-            values[number, : len(row)] = row
-            mask[number, : len(row)] = 1
+            start = longest - len(row) if left else 0
+            values[number, start : start + len(row)] = row
+            mask[number, start : start + len(row)] = 1
         return torch.from_numpy(values), torch.from_numpy(mask)
 
 
