@@ -59,7 +59,13 @@ class Settings:
 
 def build(service: Service, settings: Settings) -> FastAPI:
     measures = Measures()
-    batcher = Batcher(service.answer, rows=settings.batch, waiting=settings.waiting, seen=measures.batch)
+    batcher = Batcher(
+        service.answer,
+        rows=settings.batch,
+        waiting=settings.waiting,
+        alike=service.alike,
+        seen=measures.batch,
+    )
 
     @asynccontextmanager
     async def living(app: FastAPI) -> AsyncIterator[None]:

@@ -1,12 +1,14 @@
-"""Rows of many requests are answered together: whatever waits when the model is free makes the next batch.
+"""Rows of many requests are answered together: what waits when the model is free makes the next batch.
 
-No request waits for others to come: while a batch is computed the next one gathers by itself.
+No request waits for others to come: while a batch is computed the next one gathers by itself. Who has waited
+longest is in it, and of the others those that are like it, so that a short answer waits for no long one.
 """
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
+from itertools import islice
 from typing import Any
 
 Answers = Callable[[Sequence[Any]], Sequence[Any]]
@@ -18,12 +20,19 @@ class Busy(Exception):
 
 class Batcher:
     """answer: rows -> an answer a row, or the exception that stands for it. rows: of a batch, at most.
-    waiting: rows that may wait, beside those that are computed. seen: told the size of each batch."""
+    waiting: rows that may wait, beside those that are computed. alike: equal for rows that may share a batch.
+    seen: told the size of each batch."""
 
     def __init__(
-        self, answer: Answers, *, rows: int, waiting: int, seen: Callable[[int], None] = lambda size: None
+        self,
+        answer: Answers,
+        *,
+        rows: int,
+        waiting: int,
+        alike: Callable[[Any], Hashable] = lambda row: None,
+        seen: Callable[[int], None] = lambda size: None,
     ) -> None:
-        self._answer, self._rows, self._most, self._seen = answer, rows, waiting, seen
+        self._answer, self._rows, self._most, self._alike, self._seen = answer, rows, waiting, alike, seen
         self._queue: deque[tuple[Any, Future[Any]]] = deque()
         self._changed, self._closed = threading.Condition(), False
         self._worker = threading.Thread(target=self._work, name="batches", daemon=True)
@@ -57,10 +66,16 @@ class Batcher:
                 self._settle(batch)
 
     def _next(self) -> list[tuple[Any, Future[Any]]]:
-        """The first of those that wait; none at the end."""
+        """Of those that wait the first, and whoever is like it, in their order; none at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closed)
-            return [self._queue.popleft() for _ in range(min(self._rows, len(self._queue)))]
+            if not self._queue:
+                return []
+            kin = self._alike(self._queue[0][0])
+            taken = list(islice((one for one in self._queue if self._alike(one[0]) == kin), self._rows))
+            for one in taken:
+                self._queue.remove(one)
+            return taken
 
     def _settle(self, batch: Sequence[tuple[Any, Future[Any]]]) -> None:
         self._seen(len(batch))

@@ -1,6 +1,6 @@
 """What goes over the wire, and what a service behind it must do."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tasks.errors import InputError
 
 MOST_ROWS, MOST_CHARACTERS = 256, 20_000  # of a request, of a text
+MOST_TOKENS = 64  # that a language model says behind one, as everywhere in regraft
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 SOURCE = (
     r"^models:/[\w .-]{1,200}(@[A-Za-z0-9_.-]{1,200}|/[0-9]{1,9})$"  # folders are named on the command line
@@ -24,11 +25,15 @@ class Strict(BaseModel):
 
 
 class Row(Strict):
-    """A text for an adapter, or without one for the base alone, whose answer is an embedding."""
+    """A text for an adapter, or without one for the base alone: a classifier's answers by an embedding, a
+    language model goes on with the text."""
 
     text: Text
     text_pair: Annotated[Text | None, Field(description="where the adapter learned from pairs")] = None
     adapter: Annotated[str | None, Field(description="one of GET /adapters")] = None
+    max_tokens: Annotated[
+        int | None, Field(ge=1, le=MOST_TOKENS, description="that a language model says, at most")
+    ] = None
 
 
 class Request(Strict):
@@ -36,13 +41,15 @@ class Request(Strict):
 
 
 class Answer(BaseModel):
-    """prediction: a label, the labels that hold, or a number; null where the adapter abstains."""
+    """prediction: a label, the labels that hold, or a number; null where the adapter abstains; of a language
+    model what follows the text."""
 
     adapter: str | None
     version: Annotated[str | None, Field(description="of the registered model")] = None
     prediction: str | list[str] | float | None = None
     probabilities: dict[str, float] | None = None
     embedding: Annotated[list[float] | None, Field(description="mean of the last hidden states")] = None
+    ended: Annotated[bool | None, Field(description="whether what follows came to its end by itself")] = None
 
 
 class Response(BaseModel):
@@ -84,6 +91,9 @@ class Service(Protocol):
     def prepare(self, rows: Sequence[Row]) -> Sequence[Any]:
         """What `answer` takes of each row; until `release` its adapter stays. Raises NoAdapter for an unknown
         name, InputError for a row that its adapter cannot take."""
+
+    def alike(self, prepared: Any) -> Hashable:
+        """Equal for rows that go well into one batch."""
 
     def answer(self, prepared: Sequence[Any]) -> Sequence[Answer | Exception]:
         """Of each, whichever requests they came from; what cannot be answered does not hinder the others."""

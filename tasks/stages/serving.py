@@ -1,20 +1,17 @@
-"""Adapters that answer side by side on one frozen base: where each comes from, how it takes a text and tells
-what it makes of it."""
+"""Adapters that answer side by side on one frozen base: where each comes from, and how long it stays."""
 
 import json
 import os
 import re
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch import Tensor
 from transformers import AutoTokenizer
 
 from tasks import files
@@ -29,14 +26,13 @@ from tasks.artifacts import (
 )
 from tasks.errors import InputError, RegraftError, TrainingError, did_you_mean
 from tasks.evaluation import decisions
-from tasks.evaluation.asking import predict
-from tasks.evaluation.decisions import Decision
-from tasks.evaluation.telling import TELLINGS, tempered
+from tasks.evaluation.predictions import Text
 from tasks.model import floors
-from tasks.model.bank import BASE, About, Bank
-from tasks.model.batches import Ragged, Rows
+from tasks.model.bank import About, Bank
 from tasks.serving.messages import Adapter, Answer, NoAdapter, Row
+from tasks.stages import ways
 from tasks.stages.champion import Champion
+from tasks.stages.ways import Manner, Prepared, Served
 from tasks.text import clean
 from tasks.text.kinds import KINDS
 from tasks.tracking import registry
@@ -45,40 +41,6 @@ from tasks.training.device import choose
 REGISTERED, ALIASED = "models:/", re.compile("models:/[^/@]+@")
 ADAPTERS, MANNER = "adapters", "manner.json"  # of what `pack` writes
 ANYWHERE = ("finetuning.device=auto", "sources.text.path=elsewhere", "sources.checkpoint.path=elsewhere")
-
-
-@dataclass(frozen=True)
-class Manner:
-    """How an adapter takes a text, and what its answers are called."""
-
-    kind: str
-    labels: tuple[str, ...]
-    clean: tuple[str, ...]
-    max_length: int
-    decision: Decision
-
-
-@dataclass(eq=False)
-class Served:
-    """key: what the bank calls it, another one each time that its name is given anew. users: rows on their
-    way. retired: no row can ask for it any more."""
-
-    name: str
-    key: str
-    source: str
-    version: str | None
-    manner: Manner
-    users: int = 0
-    retired: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A row on its way. ids, types: of its tokens; types None where it is no pair, served for the base."""
-
-    served: Served | None
-    ids: Sequence[int]
-    types: Sequence[int] | None
 
 
 class Service:
@@ -90,14 +52,10 @@ class Service:
     def __init__(self, root: Path, *, room: int | None = None) -> None:
         self._root, device = root, parameters.load(root / "params.yaml").finetuning.device
         model = floors.load(ConvertedCheckpoint.load(root).path / "model", device=choose(device))
-        self._pad = int(model.config.pad_token_id or 0)
-        self._typed = getattr(model.config, "type_vocab_size", 0) > 1
-        tokenizer = Vocabulary.load(root).path / "tokenizer"
-        self._tokenizer = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
-        self._tokens = tokens_digest(tokenizer)
-        positions = int(getattr(model.config, "max_position_embeddings", None) or 512)
-        self._longest = min(positions, self._tokenizer.model_max_length)
         self._bank, self._keys, self._changed = Bank(model, room=room), count(1), threading.RLock()
+        folder = Vocabulary.load(root).path / "tokenizer"
+        self._tokens = tokens_digest(folder)
+        self._way = ways.way(self._bank, AutoTokenizer.from_pretrained(folder, local_files_only=True))
         self._cutting = threading.Lock()  # a tokenizer keeps in itself how long rows may be
         self._served: dict[str, Served] = {}
 
@@ -159,13 +117,16 @@ class Service:
             self._let_go(held)
             raise
 
+    def alike(self, prepared: Prepared) -> Hashable:
+        return prepared.alike
+
     def release(self, prepared: Sequence[Prepared]) -> None:
         self._let_go([row.served for row in prepared])
 
     def answer(self, prepared: Sequence[Prepared]) -> list[Answer | Exception]:
         """Of each row; where adapters have no room beside one another, one adapter after the other."""
         try:
-            return self._answers(prepared)
+            return self._way.answers(prepared)
         except (RegraftError, OSError) as error:
             if len(groups := {row.served for row in prepared}) == 1:
                 return [error] * len(prepared)
@@ -175,42 +136,31 @@ class Service:
             found.update(zip(places, self.answer([prepared[place] for place in places]), strict=True))
         return [found[place] for place in range(len(prepared))]
 
-    def _answers(self, prepared: Sequence[Prepared]) -> list[Answer | Exception]:
-        paired = self._typed and any(row.types is not None for row in prepared)
-        types = Ragged.of(row.types or [0] * len(row.ids) for row in prepared) if paired else None
-        rows = Rows(Ragged.of(row.ids for row in prepared), types, self._pad)
-        given = rows.batch(range(len(rows)), self._bank.model.device)
-        names = [row.served.key if row.served else BASE for row in prepared]
-        found = self._bank.answer(given, names)
-        return [_answer(row.served, one) for row, one in zip(prepared, found, strict=True)]
-
     def _prepared(self, place: int, row: Row, served: Served | None) -> Prepared:
-        steps, length = (served.manner.clean, served.manner.max_length) if served else ((), self._longest)
-        texts = [clean.text(text, steps) for text in (row.text, row.text_pair) if text is not None]
-        if served and (wanted := len(KINDS[served.manner.kind].asked)) != len(texts):
-            taken = "pairs" if wanted == 2 else "single texts"
-            raise InputError(f"row {place}: {served.name} answers {taken}")
-        if not all(text.strip() for text in texts):
-            raise InputError(f"row {place}: cleaned, nothing is left of its text")
-        asked = texts[0] if len(texts) == 1 else tuple(texts)
-        with self._cutting:
-            told = predict.encode(self._tokenizer, [asked], max_length=length)
-        return Prepared(served, told["input_ids"][0], told.get("token_type_ids", [None])[0])
+        try:
+            asked = _cleaned(row, served)
+            with self._cutting:
+                return self._way.take(asked, row, served)
+        except InputError as error:
+            raise InputError(f"row {place}: {error}") from None
 
     def _loaded(self, name: str, source: str) -> tuple[Served, About]:
         version, manner, folder, tokens = self._found(source)
         clean.text("", manner.clean)  # by steps that are known here
-        if manner.kind not in predict.FROM_LOGITS:
-            known = ", ".join(predict.FROM_LOGITS)
-            raise InputError(f"{source}: rows of kind {manner.kind} are not served; those of {known} are")
+        if manner.kind not in self._way.kinds:
+            base, known = type(self._bank.model).__name__, ", ".join(self._way.kinds)
+            raise InputError(
+                f"{source}: rows of kind {manner.kind} are not served on a {base}; those of {known} are"
+            )
         if tokens != self._tokens:
             raise InputError(f"{source}: its tokenizer is not the base's: serve it from its own project")
         new = Served(name, f"{name}.{next(self._keys)}", source, version, manner)
         about = self._bank.load(new.key, folder)
-        if about.labels != (manner.labels if KINDS[manner.kind].classes else about.labels[:1]):
+        try:
+            self._way.demand(source, manner, about)
+        except InputError:
             self._bank.unload(new.key)
-            told, own = ", ".join(manner.labels) or f"a {manner.kind}", ", ".join(about.labels)
-            raise InputError(f"{source}: it is said to answer {told}, and its adapter's head answers {own}")
+            raise
         return new, about
 
     def _found(self, source: str) -> tuple[str | None, Manner, Path, str]:
@@ -282,6 +232,16 @@ class Service:
                 self._bank.unload(one.key)
 
 
+def _cleaned(row: Row, served: Served | None) -> Text:
+    steps = served.manner.clean if served else ()
+    texts = tuple(clean.text(text, steps) for text in (row.text, row.text_pair) if text is not None)
+    if served and (wanted := len(KINDS[served.manner.kind].asked)) != len(texts):
+        raise InputError(f"{served.name} answers {'pairs' if wanted == 2 else 'single texts'}")
+    if not all(text.strip() for text in texts):
+        raise InputError("cleaned, nothing is left of its text")
+    return texts[0] if len(texts) == 1 else texts
+
+
 def _pack(one: Served, about: About, tokens: str, target: Path) -> dict[str, str | None]:
     shutil.copytree(about.folder, target / "adapter")
     if files.digest_tree(target / "adapter") != about.digest:
@@ -309,25 +269,6 @@ def _manner(root: Path) -> Manner:
     steps = parameters.load(root / "params.yaml").preparation.clean if KINDS[encoded.kind].cleaned else ()
     decision = decisions.read(json.dumps(dict(Evaluation.load(root).decision)), trained.labels)
     return Manner(encoded.kind, tuple(trained.labels), tuple(steps), encoded.max_length, decision)
-
-
-def _answer(served: Served | None, scores: Tensor) -> Answer | Exception:
-    """scores: (labels,), or of the base the mean state (width,)."""
-    values = scores.float().cpu().numpy()
-    if not np.isfinite(values).all():
-        who = f"{served.name} ({served.source})" if served else "the base"
-        return TrainingError(f"{who} answers what is no number: its weights have diverged, serve others")
-    if served is None:
-        return Answer(adapter=None, embedding=values.tolist())
-    manner = served.manner
-    found = tempered(predict.FROM_LOGITS[manner.kind](values[None]), manner.kind, manner.decision)[0]
-    prediction = TELLINGS[manner.kind].cells(found, manner.labels, manner.decision)[0]
-    told = Answer(adapter=served.name, prediction=prediction)
-    if served.version:
-        told.version = served.version
-    if manner.labels:
-        told.probabilities = dict(zip(manner.labels, np.asarray(found).tolist(), strict=True))
-    return told
 
 
 def _told(one: Served, about: About) -> Adapter:

@@ -47,6 +47,9 @@ class Echo:
             raise RuntimeError("out of memory at 0x7f")
         return [Answer(adapter=row.adapter, prediction=row.text) for row in prepared]
 
+    def alike(self, prepared):
+        return None
+
     def release(self, prepared):
         self.held -= len(prepared)
 

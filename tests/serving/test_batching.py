@@ -66,6 +66,16 @@ def test_what_waits_meanwhile_is_the_next_batch_and_none_is_larger_than_it_may_b
     assert model.batches == [[0], [1, 2, 3, 4], [5, 6]]
 
 
+def test_unlike_rows_share_no_batch_and_who_came_first_is_answered_first(model):
+    batcher = Batcher(model, rows=2, waiting=10, alike=lambda row: row % 2)
+    first = _at_work(batcher, model)
+    later = batcher.submit([1, 2, 4, 3, 6, 5])
+    model.free.set()
+    assert [one.result(10) for one in (first, *later)] == [0, 2, 4, 8, 6, 12, 10]
+    assert model.batches == [[0], [1, 3], [2, 4], [6], [5]]
+    batcher.close()
+
+
 def test_a_row_that_fails_alone_leaves_the_others(batcher, model):
     first = _at_work(batcher, model)
     good, bad, other = batcher.submit([1, -5, 2])

@@ -210,7 +210,11 @@ def test_one_adapter_that_is_gone_from_the_disk_fails_alone(base, project):
     ("fault", "error", "told"),
     [
         ("tokenizer", InputError, "its tokenizer is not the base's"),
-        ("tags", InputError, "rows of kind tags are not served; those of label, pair, labels, score are"),
+        (
+            "tags",
+            InputError,
+            "rows of kind tags are not served on a BertForSequenceClassification; those of label",
+        ),
         ("merged", InputError, "learned without an adapter"),
         ("dora", TrainingError, "kind dora"),
         ("body", TrainingError, "put it on its own base"),
