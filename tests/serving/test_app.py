@@ -266,6 +266,14 @@ def test_prometheus_reads_requests_rows_and_batches(client):
         assert line in page.split("\n"), line
 
 
+def test_unlike_rows_of_one_request_are_answered_in_their_order_by_several_batches(echo, monkeypatch):
+    monkeypatch.setattr(echo, "alike", lambda row: len(row.text))
+    with asking(echo) as client:
+        found = client.post("/predict", json=_rows("one", "three", "two")).json()["predictions"]
+        assert "regraft_batch_rows_count 2.0" in client.get("/metrics").text.split("\n")
+    assert [one["prediction"] for one in found] == ["one", "three", "two"]
+
+
 def test_aliases_are_followed_and_a_registry_that_is_away_stops_nothing(echo, caplog):
     caplog.set_level("INFO", logger="tasks.serving.app")
     away = TrackingError("MLflow at http://mlflow: no answer")

@@ -38,14 +38,15 @@ def test_a_text_of_any_length_is_continued_by_what_came_last(model, tokenizer, c
     assert 0 <= len(said.split()) <= 10
 
 
-def test_rows_of_one_batch_go_on_as_each_alone_to_its_own_limit_or_end(model, tokenizer):
+@pytest.mark.parametrize("pad", ["<pad>", None])
+def test_rows_of_one_batch_go_on_as_each_alone_to_its_own_limit_or_end(model, tokenizer, pad):
     texts = ["w1 w2 w3 w4 w5 w6 w7", "w9", "w4 w4 w2 " * 30, "w3 w8"]
     rows = [continuing.prompt(model, tokenizer, text, kind="text") for text in texts]
     assert [len(row) for row in rows] == [7, 1, 10, 2], "of the longest the last"
     ids, mask = batches.Ragged.of(rows).padded(range(4), pad=0, left=True)
     given = {"input_ids": ids, "attention_mask": mask}
     alone = [tuple(_alone(model, row)) for row in rows]
-    tokenizer.eos_token = WORDS[alone[0][3]]
+    tokenizer.eos_token, tokenizer.pad_token = WORDS[alone[0][3]], pad
     for limits in ((10, 10, 10, 10), (10, 1, 4, 2)):
         expected = []
         for tokens, limit in zip(alone, limits, strict=True):
@@ -68,9 +69,11 @@ def _alone(model, row):
 def test_a_row_whose_logits_are_no_numbers_is_told_and_the_others_go_on(model, tokenizer):
     (one,) = continuing.continuations(model, tokenizer, ["w1 w2"], kind="text")
 
+    def lost(module, given, said):
+        """The second row's first token is lost."""
+        return said.index_fill(0, torch.tensor([1]), torch.nan) if said.shape[1] > 1 else said
+
     def broken(input_ids, **more):
-        """The second row's adapter has diverged."""
-        lost = lambda module, given, said: said.index_fill(0, torch.tensor([1]), torch.nan)  # noqa: E731
         handle = model.transformer.h[0].mlp.register_forward_hook(lost)
         try:
             return model.generate(input_ids=input_ids, **more)
@@ -79,9 +82,9 @@ def test_a_row_whose_logits_are_no_numbers_is_told_and_the_others_go_on(model, t
 
     ids = torch.tensor([[3, 4], [3, 4]])
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    found, lost = continuing.go_on(broken, tokenizer, given, [10, 10])
+    found, none = continuing.go_on(broken, tokenizer, given, [10, 10])
     assert found.text == one
-    assert lost is None
+    assert none is None
     with torch.no_grad():
         model.transformer.ln_f.weight.fill_(torch.nan)
     with pytest.raises(TrainingError, match="no numbers: its weights have diverged"):
