@@ -597,6 +597,38 @@ def bundle(
 
 
 @app.command()
+def compose(
+    adapters: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE=WEIGHT…",
+            help="two or more sources as of `regraft serve`, each with how much of it there is to be",
+        ),
+    ],
+    into: Annotated[Path, typer.Option("--into", metavar="DIR", help="a directory that does not exist yet")],
+    by: Annotated[
+        Literal["cat", "linear", "ties", "dare_linear", "dare_ties"],
+        typer.Option(help="how, in peft's words; cat adds what each adds, exactly, whatever the ranks"),
+    ] = "cat",
+    density: Annotated[
+        float | None,
+        typer.Option(help="share of values that ties and dare keep; default: 0.5", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of what dare drops")] = 0,
+    root: Root = HERE,
+) -> None:
+    """Make one LoRA adapter of several that have the same labels, on this project's base.
+
+    DIR is a source for `regraft serve` and `regraft bundle`. Of heads the mean is taken, by the same weights.
+    Adapters whose labels differ are served side by side instead.
+    """
+    from flows.commands import serving
+    from tasks.stages.composition import Recipe
+
+    serving.compose(root, Recipe(serving.weighed(adapters), by, density, seed), into, typer.echo)
+
+
+@app.command()
 def automations(
     notify: Annotated[
         str | None,

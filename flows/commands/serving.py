@@ -1,4 +1,4 @@
-"""`regraft serve`: adapters on one base behind an address."""
+"""Adapters on one base: `regraft serve` behind an address, `bundle` as one model, `compose` as one."""
 
 import os
 import re
@@ -15,6 +15,8 @@ from tasks import params as parameters
 from tasks.errors import InputError
 from tasks.serving import app
 from tasks.serving.messages import NAME, Adapter
+from tasks.stages import composition
+from tasks.stages.composition import Recipe
 from tasks.stages.serving import Service
 from tasks.tracking import server
 
@@ -70,6 +72,30 @@ def bundle(root: Path, sources: Mapping[str, str], model: str, tell: Callable[[s
         "" if "MLFLOW_TRACKING_URI" in os.environ else f"MLFLOW_TRACKING_URI={shlex.quote(server.uri(root))} "
     )
     tell(f"{where}mlflow models serve -m models:/{model}/{number} --env-manager local")
+
+
+def compose(root: Path, recipe: Recipe, target: Path, tell: Callable[[str], None]) -> None:
+    """Write one adapter to `target`. Raises InputError for adapters that do not go together."""
+    made = composition.compose(recipe, root, target)
+    told = ", ".join(f"{weight:g} of {source}" for source, weight in recipe.weights.items())
+    tell(f"{target}: {told}, by {recipe.by}: rank {made.adapter.rank}, {', '.join(made.labels)}")
+    tell(f"no gate has judged it; `regraft serve NAME={shlex.quote(str(target))}` answers by it")
+
+
+def weighed(entries: Sequence[str]) -> dict[str, float]:
+    """SOURCE=WEIGHT, each. Raises InputError."""
+    found: dict[str, float] = {}
+    for entry in entries:
+        source, _, weight = entry.rpartition("=")
+        if source in found:
+            raise InputError(f"{entry}: the weight of {source} is {found[source]:g} already")
+        try:
+            found[source] = float(weight if source else "")
+        except ValueError:
+            raise InputError(
+                f"{entry}: write SOURCE=WEIGHT, such as models:/MODEL@champion=1 or DIRECTORY=0.5"
+            ) from None
+    return found
 
 
 def named(entries: Sequence[str], root: Path) -> dict[str, str]:

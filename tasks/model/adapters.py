@@ -9,7 +9,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -143,22 +143,27 @@ def save(
 
     base: digest of the weights below it. Peft reads the folder as its own, save for bottlenecks.
     """
-    tensors = {k: v.detach().cpu().contiguous() for k, v in _kept(model, whole).items()}
-    layers = [place for place, floor in enumerate(floors.floors(model)[1:-1]) if floor.adapter]
-    described = {
-        **asdict(adapter),
-        "layers": layers,
-        "whole": list(whole),
-        "base": base,
-        "body": body_digest(model, whole),
-        "architecture": type(model).__name__,
-        "labels": [label for _, label in sorted((model.config.id2label or {}).items())],
-    }
+    saved = Saved(
+        adapter,
+        layers=tuple(place for place, floor in enumerate(floors.floors(model)[1:-1]) if floor.adapter),
+        whole=tuple(whole),
+        base=base,
+        body=body_digest(model, whole),
+        architecture=type(model).__name__,
+        labels=tuple(label for _, label in sorted((model.config.id2label or {}).items())),
+        tensors={name: value.detach().cpu().contiguous() for name, value in _kept(model, whole).items()},
+    )
+    write(model, saved, folder)
+
+
+def write(model: PreTrainedModel, saved: Saved, folder: Path) -> None:
+    """What `read` reads, to `folder`, which must not exist yet. model: of the class that it belongs in."""
+    own = {name: value for name, value in vars(saved).items() if name not in ("adapter", "tensors")}
     folder.mkdir(parents=True)
-    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
-    files.write_text(folder / DESCRIPTION, files.canonical_json(described))
-    if config := _config(model, adapter, layers):
-        modules = {name.rpartition(".")[0] for name in (*floors.floors(model)[-1].parameters, *whole)}
+    save_file(dict(saved.tensors), folder / WEIGHTS, {"format": "pt"})
+    files.write_text(folder / DESCRIPTION, files.canonical_json(asdict(saved.adapter) | own))
+    if config := _config(model, saved.adapter, saved.layers):
+        modules = {name.rpartition(".")[0] for name in (*floors.floors(model)[-1].parameters, *saved.whole)}
         values = config.to_dict() | {"modules_to_save": modules}
         files.write_text(folder / CONFIG, files.canonical_json({k: _plain(v) for k, v in values.items()}))
 
@@ -235,9 +240,8 @@ def add(model: PreTrainedModel, saved: Saved, slot: str) -> None:
 
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # that the model has adapters
         inject_adapter_in_model(_config(model, saved.adapter, saved.layers), model, adapter_name=slot)
-    own = {name: one for name, one in model.named_parameters() if f".{slot}." in name}
     try:
-        _place({PREFIX + name.replace(f".{slot}", ""): one for name, one in own.items()}, saved.tensors, slot)
+        _place(_inside(model, slot), saved.tensors, slot)
     except TrainingError:
         drop(model, slot)
         raise
@@ -254,9 +258,63 @@ def drop(model: PreTrainedModel, slot: str) -> None:
     del model.peft_config[slot]
 
 
+def combine(
+    model: PreTrainedModel,
+    parts: Sequence[Saved],
+    weights: Sequence[float],
+    *,
+    by: str,
+    density: float | None,
+    seed: int,
+) -> Saved:
+    """What peft's `add_weighted_adapter` makes of LoRA adapters, whose tensors are without a head's: one of
+    kind `lora` on every layer and target of theirs, the rest as in the first. `model` holds all of them then.
+
+    Its alpha is its rank: peft puts every part's scale into the tensors, also where the first is `rslora`.
+    seed: of what DARE draws. Raises TrainingError unless names and shapes are the model's.
+    """
+    with warnings.catch_warnings(action="ignore", category=UserWarning), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tuner, slots = _beside(model, parts)
+        tuner.add_weighted_adapter(slots, [*weights], "made_", by, density=density)
+        adapter, layers = _around(parts, tuner.peft_config["made_"].r)
+        tuner.peft_config["frame_"] = _config(model, adapter, layers)
+        tuner.inject_adapter(model, "frame_")
+    made, frame = _inside(model, "made_"), _inside(model, "frame_")
+    tensors = {name: made[name].data if name in made else torch.zeros_like(frame[name]) for name in frame}
+    return replace(parts[0], adapter=adapter, layers=layers, tensors=tensors)
+
+
 def adapted(model: PreTrainedModel) -> dict[str, Any]:
     """The modules that hold an adapter, by path."""
     return {name: one for name, one in model.named_modules() if hasattr(one, "adapter_layer_names")}
+
+
+def _beside(model: PreTrainedModel, parts: Sequence[Saved]) -> tuple[Any, list[str]]:
+    """Peft's tuner of `model`, in which they stand now, and the slot of each."""
+    from peft import LoraModel
+
+    configs = {f"part{place}_": _config(model, one.adapter, one.layers) for place, one in enumerate(parts)}
+    first, *others = configs
+    tuner = LoraModel(model, configs, first)
+    for slot in others:
+        tuner.inject_adapter(model, slot)
+    for slot, one in zip(configs, parts, strict=True):
+        _place(_inside(model, slot), one.tensors, slot)
+    return tuner, [*configs]
+
+
+def _around(parts: Sequence[Saved], rank: int) -> tuple[Adapter, tuple[int, ...]]:
+    """An adapter that stands wherever one of them does, and the numbers of its layers."""
+    targets = max((one.adapter.targets for one in parts), key=lambda name: len(TARGETS[name]))
+    layers = {layer for one in parts for layer in one.layers}
+    return Adapter("lora", rank, alpha=float(rank), targets=targets), tuple(sorted(layers))
+
+
+def _inside(model: PreTrainedModel, slot: str) -> dict[str, nn.Parameter]:
+    """What stands in `slot`, under the names that peft gives it in files."""
+    own = {name: one for name, one in model.named_parameters() if f".{slot}." in name}
+    return {PREFIX + name.replace(f".{slot}", ""): one for name, one in own.items()}
 
 
 def _place(own: Mapping[str, nn.Parameter], found: Mapping[str, Tensor], source: Path | str) -> None:

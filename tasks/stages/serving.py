@@ -39,8 +39,19 @@ from tasks.tracking import registry
 from tasks.training.device import choose
 
 REGISTERED, ALIASED = "models:/", re.compile("models:/[^/@]+@")
-ADAPTERS, MANNER = "adapters", "manner.json"  # of what `pack` writes
+ADAPTERS, MANNER = "adapters", "manner.json"  # of what `pack` and `describe` write
 ANYWHERE = ("finetuning.device=auto", "sources.text.path=elsewhere", "sources.checkpoint.path=elsewhere")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an adapter comes from. version: of a registered model. folder: what `adapters.save` wrote.
+    tokens: digest of what makes tokens of a text."""
+
+    version: str | None
+    manner: Manner
+    folder: Path
+    tokens: str
 
 
 class Service:
@@ -67,8 +78,9 @@ class Service:
         return [_told(one, held[one.key]) for one in sorted(known, key=lambda one: one.name)]
 
     def load(self, name: str, source: str) -> Adapter:
-        """source: models:/NAME@ALIAS, which `refresh` follows, models:/NAME/3, or the directory of a project
-        whose data/finetuning holds an adapter. Who had the name answers until the new one can.
+        """source: models:/NAME@ALIAS, which `refresh` follows, models:/NAME/3, the directory of a project
+        whose data/finetuning holds an adapter, or one that `describe` made a source. Who had the name answers
+        until the new one can.
 
         Raises RegraftError where there is none, or it belongs on another base or tokenizer.
         """
@@ -145,37 +157,16 @@ class Service:
             raise InputError(f"row {place}: {error}") from None
 
     def _loaded(self, name: str, source: str) -> tuple[Served, About]:
-        version, manner, folder, tokens = self._found(source)
-        clean.text("", manner.clean)  # by steps that are known here
-        if manner.kind not in self._way.kinds:
-            base, known = type(self._bank.model).__name__, ", ".join(self._way.kinds)
-            raise InputError(
-                f"{source}: rows of kind {manner.kind} are not served on a {base}; those of {known} are"
-            )
-        if tokens != self._tokens:
-            raise InputError(f"{source}: its tokenizer is not the base's: serve it from its own project")
-        new = Served(name, f"{name}.{next(self._keys)}", source, version, manner)
-        about = self._bank.load(new.key, folder)
+        found = find(source, self._root)
+        demand_served(source, found, self._tokens, self._way.kinds)
+        new = Served(name, f"{name}.{next(self._keys)}", source, found.version, found.manner)
+        about = self._bank.load(new.key, found.folder)
         try:
-            self._way.demand(source, manner, about)
+            self._way.demand(source, found.manner, about)
         except InputError:
             self._bank.unload(new.key)
             raise
         return new, about
-
-    def _found(self, source: str) -> tuple[str | None, Manner, Path, str]:
-        """Version, manner, adapter's folder, digest of the tokenizer."""
-        if source.startswith(REGISTERED):
-            home, version = registry.find(source, self._root)
-            known = Champion(home, version)
-            manner = Manner(known.kind, known.labels, known.steps, known.max_length, known.decision)
-            return version.number, manner, home.adapter(version), known.tokens
-        root = Path(source)
-        if (root / MANNER).exists():
-            return _unpacked(root)
-        if not (folder := TrainedModel.load(root).path / "adapter").is_dir():
-            raise InputError(f"{root} learned without an adapter: set finetuning.adapter there and run it")
-        return None, _manner(root), folder, tokens_digest(Vocabulary.load(root).path / "tokenizer")
 
     def _follow(self, one: Served) -> str | RegraftError | None:
         """What there is to tell of it."""
@@ -242,21 +233,59 @@ def _cleaned(row: Row, served: Served | None) -> Text:
     return texts[0] if len(texts) == 1 else texts
 
 
-def _pack(one: Served, about: About, tokens: str, target: Path) -> dict[str, str | None]:
-    shutil.copytree(about.folder, target / "adapter")
-    if files.digest_tree(target / "adapter") != about.digest:
-        raise TrainingError(f"{about.folder} is not what was loaded from it: load it again")
-    told = {"version": one.version, "tokens": tokens, **asdict(one.manner)}
-    files.write_text(target / MANNER, files.canonical_json(told))
-    return {"source": one.source, "version": one.version, "digest": files.digest_tree(target)}
+def find(source: str, root: Path) -> Source:
+    """What `Service.load` takes; a registered version is looked up in the MLflow of `root`.
+
+    Raises RegraftError where there is no adapter.
+    """
+    if source.startswith(REGISTERED):
+        home, version = registry.find(source, root)
+        known = Champion(home, version)
+        manner = Manner(known.kind, known.labels, known.steps, known.max_length, known.decision)
+        return Source(version.number, manner, home.adapter(version), known.tokens)
+    place = Path(source)
+    if (place / MANNER).exists():
+        return described(place)
+    if not (folder := TrainedModel.load(place).path / "adapter").is_dir():
+        raise InputError(f"{place} learned without an adapter: set finetuning.adapter there and run it")
+    return Source(None, _manner(place), folder, tokens_digest(Vocabulary.load(place).path / "tokenizer"))
 
 
-def _unpacked(root: Path) -> tuple[str | None, Manner, Path, str]:
+def demand_served(source: str, found: Source, tokens: str, kinds: Sequence[str]) -> None:
+    """Raises InputError for rows of a kind that is none of `kinds`, and unless its tokenizer has the digest
+    `tokens`; ParamsError for a step of cleaning that is not known here."""
+    manner = found.manner
+    clean.text("", manner.clean)
+    if manner.kind not in kinds:
+        known = ", ".join(kinds)
+        raise InputError(
+            f"{source}: rows of kind {manner.kind} are not served on this base; those of {known} are"
+        )
+    if found.tokens != tokens:
+        raise InputError(f"{source}: its tokenizer is not the base's: serve it from its own project")
+
+
+def describe(adapter: Source) -> None:
+    """Make the directory above the adapter's folder, which is called `adapter`, a source by itself."""
+    told = {"version": adapter.version, "tokens": adapter.tokens, **asdict(adapter.manner)}
+    files.write_text(adapter.folder.parent / MANNER, files.canonical_json(told))
+
+
+def described(root: Path) -> Source:
+    """What `describe` has made of `root`."""
     told = json.loads((root / MANNER).read_text(encoding="utf-8"))
     labels, steps = tuple(told["labels"]), tuple(told["clean"])
     decision = decisions.read(json.dumps(told["decision"]), labels)
     manner = Manner(told["kind"], labels, steps, told["max_length"], decision)
-    return told["version"], manner, root / "adapter", told["tokens"]
+    return Source(told["version"], manner, root / "adapter", told["tokens"])
+
+
+def _pack(one: Served, about: About, tokens: str, target: Path) -> dict[str, str | None]:
+    shutil.copytree(about.folder, target / "adapter")
+    if files.digest_tree(target / "adapter") != about.digest:
+        raise TrainingError(f"{about.folder} is not what was loaded from it: load it again")
+    describe(Source(one.version, one.manner, target / "adapter", tokens))
+    return {"source": one.source, "version": one.version, "digest": files.digest_tree(target)}
 
 
 def tokens_digest(folder: Path) -> str:

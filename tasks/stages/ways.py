@@ -108,9 +108,7 @@ class Reading:
         return [_read(row.served, one) for row, one in zip(rows, found, strict=True)]
 
     def demand(self, source: str, manner: Manner, about: About) -> None:
-        if about.labels != (manner.labels if KINDS[manner.kind].classes else about.labels[:1]):
-            told, own = ", ".join(manner.labels) or f"a {manner.kind}", ", ".join(about.labels)
-            raise InputError(f"{source}: it is said to answer {told}, and its adapter's head answers {own}")
+        demand_labels(source, manner, about.labels)
 
 
 class Continuing:
@@ -151,6 +149,13 @@ class Continuing:
 def way(bank: Bank, tokenizer: PreTrainedTokenizerBase) -> Way:
     """As the bank's model answers."""
     return (Continuing if bank.model.can_generate() else Reading)(bank, tokenizer)
+
+
+def demand_labels(source: str, manner: Manner, labels: tuple[str, ...]) -> None:
+    """Raises InputError unless `labels`, those of its adapter's head, are what it is said to answer."""
+    if labels != (manner.labels if KINDS[manner.kind].classes else labels[:1]):
+        told, own = ", ".join(manner.labels) or f"a {manner.kind}", ", ".join(labels)
+        raise InputError(f"{source}: it is said to answer {told}, and its adapter's head answers {own}")
 
 
 def _names(rows: Sequence[Prepared]) -> list[str]:

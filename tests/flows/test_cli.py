@@ -63,6 +63,7 @@ def test_the_command_starts_without_the_heavy_libraries():
         "report",
         "serve",
         "bundle",
+        "compose",
         "inspect",
         "plan-weights",
         "convert",

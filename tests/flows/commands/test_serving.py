@@ -81,8 +81,11 @@ def test_it_answers_as_predict_does_ends_in_order_and_begins_again_as_it_was(ser
         _demand_an_orderly_end(process, address)
     with _serving(served) as (process, _):
         process.kill()
-    with _serving(served, "here=.", "reviews=models:/reviews@champion") as (_, address):
+    command("regraft", "compose", "models:/reviews@champion=0.5", ".=0.5", "--into", "twice")
+    with _serving(served, "here=.", "reviews=models:/reviews@champion", "half=twice") as (_, address):
         assert _ask(address, *rows) == before
+        halves = _ask(address, *((text, "half") for text in TEXTS))
+        assert [one["prediction"] for one in halves] == [one["prediction"] for one in before[::2]]
     made = command("regraft", "bundle", "reviews=models:/reviews@champion", "here=.", "--model", "both")
     where = shlex.quote(f"sqlite:///{served}/.regraft/mlflow.db")
     told = f"MLFLOW_TRACKING_URI={where} mlflow models serve -m models:/both/1 --env-manager local"
@@ -140,6 +143,22 @@ def test_an_entry_that_is_none_is_told(tmp_path, entry):
 def test_a_name_that_is_given_twice_is_told(tmp_path):
     with pytest.raises(InputError, match="a is x already"):
         serving.named(["a=x", "a=y"], tmp_path)
+
+
+def test_sources_and_their_weights():
+    entries = ["models:/m@champion=1", "a=b=.5", "../other=-2e-1"]
+    assert serving.weighed(entries) == {"models:/m@champion": 1.0, "a=b": 0.5, "../other": -0.2}
+
+
+@pytest.mark.parametrize("entry", ["models:/m@champion", "=1", "a=", "a=much", "1"])
+def test_a_weight_that_is_none_is_told(entry):
+    with pytest.raises(InputError, match=f"^{entry}: write SOURCE=WEIGHT, such as"):
+        serving.weighed([entry])
+
+
+def test_a_weight_that_is_given_twice_is_told():
+    with pytest.raises(InputError, match="a=2: the weight of a is 1 already"):
+        serving.weighed(["a=1", "a=2"])
 
 
 @pytest.mark.parametrize(
