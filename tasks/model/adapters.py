@@ -260,7 +260,7 @@ def drop(model: PreTrainedModel, slot: str) -> None:
 
 def combine(
     model: PreTrainedModel,
-    parts: Sequence[Saved],
+    parts: Mapping[str, Saved],
     weights: Sequence[float],
     *,
     by: str,
@@ -271,18 +271,19 @@ def combine(
     kind `lora` on every layer and target of theirs, the rest as in the first. `model` holds all of them then.
 
     Its alpha is its rank: peft puts every part's scale into the tensors, also where the first is `rslora`.
-    seed: of what DARE draws. Raises TrainingError unless names and shapes are the model's.
+    parts: by what errors call them. seed: of what DARE draws. Raises TrainingError unless names and shapes
+    are the model's.
     """
     with warnings.catch_warnings(action="ignore", category=UserWarning), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tuner, slots = _beside(model, parts)
         tuner.add_weighted_adapter(slots, [*weights], "made_", by, density=density)
-        adapter, layers = _around(parts, tuner.peft_config["made_"].r)
+        adapter, layers = _around([*parts.values()], tuner.peft_config["made_"].r)
         tuner.peft_config["frame_"] = _config(model, adapter, layers)
         tuner.inject_adapter(model, "frame_")
     made, frame = _inside(model, "made_"), _inside(model, "frame_")
     tensors = {name: made[name].data if name in made else torch.zeros_like(frame[name]) for name in frame}
-    return replace(parts[0], adapter=adapter, layers=layers, tensors=tensors)
+    return replace(next(iter(parts.values())), adapter=adapter, layers=layers, tensors=tensors)
 
 
 def adapted(model: PreTrainedModel) -> dict[str, Any]:
@@ -290,18 +291,20 @@ def adapted(model: PreTrainedModel) -> dict[str, Any]:
     return {name: one for name, one in model.named_modules() if hasattr(one, "adapter_layer_names")}
 
 
-def _beside(model: PreTrainedModel, parts: Sequence[Saved]) -> tuple[Any, list[str]]:
+def _beside(model: PreTrainedModel, parts: Mapping[str, Saved]) -> tuple[Any, list[str]]:
     """Peft's tuner of `model`, in which they stand now, and the slot of each."""
     from peft import LoraModel
 
-    configs = {f"part{place}_": _config(model, one.adapter, one.layers) for place, one in enumerate(parts)}
-    first, *others = configs
-    tuner = LoraModel(model, configs, first)
-    for slot in others:
+    slots = [f"part{place}_" for place in range(len(parts))]
+    configs = {
+        slot: _config(model, one.adapter, one.layers) for slot, one in zip(slots, parts.values(), strict=True)
+    }
+    tuner = LoraModel(model, configs, slots[0])
+    for slot in slots[1:]:
         tuner.inject_adapter(model, slot)
-    for slot, one in zip(configs, parts, strict=True):
-        _place(_inside(model, slot), one.tensors, slot)
-    return tuner, [*configs]
+    for slot, (source, one) in zip(slots, parts.items(), strict=True):
+        _place(_inside(model, slot), one.tensors, source)
+    return tuner, slots
 
 
 def _around(parts: Sequence[Saved], rank: int) -> tuple[Adapter, tuple[int, ...]]:

@@ -1,6 +1,6 @@
 """Several LoRA adapters with the same labels as one: peft combines them, and their heads become the mean."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
@@ -17,7 +17,7 @@ COMBINED = ("lora", "rslora")  # kinds that peft combines; of DoRA it would leav
 
 @dataclass(frozen=True)
 class Part:
-    """source: what errors call it. weight: how much of it there is to be."""
+    """source: what errors call it, another word for each. weight: how much of it there is to be."""
 
     source: str
     saved: Saved
@@ -58,12 +58,9 @@ def compose(
     if faults:
         raise InputError("; ".join(faults))
     head = _mean(parts, crown)
-    below = [
-        {name: value for name, value in part.saved.tensors.items() if name not in head} for part in parts
-    ]
     made = adapters.combine(
         model,
-        [replace(part.saved, tensors=tensors) for part, tensors in zip(parts, below, strict=True)],
+        {part.source: replace(part.saved, tensors=_without(part.saved.tensors, head)) for part in parts},
         [part.weight for part in parts],
         by=by,
         density=(DENSITY if density is None else density) if WAYS[by].sparse else None,
@@ -79,6 +76,10 @@ def _mean(parts: Sequence[Part], names: Sequence[str]) -> dict[str, Tensor]:
         name: sum(share * part.saved.tensors[name] for share, part in zip(shares, parts, strict=True))
         for name in names
     }
+
+
+def _without(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    return {name: value for name, value in tensors.items() if name not in names}
 
 
 def _unusable(parts: Sequence[Part], by: str, density: float | None) -> Iterator[str]:

@@ -138,7 +138,7 @@ def _cleaned_by_whitespace(roots):
             "it is said to answer bad, good, and its adapter's head answers bad, fair, good",
         ),
         ("body", InputError, "compose it with others of its own base"),
-        ("torn", TrainingError, "lora_A"),
+        ("torn", TrainingError, "two does not fit the model: .*lora_A"),
         ("nothing", ArtifactError, "data/finetuning"),
     ],
 )
