@@ -25,7 +25,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Way:
+class Method:
     """ranks: whether they may differ. sparse: whether only a share of each tensor's values is kept."""
 
     ranks: bool = False
@@ -40,8 +40,8 @@ def compose(
     density: float | None = None,
     seed: int = 0,
 ) -> Saved:
-    """One adapter of kind `lora` out of `parts`, by one of WAYS. `model`, of their class and body, holds all
-    of them then, and is of no other use.
+    """One adapter of kind `lora` out of `parts`, by one of METHODS. `model`, of their class and body, holds
+    all of them then, and is of no other use.
 
     What an adapter adds to a layer is a difference, so that weights are taken as they are: `cat` at 1 and 1
     adds what both add together. A head is no difference but the whole layer, and a sum of two would double
@@ -51,8 +51,8 @@ def compose(
 
     Raises InputError that tells all that hinders it, and TrainingError where tensors do not fit the model.
     """
-    if by not in WAYS:
-        raise InputError(f"nothing is composed by {by!r}; {did_you_mean(by, WAYS)}")
+    if by not in METHODS:
+        raise InputError(f"nothing is composed by {by!r}; {did_you_mean(by, METHODS)}")
     crown = [adapters.PREFIX + name for name in floors.floors(model)[-1].parameters]
     faults = [*_unusable(parts, by, density), *_unfit(model, parts, crown), *_unlike(parts, by)]
     if faults:
@@ -63,7 +63,7 @@ def compose(
         {part.source: replace(part.saved, tensors=_without(part.saved.tensors, head)) for part in parts},
         [part.weight for part in parts],
         by=by,
-        density=(DENSITY if density is None else density) if WAYS[by].sparse else None,
+        density=(DENSITY if density is None else density) if METHODS[by].sparse else None,
         seed=seed,
     )
     return replace(made, tensors={**made.tensors, **head})
@@ -91,7 +91,7 @@ def _unusable(parts: Sequence[Part], by: str, density: float | None) -> Iterator
                 f"weight {part.weight:g} of {part.source}: it must be above 0, because a head is no "
                 "difference that could be taken away; leave out what is to have no part"
             )
-    if density is not None and not WAYS[by].sparse:
+    if density is not None and not METHODS[by].sparse:
         yield f"{by} keeps all values: leave the density out, or compose by {_names(sparse=True)}"
     elif density is not None and not 0 < density <= 1:
         yield f"density {density:g}: the share of values that is kept is above 0 and at most 1"
@@ -129,20 +129,20 @@ def _unlike(parts: Sequence[Part], by: str) -> Iterator[str]:
             f"labels are not the same in the same order: {told}: let them answer side by side, by `regraft "
             "serve NAME=SOURCE NAME=SOURCE`"
         )
-    if len({part.saved.adapter.rank for part in parts}) > 1 and not WAYS[by].ranks:
+    if len({part.saved.adapter.rank for part in parts}) > 1 and not METHODS[by].ranks:
         told = ", ".join(f"{part.saved.adapter.rank} of {part.source}" for part in parts)
         yield f"{by} adds tensors of one shape, and ranks are {told}: compose by {_names(ranks=True)}"
 
 
 def _names(**wanted: bool) -> str:
-    return ", ".join(name for name, way in WAYS.items() if wanted.items() <= vars(way).items())
+    return ", ".join(name for name, method in METHODS.items() if wanted.items() <= vars(method).items())
 
 
 DENSITY = 0.5  # of Yu et al.'s (2024) range of .1 to .9, in the middle: which is best is chosen by validation
-WAYS: Mapping[str, Way] = {
-    "cat": Way(ranks=True),  # what each adds to a layer, side by side: exact (Prabhakar et al., 2024)
-    "linear": Way(),  # A and B by themselves, by weights' roots: with what one's B makes of the other's A
-    "ties": Way(sparse=True),  # Yadav et al., 2023
-    "dare_linear": Way(sparse=True),  # Yu et al., 2024
-    "dare_ties": Way(sparse=True),
+METHODS: Mapping[str, Method] = {
+    "cat": Method(ranks=True),  # what each adds to a layer, side by side: exact (Prabhakar et al., 2024)
+    "linear": Method(),  # A and B by themselves, by weights' roots: with what one's B makes of the other's A
+    "ties": Method(sparse=True),  # Yadav et al., 2023
+    "dare_linear": Method(sparse=True),  # Yu et al., 2024
+    "dare_ties": Method(sparse=True),
 }

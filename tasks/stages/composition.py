@@ -8,19 +8,21 @@ from typing import Any
 from tasks import files
 from tasks.artifacts import ConvertedCheckpoint, Vocabulary
 from tasks.errors import InputError
+from tasks.evaluation.asking import predict
 from tasks.evaluation.decisions import Decision
 from tasks.model import adapters, composition, floors
 from tasks.model.adapters import Saved
 from tasks.model.composition import Part
-from tasks.stages import serving
-from tasks.stages.serving import Manner, Source
+from tasks.stages import serving, ways
+from tasks.stages.serving import Source
+from tasks.stages.ways import Manner
 
 RECIPE = "composition.json"  # what a composed adapter is made of, beside it
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """weights: of each source, as `serving.find` takes it. by: of `composition.WAYS`. density, seed: as
+    """weights: of each source, as `serving.find` takes it. by: of `composition.METHODS`. density, seed: as
     `composition.compose` says."""
 
     weights: Mapping[str, float]
@@ -53,9 +55,9 @@ def compose(recipe: Recipe, root: Path, target: Path) -> Saved:
 
 
 def _part(source: str, found: Source, tokens: str, weight: float) -> Part:
-    serving.demand_served(source, found, tokens)
+    serving.demand_served(source, found, tokens, tuple(predict.FROM_LOGITS))
     saved = adapters.read(found.folder)
-    serving.demand_labels(source, found.manner, saved.labels)
+    ways.demand_labels(source, found.manner, saved.labels)
     return Part(source, saved, weight)
 
 

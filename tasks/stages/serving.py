@@ -7,7 +7,7 @@ import shutil
 import threading
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any

@@ -10,7 +10,7 @@ from tasks.errors import InputError, TrainingError
 from tasks.model import adapters, floors
 from tasks.model.adapters import Adapter
 from tasks.model.bank import Bank
-from tasks.model.composition import DENSITY, WAYS, Part, compose
+from tasks.model.composition import DENSITY, METHODS, Part, compose
 
 BERT = "BertForSequenceClassification"
 CLASSES = (BERT, "BertForMeanClassification", "DistilBertForSequenceClassification",
@@ -185,7 +185,7 @@ def test_dare_drops_values_and_makes_up_for_them(tiny, learned):
     assert 0.2 < stays.float().mean() < 0.3
 
 
-@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("by", METHODS)
 def test_a_head_is_the_mean_by_weights_that_sum_to_one(tiny, learned, by):
     one, other = learned(1), learned(2)
     made = compose(tiny(BERT), _parts((one, 1), (other, 3)), by=by)
@@ -195,7 +195,7 @@ def test_a_head_is_the_mean_by_weights_that_sum_to_one(tiny, learned, by):
     assert made.labels == ("bad", "fair", "good")
 
 
-@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("by", METHODS)
 def test_what_is_written_is_what_finetuning_writes(tiny, learned, given, tmp_path, by):
     """A bank, peft, and `load` read the same from it."""
     made = compose(tiny(BERT), _parts((learned(1), 1), (learned(2), 0.5)), by=by)

@@ -213,7 +213,7 @@ def test_one_adapter_that_is_gone_from_the_disk_fails_alone(base, project):
         (
             "tags",
             InputError,
-            "rows of kind tags are not served on a BertForSequenceClassification; those of label",
+            "rows of kind tags are not served on this base; those of label",
         ),
         ("merged", InputError, "learned without an adapter"),
         ("dora", TrainingError, "kind dora"),

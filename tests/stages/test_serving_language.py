@@ -211,9 +211,7 @@ def test_an_adapter_that_has_diverged_fails_alone(base, project, held):
 @pytest.mark.parametrize("kind", ["label", "translation", "tags"])
 def test_rows_of_other_kinds_are_refused_by_name(base, project, kind):
     service = Service(base)
-    with pytest.raises(
-        InputError, match=f"rows of kind {kind} are not served on a LlamaForCausalLM; those of"
-    ):
+    with pytest.raises(InputError, match=f"rows of kind {kind} are not served on this base; those of"):
         service.load("other", str(project("other", kind=kind)[0]))
     assert not list(service._bank)
 
