@@ -629,6 +629,30 @@ def compose(
 
 
 @app.command()
+def export(
+    into: Annotated[Path, typer.Option("--into", metavar="DIR", help="a directory that does not exist yet")],
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[SOURCE]",
+            help="models:/MODEL@champion, models:/MODEL/3, or the directory of a project; default: what this "
+            "project has fine-tuned last",
+        ),
+    ] = None,
+    root: Root = HERE,
+) -> None:
+    """Write a model as ONNX, with its tokenizer, labels and decision, for onnxruntime (regraft[onnx]).
+
+    The directory appears only where onnxruntime says what the model says: on validation rows and on English
+    of one word up to as many as a row may have, in batches and alone. How far it agrees is in export.json.
+    """
+    from flows.commands import exporting
+
+    for line in exporting.export(source, into, root):
+        typer.echo(line)
+
+
+@app.command()
 def automations(
     notify: Annotated[
         str | None,

@@ -27,6 +27,8 @@ OWNERS = {  # library -> the only places that may import it
     "rensa": ("tasks/text/",),
     "peft": ("tasks/model/adapters.py",),
     "optuna": ("flows/sweeps/search.py",),
+    "onnx_ir": ("tasks/model/graph.py",),
+    "onnxruntime": ("tasks/model/graph.py",),
 }
 ROOMS = ("text", "weights", "model", "training", "evaluation", "drift", "tracking", "serving", "sweeps")
 SUB_ROOMS = {  # a part of a room -> the only modules of its room that it may import, besides its own

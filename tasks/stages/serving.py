@@ -241,14 +241,13 @@ def find(source: str, root: Path) -> Source:
     if source.startswith(REGISTERED):
         home, version = registry.find(source, root)
         known = Champion(home, version)
-        manner = Manner(known.kind, known.labels, known.steps, known.max_length, known.decision)
-        return Source(version.number, manner, home.adapter(version), known.tokens)
+        return Source(version.number, registered(known), home.adapter(version), known.tokens)
     place = Path(source)
     if (place / MANNER).exists():
         return described(place)
     if not (folder := TrainedModel.load(place).path / "adapter").is_dir():
         raise InputError(f"{place} learned without an adapter: set finetuning.adapter there and run it")
-    return Source(None, _manner(place), folder, tokens_digest(Vocabulary.load(place).path / "tokenizer"))
+    return Source(None, learned(place), folder, tokens_digest(Vocabulary.load(place).path / "tokenizer"))
 
 
 def demand_served(source: str, found: Source, tokens: str, kinds: Sequence[str]) -> None:
@@ -293,7 +292,13 @@ def tokens_digest(folder: Path) -> str:
     return files.digest_file(folder / "tokenizer.json")
 
 
-def _manner(root: Path) -> Manner:
+def registered(known: Champion) -> Manner:
+    """Of a version, as its tags say."""
+    return Manner(known.kind, known.labels, known.steps, known.max_length, known.decision)
+
+
+def learned(root: Path) -> Manner:
+    """Of what the project in `root` has fine-tuned last."""
     encoded, trained = EncodedDataset.load(root), TrainedModel.load(root)
     steps = parameters.load(root / "params.yaml").preparation.clean if KINDS[encoded.kind].cleaned else ()
     decision = decisions.read(json.dumps(dict(Evaluation.load(root).decision)), trained.labels)

@@ -64,6 +64,7 @@ def test_the_command_starts_without_the_heavy_libraries():
         "serve",
         "bundle",
         "compose",
+        "export",
         "inspect",
         "plan-weights",
         "convert",

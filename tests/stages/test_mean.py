@@ -13,6 +13,9 @@ from tasks import params as parameters
 from tasks import stages
 from tasks.artifacts import ConvertedCheckpoint, Evaluation, TrainedModel
 from tasks.model import floors
+from tasks.stages import export
+from tasks.stages.champion import Champion
+from tasks.tracking import registry
 
 PARAMS = """
 sources:
@@ -65,6 +68,7 @@ def test_a_model_that_reads_the_mean_reaches_a_champion(root):
     assert min(figures["model"], figures["head"], figures["frozen"]) > 0.9 > figures["majority"]
     assert np.load(trained.path / "frozen.npy").shape[1] == 384
     _answers(root)
+    _exports(root)
 
 
 def _answers(root):
@@ -78,3 +82,22 @@ def _answers(root):
     assert said == served["label"].tolist()
     about = json.loads((TrainedModel.folder(root) / "model" / "config.json").read_text())
     assert about["model_type"] == "regraft-mean-bert"
+
+
+def _exports(root):
+    """The same weights as ONNX, of a class that transformers does not know."""
+    pytest.importorskip("onnxruntime", reason="ONNX comes with regraft[onnx]")
+    from transformers import AutoTokenizer
+
+    from tasks.evaluation.asking.predict import softmax
+    from tasks.model import graph
+
+    made = export.export("models:/reviews@champion", root / "exported", root=root)
+    assert (made.source, made.architecture) == ("models:/reviews/1", "BertForMeanClassification")
+    assert made.agreement.difference < 1e-5
+    texts = ["the film was wonderful", "what a useless phone"]
+    tokenizer = AutoTokenizer.from_pretrained(root / "exported")
+    given = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+    shares = softmax(graph.asked(root / "exported" / "model.onnx")(given).numpy())
+    champion = Champion(*registry.find("models:/reviews@champion", root), "cpu")
+    np.testing.assert_allclose(shares, champion.answers(texts), atol=1e-6)
