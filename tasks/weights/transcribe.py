@@ -15,7 +15,7 @@ from tasks.weights import content, mixture, partial, place, roundtrip, width
 from tasks.weights.families import AXES, find_blocks, find_sparse
 from tasks.weights.families.axes import Axes, Layout
 from tasks.weights.families.naming import WRAPPERS, Naming
-from tasks.weights.formats import Checkpoint, together
+from tasks.weights.formats import Checkpoint, TensorEntry, together
 from tasks.weights.inert import inert
 from tasks.weights.mixture import Mixture
 from tasks.weights.plan import Plan, Target, plan
@@ -170,13 +170,13 @@ def _mixed(
     for model, one in zip(models, tuned, strict=True):
         own = sparse.config(one.theirs, wanted.experts, wanted.chosen)
         mixture.demand_alike(own, config, sparse.computing, model.directory)
-    entries, rules = (
-        source.entries,
-        mixture.table(dense.plan, sparse, axes, wanted, config["num_hidden_layers"]),
-    )
     if tuned:
-        entries = together({mixture.BASE: source, **{str(number): one for number, one in enumerate(models)}})
+        sources = {mixture.BASE: source, **{str(number): model for number, model in enumerate(models)}}
+        entries: Mapping[str, TensorEntry] = together(sources)
         rules = mixture.merged(dense.plan, [one.plan for one in tuned], sparse)
+    else:
+        entries = source.entries
+        rules = mixture.table(dense.plan, sparse, axes, wanted, config["num_hidden_layers"])
     deviation = config.get("initializer_range") or mixture.DEVIATION
     aims = mixture.targets(dense.plan, sparse, config)
     made = plan(entries, rules, aims, seed=wanted.seed, deviation=deviation)

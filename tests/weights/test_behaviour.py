@@ -307,6 +307,15 @@ def test_a_level_that_fails_leaves_nothing(trained, copy, tmp_path):
     assert not (tmp_path / "there").exists()
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_mixture_of_copies_is_held_against_the_dense_model(trained, tmp_path, named):
+    words = ["convert", trained, tmp_path / "there", "--family", "llama", "--experts", "3"]
+    reference = ["--reference", trained] if named else []
+    told = regraft(*words, "--verify", "loss,generation", *reference)
+    assert "greedy tokens are the reference's" in told
+    assert ", the reference " in told
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
