@@ -135,7 +135,8 @@ class Continuing:
         return [found[place] for place in range(len(rows))]
 
     def demand(self, source: str, manner: Manner, about: About) -> None:
-        """A word table has no labels that could be others."""
+        if manner.kind == "chat" and not self._tokenizer.chat_template:
+            raise InputError(f"{source}: it answers chats, and the base's tokenizer has no template for them")
 
     def _continued(self, rows: Sequence[Prepared]) -> list[Answer | Exception]:
         ids, mask = Ragged.of(row.ids for row in rows).padded(range(len(rows)), pad=0, left=True)

@@ -180,11 +180,41 @@ def test_a_row_that_cannot_go_on_is_told(held, row, told):
         service.prepare([row])
 
 
-def test_a_text_is_cleaned_as_its_project_does(base, project, held):
+@pytest.mark.parametrize(
+    ("kind", "steps", "read"),
+    [
+        ("completion", "[mask_mentions]", "w3 <user> w8"),
+        ("completion", "[]", "w3 @alice w8"),
+        ("chat", "[mask_mentions]", "<user> w3 @alice w8 <bot>"),
+    ],
+)
+def test_a_text_is_cleaned_and_written_as_its_project_does(base, project, kind, steps, read):
+    service = Service(base)
+    root, _ = project("tidy", kind=kind, overrides=[f"preparation.clean={steps}"])
+    service.load("tidy", str(root))
+    (found,) = service.prepare([Row(text="w3 @alice w8", adapter="tidy")])
+    assert found.ids == [WORDS.index(word) if word in WORDS else 1 for word in read.split()]
+
+
+def test_a_chat_on_a_base_that_has_no_template_is_refused(base, project):
+    root, _ = project("butler")
+    (Vocabulary.load(base).path / "tokenizer" / "chat_template.jinja").unlink()
+    service = Service(base)
+    with pytest.raises(InputError, match="answers chats, and the base's tokenizer has no template for them"):
+        service.load("butler", str(root))
+    assert not list(service._bank)
+
+
+def test_a_registered_adapter_goes_on_as_its_project_did(base, project, held, register):
     service, say = held
-    service.load("haiku", str(project("tidy", kind="completion", overrides=["preparation.clean=[]"])[0]))
-    (found,) = _ask(service, ("w3  \t w8", "haiku"))
-    assert found.prediction != say("haiku", "w3 w8")
+    root, model = project("poet", kind="completion")
+    register("poems", root)
+    assert service.load("haiku", "models:/poems@champion").version == "1"
+    tokenizer = AutoTokenizer.from_pretrained(Vocabulary.load(base).path / "tokenizer")
+    expected = continuing.continuations(model, tokenizer, [TEXTS[1]], kind="completion")
+    found, other = _ask(service, (TEXTS[1], "haiku"), (TEXTS[1], "gossip"))
+    assert (found.prediction, found.version) == (expected[0], "1")
+    assert other.prediction == say("gossip", TEXTS[1]) != expected[0]
 
 
 def test_adapters_that_have_no_room_together_go_on_one_after_the_other(base, held, tmp_path):
