@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tasks.errors import TrainingError
 
 Matrix = NDArray[np.float32]
-TOLERANCE = 1e-4  # of the largest logit: sums of float32 in another order, through all layers
+TOLERANCE = 1e-4  # of the largest logit: float32 summed in another order; six layers of MiniLM differ by 1e-6
 
 
 @dataclass(frozen=True)
