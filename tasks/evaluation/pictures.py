@@ -60,19 +60,28 @@ class Sheet:
 
 def confusion_matrix(table: Array, labels: Sequence[str]) -> str:
     """Shares of each actual class, stronger where more; table (actual, predicted) counts."""
-    side = 2.2 + min(0.7 * len(labels), 8)
-    with _drawing(1, width=side + 0.8, height=side) as sheet:
+    return _shaded(table, labels, labels, xlabel="predicted", ylabel="actual")
+
+
+def routes(table: Array, domains: Sequence[str]) -> str:
+    """Which experts of a layer read each domain, stronger where more; table (domains, experts) counts."""
+    return _shaded(table, domains, [str(e) for e in range(table.shape[1])], xlabel="expert", ylabel="domain")
+
+
+def _shaded(table: Array, rows: Sequence[str], columns: Sequence[str], **told: str) -> str:
+    """Shares of each row of counts, (rows, columns)."""
+    wide, high = (2.2 + min(0.7 * len(names), 8) for names in (columns, rows))
+    with _drawing(1, width=wide + 0.8, height=high) as sheet:
         axes, shares = sheet.axes[0], table / np.maximum(table.sum(axis=1, keepdims=True), 1)
         cells = np.empty((*table.shape, 4))
         cells[..., :3], cells[..., 3] = colors.to_rgb(COLOURS[0]), 0.6 * shares
         axes.pcolormesh(cells, edgecolors="none")
-        for (row, column), count in np.ndenumerate(table) if len(labels) <= NUMBERED else ():
+        for (row, column), count in np.ndenumerate(table) if max(table.shape) <= NUMBERED else ():
             text = f"{count:,}\n{shares[row, column]:.0%}"
             axes.text(column + 0.5, row + 0.5, text, ha="center", va="center")
-        places = np.arange(len(labels)) + 0.5
-        axes.set_xticks(places, labels, rotation=0 if len(labels) <= 4 else 90)
-        axes.set_yticks(places, labels)
-        axes.set(xlabel="predicted", ylabel="actual", aspect="equal")
+        axes.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=0 if len(columns) <= 4 else 90)
+        axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
+        axes.set(aspect="equal", **told)
         axes.invert_yaxis()
     return sheet.svg
 
