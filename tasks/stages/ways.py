@@ -78,7 +78,8 @@ class Way(Protocol):
     def answers(self, rows: Sequence[Prepared]) -> list[Answer | Exception]: ...
 
     def demand(self, source: str, manner: Manner, about: About) -> None:
-        """Raises InputError where the adapter in the bank is not what `source` says that it is."""
+        """Raises InputError where the adapter in the bank is not what `source` says that it is, or wants what
+        the base has not."""
 
 
 class Reading:
@@ -144,7 +145,7 @@ class Continuing:
         given = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
         generate = partial(self._bank.generate, _names(rows))
         found = continuing.go_on(generate, self._tokenizer, given, [row.most for row in rows])
-        return [_continued(row.served, one) for row, one in zip(rows, found, strict=True)]
+        return [_said(row.served, one) for row, one in zip(rows, found, strict=True)]
 
 
 def way(bank: Bank, tokenizer: PreTrainedTokenizerBase) -> Way:
@@ -178,7 +179,7 @@ def _read(served: Served | None, scores: Tensor) -> Answer | Exception:
     return told
 
 
-def _continued(served: Served | None, said: Continuation | None) -> Answer | Exception:
+def _said(served: Served | None, said: Continuation | None) -> Answer | Exception:
     if said is None:
         return _diverged(served)
     told = _told(served, said.text)

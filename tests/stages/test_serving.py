@@ -131,6 +131,16 @@ def test_pairs_and_single_texts_share_a_batch(base, project):
         service.prepare([Row(text="a", text_pair="b", adapter="moods")])
 
 
+def test_nothing_is_said_behind_a_text_that_a_head_reads(base, project):
+    service = Service(base)
+    service.load("yes", str(project("yes")[0]))
+    for name in ("yes", None):
+        with pytest.raises(
+            InputError, match="row 0: nothing is said behind a text here: leave max_tokens out"
+        ):
+            service.prepare([Row(text="dear Alice", adapter=name, max_tokens=3)])
+
+
 def test_a_row_without_an_adapter_gets_the_bases_embedding(base, project):
     service = Service(base)
     service.load("yes", str(project("yes")[0]))
