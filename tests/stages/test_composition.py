@@ -93,6 +93,22 @@ def test_what_it_is_made_of_stands_beside_it(base, two, tmp_path):
         assert one["digest"] == files.digest_tree(TrainedModel.folder(root) / "adapter")
 
 
+def test_density_and_seed_are_what_it_is_composed_with(base, two, tmp_path):
+    made, again, other = (
+        _values(
+            composition.compose(_recipe(two, by="dare_linear", density=0.3, seed=seed), base, tmp_path / name)
+        )
+        for name, seed in (("made", 4), ("again", 4), ("other", 5))
+    )
+    assert torch.equal(made, again)
+    assert not torch.equal(made, other)
+    assert (made != 0).float().mean() == pytest.approx(1 - 0.7**2, abs=0.1), "of one or the other"
+
+
+def _values(made):
+    return torch.cat([made.tensors[name].flatten() for name in sorted(made.tensors) if "lora_" in name])
+
+
 def test_a_composed_one_is_composed_again(base, two, project, tmp_path):
     composition.compose(_recipe(two), base, tmp_path / "both")
     third = project("three", seed=3, labels=MOODS)[0]
