@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import serving
+from benchmarks import record, serving
 
 KEYS = {
     "mixed_speedup",
@@ -25,3 +25,10 @@ def test_a_quick_run_writes_every_figure_and_no_answer_is_wrong(tmp_path, capsys
     assert found["soak_answers"] > 0
     assert figures["adapter_bytes_share"] < 0.03
     assert "answers compared" in capsys.readouterr().out
+
+
+def test_the_kept_figures_are_of_a_full_run_and_no_answer_was_wrong():
+    found = json.loads((record.RESULTS / "serving.json").read_text(encoding="utf-8"))
+    assert not found["quick"]
+    assert found["figures"].keys() == KEYS
+    assert found["figures"]["wrong_answers"] == 0
