@@ -364,11 +364,13 @@ def promote(
     root: Root = HERE,
 ) -> None:
     """Ask the gate again about the model in data/finetuning; exit code 3 if it does not become champion."""
+    from flows.checkout import workspace
     from tasks import params as parameters
     from tasks.stages import promotion
 
-    params = parameters.load(root / "params.yaml")
-    record = promotion.promote_by_hand(params, root, force=force, reason=reason)
+    with workspace.current(root):
+        params = parameters.load(root / "params.yaml")
+        record = promotion.promote_by_hand(params, root, force=force, reason=reason)
     if force and record.reasons and record.reasons[0].startswith(promotion.AGAINST):
         typer.secho("THE GATE SAID NO: promoted against its verdict", fg="red", bold=True, err=True)
     typer.echo(f"{record.outcome}: {record.model} version {record.version}")
@@ -543,7 +545,7 @@ def serve(
         typer.Argument(
             metavar="[NAME=SOURCE]…",
             help="models:/MODEL@champion, models:/MODEL/3, or the directory of a project; default: the "
-            "project's champion",
+            "champions of the project and its tasks",
         ),
     ] = None,
     host: Annotated[
@@ -582,7 +584,7 @@ def bundle(
     model: Annotated[str, typer.Option(help="name of the registered model")],
     adapters: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME=SOURCE]…", help="as of `regraft serve`; default: the champion"),
+        typer.Argument(metavar="[NAME=SOURCE]…", help="as of `regraft serve`; default: the champions"),
     ] = None,
     root: Root = HERE,
 ) -> None:

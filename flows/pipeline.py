@@ -69,37 +69,46 @@ def transfer(
         params = parameters.override(params or parameters.load(checkout / "params.yaml"), overrides)
     root = workspace.create(checkout, params) if params else checkout
     with turn(root):
-        if maximum_drift is not None and (reason := _too_unlike(root, leaf, maximum_drift)):
-            return Completed(name="Held", message=reason)
-        bring_up_to_date(root, leaf, until=until)
+        with workspace.current(root):
+            if reason := _too_unlike(root, leaf, maximum_drift):
+                return Completed(name="Held", message=reason)
+            bring_up_to_date(root, leaf, until=until)
         if not environment.is_trial(root):
-            _every_task(root, leaf, until)
+            _every_task(root, leaf, until, maximum_drift)
     return str(root)
 
 
-def _every_task(checkout: Path, leaf: Leaf, until: Stage) -> None:
+def _every_task(checkout: Path, leaf: Leaf, until: Stage, maximum_drift: float | None) -> None:
     """One that fails keeps no other from being done; then the first error's kind is raised, with all."""
-    faults: list[tuple[str, RegraftError]] = []
+    faults: list[RegraftError] = []
     for name in parameters.load(checkout / "params.yaml").tasks:
         try:
-            one_task(name, leaf, checkout, until)
-        except RegraftError as error:
-            log.error("task %s: %s", name, error)
-            faults.append((name, error))
+            one_task(name, leaf, checkout, until, maximum_drift)
+        except (RegraftError, OSError) as error:  # a stage that took too long is an OSError
+            kind = type(error) if isinstance(error, RegraftError) else RegraftError
+            faults.append(kind(f"task {name}: {error}"))
+            log.error("%s", faults[-1])
     if faults:
-        raise type(faults[0][1])("\n".join(f"task {name}: {error}" for name, error in faults))
+        raise type(faults[0])("\n".join(map(str, faults)))
 
 
 @flow(name="task", flow_run_name="{name}", description="One of the tasks of params.yaml, in its own place.")
-def one_task(name: str, leaf: Leaf, checkout: Path, until: Stage) -> None:
-    params = parameters.of_task(parameters.load(checkout / "params.yaml"), name)
+def one_task(
+    name: str, leaf: Leaf, checkout: Path, until: Stage, maximum_drift: float | None
+) -> State[str] | None:
     place = workspace.place_of(checkout, name)
-    with turn(place), workspace.renewed(place, params):
+    with turn(place), workspace.current(place):
+        if reason := _too_unlike(place, leaf, maximum_drift):
+            log.warning("task %s is held: %s", name, reason)
+            return Completed(name="Held", message=reason)
         bring_up_to_date(place, leaf, until=until)
+    return None
 
 
-def _too_unlike(root: Path, leaf: Leaf, maximum: float) -> str | None:
+def _too_unlike(root: Path, leaf: Leaf, maximum: float | None) -> str | None:
     """Rows that preparation has read are new no more: this asks before it does."""
+    if maximum is None:
+        return None
     stage_task(Sources.stage)(Sources.stage, root, leaf)
     if not novelty.unread(root):
         return None

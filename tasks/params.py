@@ -618,6 +618,8 @@ def of_task(params: Params, task: str, *, name: str = "params.yaml") -> Params:
     value = params.model_dump(mode="json") | {"tasks": {}}
     value["promotion"]["model"] = task
     for key, new in params.tasks[task].items():
+        if key.partition(".")[0] == "tasks":
+            raise ParamsError(f"{name}: tasks.{task}: {key}: a task has no tasks of its own")
         _assign(value, key.split("."), new, f"{name}: tasks.{task}: {key}")
     return check(value, name=f"{name}: tasks.{task}")
 
@@ -730,8 +732,12 @@ def _step(value: Any, key: str, where: str) -> Any:
     try:
         return value[int(key)] if isinstance(value, list) else value[key]
     except (KeyError, IndexError, ValueError, TypeError):
-        known = [str(i) for i in range(len(value))] if isinstance(value, list) else list(value)
+        known = [str(i) for i in range(len(value))] if isinstance(value, list) else [*_names(value)]
         raise ParamsError(f"{where}: no {key!r} here; {did_you_mean(key, known)}") from None
+
+
+def _names(value: Any) -> Iterable[str]:
+    return value if isinstance(value, dict) else ()
 
 
 def _lines(path: tuple[str, ...], node: Any) -> Iterable[tuple[tuple[str, ...], int]]:

@@ -1,6 +1,6 @@
 """DVC's cache: which of its objects nothing names any more."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from dvc_data.hashfile.gc import gc
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.tree import Tree
 
+from flows.checkout import workspace
 from tasks.errors import RegraftError
 
 
@@ -20,8 +21,8 @@ def home(root: Path) -> Path:
 
 
 def unused(root: Path, worktrees: Sequence[Path], before: float) -> list[Path]:
-    """The objects that no commit, branch, tag or experiment of `root` names and none of `worktrees`, and that
-    were made before (seconds since 1970).
+    """The objects that no commit, branch, tag or experiment of `root` names, in a lock of a task either, and
+    none of `worktrees`, and that were made before (seconds since 1970).
 
     Raises RegraftError where another holds DVC's lock, or DVC cannot say what is named.
     """
@@ -56,18 +57,23 @@ def _needed(repo: Repo, worktrees: Sequence[Path], before: float) -> Iterator[tu
         if (path / ".dvc").is_dir():
             with Repo(str(path)) as other:
                 named |= {one for several in other.used_objs(force=True).values() for one in several}
-    seen: list[Any] = []
+    locked, seen = workspace.named_by_locks(Path(repo.root_dir)), list[Any]()
     for _, odb in repo.cache.by_scheme():
         if odb is not None and odb not in seen and odb.fs.protocol == "local":
             seen.append(odb)
-            yield odb, named | _young(odb, before)
+            yield odb, named | _whole(odb, locked) | _young(odb, before)
 
 
 def _young(odb: Any, before: float) -> set[HashInfo]:
-    """What was kept since `before`; of a directory all its files, of which some may be older."""
-    recent = {HashInfo(odb.hash_name, oid) for oid in odb.all() if _changed(odb.oid_to_path(oid)) >= before}
-    trees = [Tree.load(odb, one) for one in recent if one.isdir]
-    return recent | {found for tree in trees for _, _, found in tree}
+    """What was kept since `before`."""
+    return _whole(odb, (oid for oid in odb.all() if _changed(odb.oid_to_path(oid)) >= before))
+
+
+def _whole(odb: Any, digests: Iterable[str]) -> set[HashInfo]:
+    """With those of the files of directories among them."""
+    found = {HashInfo(odb.hash_name, digest) for digest in digests}
+    trees = [Tree.load(odb, one) for one in found if one.isdir and odb.exists(one.value)]
+    return found | {file for tree in trees for _, _, file in tree}
 
 
 def _others(odb: Any, used: set[HashInfo]) -> list[Path]:

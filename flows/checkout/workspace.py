@@ -5,6 +5,8 @@ The checkout is never edited, and runs at the same time cannot collide.
 
 import configparser
 import logging
+import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -13,6 +15,7 @@ from contextlib import chdir, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from filelock import FileLock, Timeout
 
@@ -27,6 +30,7 @@ TASKS, LOCKS = Path(*environment.TASKS), Path("locks")
 SNAPSHOT = "regraft workspace"  # of uncommitted changes, which no other clone has
 CODE = ("tasks", "dvc.yaml", ".dvc/config")  # what the stages themselves consist of
 LOCK = "dvc.lock"
+NAMED = re.compile(r"\bmd5: ([0-9a-f]{32}(?:\.dir)?)\b")
 IDENTITY = ("-c", "user.name=regraft", "-c", "user.email=regraft@localhost")
 PATIENCE = 30.0  # seconds for a cancelled run to end: longer than it may take (flows.checkout.stage.PARTING)
 log = logging.getLogger(__name__)
@@ -98,46 +102,91 @@ def place_of(checkout: Path, task: str) -> Path:
     if not (target / ".git").exists():
         _git(checkout, "worktree", "prune")
         _git(checkout, "worktree", "add", "--detach", "--quiet", str(target), "HEAD")
-        _configure(checkout, target)
     return target
 
 
+def made_in(checkout: Path, model: str) -> Path:
+    """Where the registered `model` is made: the place of a task, else `checkout` itself."""
+    params = parameters.load(checkout / "params.yaml")
+    named = {parameters.of_task(params, task).promotion.model: task for task in params.tasks}
+    return place_of(checkout, named[model]) if model in named else checkout
+
+
 @contextmanager
-def renewed(place: Path, params: Params) -> Iterator[None]:
-    """Inside, the `place` of a task is as its checkout stands, uncommitted changes to tracked files included,
-    with `params` as its params.yaml. What stages made there stays; its dvc.lock is `locks/<task>.lock` of the
-    checkout, before and afterwards.
+def current(root: Path) -> Iterator[None]:
+    """Inside, `root` is as its checkout stands, where it is the place of a task: uncommitted changes to
+    tracked files included, with the task's params as params.yaml. What stages made there stays; its dvc.lock
+    is `locks/<task>.lock` of the checkout, before and afterwards.
+
+    Raises InputError where the checkout has no such task any more.
     """
-    checkout, lock = environment.home(place), _lock_of(place)
-    _git(place, "checkout", "--detach", "--force", "--quiet", _git(checkout, "rev-parse", "HEAD"))
-    _git(place, "read-tree", "--reset", "-u", _snapshot(checkout))
-    files.write_text(place / "params.yaml", parameters.dump(params))
-    _copy(lock, place / LOCK)
-    if lock.exists() and not PreparedText.folder(place).exists():
-        _bring(place, (PreparedText.stage,))
+    checkout = environment.home(root)
+    if environment.is_trial(root) or checkout == root.resolve():
+        yield
+        return
+    params, lock = parameters.load(checkout / "params.yaml"), _lock_of(root)
+    if root.name not in params.tasks:
+        raise InputError(f"{checkout / 'params.yaml'} has no task {root.name!r}, whose place {root} was")
+    _renew(root, checkout, parameters.of_task(params, root.name))
+    before = _text(lock)
+    _follow(root, before)
     try:
         yield
     finally:
-        _copy(place / LOCK, lock)
+        _keep_lock(root, before)
+
+
+def _renew(place: Path, checkout: Path, params: Params) -> None:
+    _git(checkout, "worktree", "repair", str(place))  # where the checkout was moved
+    _configure(checkout, place)
+    _git(place, "checkout", "--detach", "--force", "--quiet", _git(checkout, "rev-parse", "HEAD"))
+    _git(place, "read-tree", "--reset", "-u", _snapshot(checkout))
+    files.write_text(place / "params.yaml", parameters.dump(params))
+
+
+def _follow(place: Path, lock: str | None) -> None:
+    """What `lock` says that preparation has made is there then, the ledger of splits above all; what else
+    stages have made stays. `last` is the lock that the place had when its data were made."""
+    last = _folder(place) / "last.lock"
+    if lock is None:
+        (place / LOCK).unlink(missing_ok=True)
+        return
+    files.write_text(place / LOCK, lock)
+    if lock != _text(last):
+        _bring(place, (PreparedText.stage,))
+
+
+def _keep_lock(place: Path, before: str | None) -> None:
+    """As the checkout's, unless that is another one by now: then what was made here is made again."""
+    if (made := _text(place / LOCK)) is None:
+        return
+    files.write_text(_folder(place) / "last.lock", made)
+    if _text(lock := _lock_of(place)) != before:
+        log.warning("%s was changed meanwhile and stays as it is: the next run follows it", lock)
+        return
+    lock.parent.mkdir(exist_ok=True)
+    files.write_text(lock, made)
 
 
 def _lock_of(place: Path) -> Path:
     return environment.home(place) / LOCKS / f"{place.name}.lock"
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Of a file that may not be there; then `target` is not there either."""
-    if source.exists():
-        target.parent.mkdir(exist_ok=True)
-        files.write_text(target, source.read_text(encoding="utf-8"))
-    else:
-        target.unlink(missing_ok=True)
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.exists() else None
 
 
-def rebuild(checkout: Path, revision: str, params: str) -> Path:
+def named_by_locks(checkout: Path) -> set[str]:
+    """Digests of all that a lock of a task names, now or in any commit."""
+    texts = [path.read_text(encoding="utf-8") for path in (checkout / LOCKS).glob("*.lock")]
+    texts.append(_git(checkout, "log", "--all", "-m", "-p", "--format=", "--", str(LOCKS)))
+    return {found for text in texts for found in NAMED.findall(text)}
+
+
+def rebuild(checkout: Path, revision: str, params: str, *, like: Path) -> Path:
     """A worktree `.regraft/rebuilds/<id>` of `checkout` at `revision`, with the params.yaml `params` as that
     revision understood it, that is a checkout of its own: no resume point, cached state or run of `checkout`
-    is found from there.
+    is found from there. Its ledger of splits is that of `like`, `checkout` or the place of a task.
 
     Raises WorkspaceError where git no longer has `revision`.
     """
@@ -145,7 +194,7 @@ def rebuild(checkout: Path, revision: str, params: str) -> Path:
     _git(checkout, "worktree", "add", "--detach", "--quiet", str(target), revision)
     try:
         _configure(checkout, target)
-        _furnish(checkout, target, params, (PreparedText.stage,))
+        _furnish(like, target, params, (PreparedText.stage,))
         for path in parameters.source_paths(params):
             _link(environment.home(checkout) / path, target / path)
     except BaseException:
@@ -229,8 +278,8 @@ def commit(root: Path, message: str) -> None:
     now; what else is staged stays staged."""
     checkout, ours = environment.home(root), LOCK
     if checkout != root.resolve():
-        _copy(root / LOCK, _lock_of(root))
         ours = str(LOCKS / _lock_of(root).name)
+        _keep_lock(root, _text(_lock_of(root)))
     _git(checkout, "add", "--", ours)
     if changed := _git(checkout, "diff", "--name-only", "--relative", "HEAD", "--", ours, "*.dvc"):
         how = ("--quiet", "--no-verify", "--no-gpg-sign", "-m", message)  # nobody is there to be asked
@@ -279,13 +328,19 @@ def _furnish(source: Path, target: Path, params: str, bring: Sequence[str]) -> N
 def _bring(target: Path, stages: Sequence[str]) -> None:
     """Outputs from the cache. Preparation's always: a stage with an out that persists is in no run cache, and
     without the ledger it would refuse to run."""
-    with chdir(target), Repo() as repo:
-        repo.checkout(list(stages), force=True, allow_missing=True)
+    try:
+        with chdir(target), Repo() as repo:
+            repo.checkout(list(stages), force=True, allow_missing=True)
+    except DvcException as error:
+        raise WorkspaceError(f"DVC: {error}; is {target / LOCK}, or where it comes from, torn?") from error
 
 
 def _git(checkout: Path, *words: str) -> str:
+    quiet = ("-c", f"core.hooksPath={os.devnull}")  # DVC's would check out what another lock file names
     try:
-        done = subprocess.run(["git", *words], cwd=checkout, check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            ["git", *quiet, *words], cwd=checkout, check=True, capture_output=True, text=True
+        )
     except FileNotFoundError:
         raise WorkspaceError("git is not installed, and a run with overrides needs a worktree") from None
     except subprocess.CalledProcessError as error:

@@ -156,6 +156,7 @@ def carry_out(root: Path, request: Request, *, rewrite: bool) -> Iterator[str]:
     table = references.locate_text(source.path, root=root, revision=source.revision)
     if rewrite:
         _check_table(table, source, root)
+    tasks = _places(root)
     _record(root / preparation.FORGOTTEN, request.digests)
     yield f"{preparation.FORGOTTEN} holds their {len(request.digests)} digests: commit it, for all others"
     for page in _pages(root):
@@ -163,9 +164,18 @@ def carry_out(root: Path, request: Request, *, rewrite: bool) -> Iterator[str]:
     for stage in MADE_AGAIN:
         reproduce(stage, root, "subprocess", lambda message: None)
         yield f"{stage}: made again without them"
-    yield from _delete_copies(root)
+    yield from _delete_copies(root, tasks)
     yield from _leave_table(table, source, root, request.digests, rewrite=rewrite)
     yield from _beyond(root, table)
+
+
+def _places(root: Path) -> list[Path]:
+    """Of tasks, each with the dvc.lock that tells what is theirs."""
+    places = [workspace.place_of(root, task) for task in parameters.load(root / "params.yaml").tasks]
+    for place in places:
+        with workspace.current(place):
+            pass
+    return places
 
 
 def _check_table(table: Path, source: TextSource, root: Path) -> None:
@@ -181,7 +191,8 @@ def _record(target: Path, digests: frozenset[str]) -> None:
     files.write_text(target, text + "".join(f"{digest}\n" for digest in new))
 
 
-def _delete_copies(root: Path) -> Iterator[str]:
+def _delete_copies(root: Path, tasks: Sequence[Path]) -> Iterator[str]:
+    """tasks: places whose present data stay."""
     for path in _workspaces(root):
         if (path / ".git").exists():
             workspace.remove(root, path)
@@ -193,7 +204,7 @@ def _delete_copies(root: Path) -> Iterator[str]:
         with chdir(root), Repo() as repo:
             _withdraw(repo)
             if _own_cache(root):
-                repo.gc(workspace=True, force=True)
+                repo.gc(workspace=True, force=True, repos=[str(place) for place in tasks])
                 shutil.rmtree(repo.stage_cache.cache_dir, ignore_errors=True)
     except DvcException as error:
         raise RegraftError(

@@ -160,7 +160,10 @@ def _workspaces(place: Ground) -> Kind:
 
 
 def _old_workspaces(place: Ground) -> list[Path]:
-    found = _folders(place, workspace.RUNS, workspace.REBUILDS)
+    tasks = place.root / workspace.TASKS
+    inner = [one.relative_to(place.root) / workspace.RUNS for one in tasks.glob("*")]
+    gone = [path for path in _folders(place, workspace.TASKS) if path not in place.places.values()]
+    found = [*_folders(place, workspace.RUNS, workspace.REBUILDS, *inner), *gone]
     return [path for path in found if _touched(path) < place.before]
 
 

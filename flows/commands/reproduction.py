@@ -44,7 +44,9 @@ def rebuild(reference: str, root: Path, tell: Callable[[str], None]) -> list[Com
     registry, version = resolve(reference, root)
     origin = registry.origin(version)
     tell(f"{registry.name} version {version.number}: commit {origin.commit[:12]}")
-    place = workspace.rebuild(root, origin.commit, origin.params)
+    made = workspace.made_in(root, registry.name)
+    with workspace.current(made):
+        place = workspace.rebuild(root, origin.commit, origin.params, like=made)
     compared = []
     with _no_server():
         for stage in [name for name in in_order(place) if name in origin.digests]:

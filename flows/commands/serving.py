@@ -19,6 +19,7 @@ from tasks.stages import composition
 from tasks.stages.composition import Recipe
 from tasks.stages.serving import Service
 from tasks.tracking import server
+from tasks.tracking.registry import Registry
 
 TOKEN = "REGRAFT_TOKEN"
 SHORTEST = 16  # characters of a token
@@ -61,8 +62,8 @@ def bundle(root: Path, sources: Mapping[str, str], model: str, tell: Callable[[s
     RegraftError for what cannot be served."""
     from tasks.stages import bundle as bundles  # late: seconds, which a server does not need
 
-    if model == parameters.load(root / "params.yaml").promotion.model:
-        raise InputError(f"{model} is the model that this project's gate judges: name the bundle otherwise")
+    if model in parameters.load(root / "params.yaml").models():
+        raise InputError(f"{model} is a model that this project's gate judges: name the bundle otherwise")
     service = Service(root)
     for name, source in sources.items():
         tell(_line(service.load(name, source)))
@@ -99,10 +100,11 @@ def weighed(entries: Sequence[str]) -> dict[str, float]:
 
 
 def named(entries: Sequence[str], root: Path) -> dict[str, str]:
-    """NAME=SOURCE, each; by default the champions of the project and of its tasks, each under its own name.
-    Raises InputError."""
+    """NAME=SOURCE, each; by default the champions of the project and of those tasks that have one, each under
+    its own name. Raises InputError."""
     if not entries:
-        names = parameters.load(root / "params.yaml").models()
+        first, *others = parameters.load(root / "params.yaml").models()
+        names = [first, *(name for name in others if Registry(root, name).champion())]
         return {name: f"models:/{name}@champion" for name in names}
     found: dict[str, str] = {}
     for entry in entries:

@@ -55,7 +55,7 @@ def compose(recipe: Recipe, root: Path, target: Path) -> Saved:
 
 
 def _part(source: str, found: Source, tokens: str, weight: float) -> Part:
-    serving.demand_served(source, found, tokens, tuple(predict.FROM_LOGITS))
+    serving.demand(source, found, tokens, tuple(predict.FROM_LOGITS), done="composed")
     saved = adapters.read(found.folder)
     ways.demand_labels(source, found.manner, saved.labels)
     return Part(source, saved, weight)

@@ -158,7 +158,7 @@ class Service:
 
     def _loaded(self, name: str, source: str) -> tuple[Served, About]:
         found = find(source, self._root)
-        demand_served(source, found, self._tokens, self._way.kinds)
+        demand(source, found, self._tokens, self._way.kinds, done="served on this base")
         new = Served(name, f"{name}.{next(self._keys)}", source, found.version, found.manner)
         about = self._bank.load(new.key, found.folder)
         try:
@@ -244,22 +244,22 @@ def find(source: str, root: Path) -> Source:
         return Source(version.number, registered(known), home.adapter(version), known.tokens)
     place = Path(source)
     if (place / MANNER).exists():
+        if not (place / "adapter").is_dir():
+            raise InputError(f"{place} is a model that `regraft export` wrote, without an adapter")
         return described(place)
     if not (folder := TrainedModel.load(place).path / "adapter").is_dir():
         raise InputError(f"{place} learned without an adapter: set finetuning.adapter there and run it")
     return Source(None, learned(place), folder, tokens_digest(Vocabulary.load(place).path / "tokenizer"))
 
 
-def demand_served(source: str, found: Source, tokens: str, kinds: Sequence[str]) -> None:
+def demand(source: str, found: Source, tokens: str, kinds: Sequence[str], *, done: str) -> None:
     """Raises InputError for rows of a kind that is none of `kinds`, and unless its tokenizer has the digest
-    `tokens`; ParamsError for a step of cleaning that is not known here."""
+    `tokens`; ParamsError for a step of cleaning that is not known here. done: what is not, of other kinds."""
     manner = found.manner
     clean.text("", manner.clean)
     if manner.kind not in kinds:
         known = ", ".join(kinds)
-        raise InputError(
-            f"{source}: rows of kind {manner.kind} are not served on this base; those of {known} are"
-        )
+        raise InputError(f"{source}: rows of kind {manner.kind} are not {done}; those of {known} are")
     if found.tokens != tokens:
         raise InputError(f"{source}: its tokenizer is not the base's: serve it from its own project")
 

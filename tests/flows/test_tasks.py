@@ -5,16 +5,19 @@ import json
 import random
 import shutil
 import subprocess
+import time
 
 import polars as pl
 import pytest
 import yaml
 
-from flows.checkout import workspace
+from flows.checkout import storage, workspace
+from flows.checkout.stage import reproduce
+from flows.commands import forget, housekeeping
 from tasks import environment
 from tasks import params as parameters
 from tasks.artifacts import PreparedText, Promotion, TrainedModel
-from tasks.errors import ParamsError
+from tasks.errors import InputError, ParamsError, WorkspaceError
 from tests.flows.conftest import FILLERS
 
 TOPICS = {"sports": ["lovely", "great"], "music": ["awful", "broken"], "food": ["perfect", "charming"]}
@@ -103,23 +106,102 @@ def _rows_stay_and_a_task_that_fails_hinders_none(several, place, command):
 def test_the_place_of_a_task_is_as_the_checkout_stands(several):
     params = parameters.load(several / "params.yaml")
     place, mine = workspace.place_of(several, "topic"), parameters.of_task(params, "topic")
-    (several / "locks").mkdir()
-    (several / "locks" / "topic.lock").write_text("schema: '2.0'\n")
     (several / "prefect.yaml").write_text("edited, not committed")
     (several / "compose.yaml").unlink()
-    with workspace.renewed(place, mine):
+    with workspace.current(place):
         assert parameters.load(place / "params.yaml") == mine
         assert (place / "prefect.yaml").read_text() == "edited, not committed"
         assert not (place / "compose.yaml").exists()
-        assert (place / "dvc.lock").read_text() == "schema: '2.0'\n"
+        assert not (several / "locks").exists()
         (place / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {}}))
     assert "stages" in (several / "locks" / "topic.lock").read_text()
     assert _commit(place) == _commit(several), "a version names a commit that others can have"
     workspace.commit(place, "Reproduce")
     assert _git(several, "show", "--name-only", "--format=%s") == "Reproduce\n\nlocks/topic.lock\n"
     assert environment.home(place) == several.resolve()
+    assert (workspace.made_in(several, "topic"), workspace.made_in(several, "reviews")) == (place, several)
     assert not environment.is_trial(place)
     assert environment.is_trial(workspace.create(place, mine))
+
+
+@pytest.fixture
+def prepared(several):
+    """The place of the task, with rows."""
+    place = workspace.place_of(several, "topic")
+    _prepare(place)
+    return place
+
+
+def _prepare(place):
+    with workspace.current(place):
+        for stage in ("sources", "preparation"):
+            reproduce(stage, place, "inprocess", lambda message: None)
+
+
+def _ledger(place):
+    return (place / "data" / "ledger.parquet").read_bytes()
+
+
+def test_the_ledger_of_a_task_is_the_one_that_its_lock_names(several, prepared):
+    """As after `git pull` and `git checkout`, with hooks that would put the project's data in its place."""
+    lock = several / "locks" / "topic.lock"
+    subprocess.run(["dvc", "install"], cwd=several, check=True, capture_output=True)
+    first = lock.read_text(), _ledger(prepared)
+    _write_topics(several / "topics.csv", 240)
+    _prepare(prepared)
+    second = lock.read_text(), _ledger(prepared)
+    assert first[1] != second[1]
+    for text, ledger in (first, second, second):
+        lock.write_text(text)
+        with workspace.current(prepared):
+            assert _ledger(prepared) == ledger
+        assert lock.read_text() == text
+
+
+def test_what_a_lock_of_a_task_names_stays_in_the_cache(several, prepared):
+    lock, cache = several / "locks" / "topic.lock", several / ".dvc" / "cache" / "files" / "md5"
+    first = workspace.named_by_locks(several)
+    assert first
+    _git(several, "add", "locks")
+    _git(several, "commit", "-q", "-m", "Prepare")
+    _write_topics(several / "topics.csv", 240)
+    _prepare(prepared)
+    second = set(workspace.NAMED.findall(lock.read_text()))
+    assert first - second
+    objects = {digest: cache / digest[:2] / digest[2:] for digest in first | second}
+    made = {digest for digest, path in objects.items() if path.exists()}
+    assert made & (first - second)
+    unnamed = storage.unused(several, [prepared], time.time() + 60)
+    assert not {objects[digest] for digest in made} & set(unnamed)
+    list(forget._delete_copies(several, forget._places(several)))
+    assert {digest for digest in made if objects[digest].exists()} == made & second, "the present ones alone"
+
+
+def test_a_lock_outlives_its_place_and_follows_who_changed_it_meanwhile(several, prepared, caplog):
+    lock = several / "locks" / "topic.lock"
+    text = lock.read_text()
+    with workspace.current(prepared):
+        lock.write_text("schema: '2.0'\n")
+    assert lock.read_text() == "schema: '2.0'\n"
+    assert "was changed meanwhile" in caplog.text
+    lock.write_text(text)
+    with workspace.current(prepared):
+        shutil.rmtree(prepared)
+    assert lock.read_text() == text
+    lock.write_text("<<<<<<< ours\n")
+    with pytest.raises(WorkspaceError, match="torn"), workspace.current(workspace.place_of(several, "topic")):
+        pass
+
+
+def test_the_place_of_a_task_that_is_gone_can_be_cleaned(several, prepared):
+    (several / "params.yaml").write_text(
+        parameters.dump(parameters.override(parameters.load(several / "params.yaml"), ["tasks={}"]))
+    )
+    with pytest.raises(InputError, match="has no task 'topic'"), workspace.current(prepared):
+        pass
+    ground = housekeeping.ground(several, "0h", champions_only=False)
+    found = next(kind for kind in housekeeping.look(ground) if kind.name == "workspaces")
+    assert [one.name for one in found.leftovers] == [".regraft/tasks/topic"]
 
 
 def _commit(place):
@@ -136,6 +218,8 @@ def _git(place, *words):
         ("{topic: {sources.text.pth: a.csv}}", r"tasks.topic: unknown key 'sources.text.pth'; .*'path'"),
         ("{topic: {source.text.path: a.csv}}", r"tasks.topic: .*no 'source' here; did you mean 'sources'"),
         ("{../up: {}}", r"tasks.../up"),
+        ("{topic: {finetuning.adapter.x.y: 1}}", r"tasks.topic: .*no 'x' here"),
+        ("{topic: {tasks: {deep: {}}}}", r"a task has no tasks of its own"),
         ("{tweet-sentiment: {}}", r"two of them would be registered as tweet-sentiment"),
     ],
 )
