@@ -122,6 +122,9 @@ def test_the_place_of_a_task_is_as_the_checkout_stands(several):
     assert (workspace.made_in(several, "topic"), workspace.made_in(several, "reviews")) == (place, several)
     assert not environment.is_trial(place)
     assert environment.is_trial(workspace.create(place, mine))
+    moved = several.rename(several.with_name("moved"))
+    with workspace.current(moved / ".regraft" / "tasks" / "topic"):
+        assert storage.home(moved / ".regraft" / "tasks" / "topic") == moved / ".dvc" / "cache"
 
 
 @pytest.fixture
