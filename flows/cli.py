@@ -155,7 +155,7 @@ def run(override: Override = None, leaf: Leaf = "subprocess", root: Root = HERE)
     params = parameters.load(root / "params.yaml")
     changed = parameters.override(params, override) if override else None
     _orchestration(root)
-    from flows.checkout import workspace
+    from flows.checkout import places
     from flows.commands import show
     from flows.pipeline import transfer
     from tasks.artifacts import Promotion
@@ -168,10 +168,10 @@ def run(override: Override = None, leaf: Leaf = "subprocess", root: Root = HERE)
         raise typer.Exit(130) from None
     finally:
         show.tracking(root)
-    places = [where] if changed else [where, *(root / workspace.TASKS / task for task in params.tasks)]
-    for place in places:
+    made = [where] if changed else [where, *(root / places.TASKS / task for task in params.tasks)]
+    for place in made:
         show.results(place, root)
-    if changed is None and any(Promotion.load(place).outcome != "promote" for place in places):
+    if changed is None and any(Promotion.load(place).outcome != "promote" for place in made):
         raise typer.Exit(3)
 
 
@@ -364,11 +364,11 @@ def promote(
     root: Root = HERE,
 ) -> None:
     """Ask the gate again about the model in data/finetuning; exit code 3 if it does not become champion."""
-    from flows.checkout import workspace
+    from flows.checkout import places
     from tasks import params as parameters
     from tasks.stages import promotion
 
-    with workspace.current(root):
+    with places.current(root):
         params = parameters.load(root / "params.yaml")
         record = promotion.promote_by_hand(params, root, force=force, reason=reason)
     if force and record.reasons and record.reasons[0].startswith(promotion.AGAINST):

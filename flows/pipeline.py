@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed, Failed
 
 from flows import elsewhere, journal, novelty
-from flows.checkout import handover, workspace
+from flows.checkout import handover, places, workspace
 from flows.checkout.stage import Leaf, Stage, in_order, reproduce
 from flows.form import Form
 from flows.team import automations
@@ -69,7 +69,7 @@ def transfer(
         params = parameters.override(params or parameters.load(checkout / "params.yaml"), overrides)
     root = workspace.create(checkout, params) if params else checkout
     with turn(root):
-        with workspace.current(root):
+        with places.current(root):
             if reason := _too_unlike(root, leaf, maximum_drift):
                 return Completed(name="Held", message=reason)
             bring_up_to_date(root, leaf, until=until)
@@ -96,8 +96,8 @@ def _every_task(checkout: Path, leaf: Leaf, until: Stage, maximum_drift: float |
 def one_task(
     name: str, leaf: Leaf, checkout: Path, until: Stage, maximum_drift: float | None
 ) -> State[str] | None:
-    place = workspace.place_of(checkout, name)
-    with turn(place), workspace.current(place):
+    place = places.of(checkout, name)
+    with turn(place), places.current(place):
         if reason := _too_unlike(place, leaf, maximum_drift):
             log.warning("task %s is held: %s", name, reason)
             return Completed(name="Held", message=reason)

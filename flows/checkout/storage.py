@@ -11,7 +11,7 @@ from dvc_data.hashfile.gc import gc
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.tree import Tree
 
-from flows.checkout import workspace
+from flows.checkout import places
 from tasks.errors import RegraftError
 
 
@@ -57,7 +57,7 @@ def _needed(repo: Repo, worktrees: Sequence[Path], before: float) -> Iterator[tu
         if (path / ".dvc").is_dir():
             with Repo(str(path)) as other:
                 named |= {one for several in other.used_objs(force=True).values() for one in several}
-    locked, seen = workspace.named_by_locks(Path(repo.root_dir)), list[Any]()
+    locked, seen = places.named_by_locks(Path(repo.root_dir)), list[Any]()
     for _, odb in repo.cache.by_scheme():
         if odb is not None and odb not in seen and odb.fs.protocol == "local":
             seen.append(odb)

@@ -18,7 +18,7 @@ from dvc.dvcfile import LOCK_FILE, Lockfile
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
-from flows.checkout import workspace
+from flows.checkout import places, workspace
 from flows.checkout.stage import reproduce
 from tasks import environment, files, references
 from tasks import params as parameters
@@ -166,16 +166,16 @@ def carry_out(root: Path, request: Request, *, rewrite: bool) -> Iterator[str]:
         yield f"{stage}: made again without them"
     yield from _delete_copies(root, tasks)
     yield from _leave_table(table, source, root, request.digests, rewrite=rewrite)
-    yield from _beyond(root, table)
+    yield from _beyond(root, table, tasks)
 
 
 def _places(root: Path) -> list[Path]:
     """Of tasks, each with the dvc.lock that tells what is theirs."""
-    places = [workspace.place_of(root, task) for task in parameters.load(root / "params.yaml").tasks]
-    for place in places:
-        with workspace.current(place):
+    tasks = [places.of(root, task) for task in parameters.load(root / "params.yaml").tasks]
+    for place in tasks:
+        with places.current(place):
             pass
-    return places
+    return tasks
 
 
 def _check_table(table: Path, source: TextSource, root: Path) -> None:
@@ -249,11 +249,11 @@ def _leave_table(
         yield f"left to you: {name}:{place.line}: delete this row yourself; until then preparation drops it"
 
 
-def _beyond(root: Path, table: Path) -> Iterator[str]:
+def _beyond(root: Path, table: Path, tasks: Sequence[Path]) -> Iterator[str]:
     left = ["models trained on the rows, in data/finetuning and in the registry: `regraft run` trains anew"]
     left += [
-        f"task {name}: where its table holds such rows too, `regraft run` makes it anew without them"
-        for name in parameters.load(root / "params.yaml").tasks
+        f"task {place.name}: where its table holds such rows too, `regraft run` makes it anew without them"
+        for place in tasks
     ]
     left.append("former runs in MLflow: their tables of predictions name test rows by id")
     if os.environ.get("MLFLOW_TRACKING_URI"):

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from flows.checkout import storage, workspace
+from flows.checkout import places, storage, workspace
 from tasks import environment, files
 from tasks import params as parameters
 from tasks.artifacts import Promotion
@@ -73,10 +73,9 @@ def ground(root: Path, older_than: str, *, champions_only: bool) -> Ground:
     if (home := environment.home(root)) != root.resolve():
         raise InputError(f"{root} is a workspace: clean its checkout, --root {home}")
     root, params = root.resolve(), parameters.load(root / "params.yaml")
-    made = [root, *(root / workspace.TASKS / task for task in params.tasks)]
+    made = [root, *(root / places.TASKS / task for task in params.tasks)]
     age = int(found["count"]) * SECONDS[found["unit"]]
-    places = dict(zip(params.models(), made, strict=True))
-    return Ground(root, places, time.time() - age, champions_only)
+    return Ground(root, dict(zip(params.models(), made, strict=True)), time.time() - age, champions_only)
 
 
 def look(place: Ground) -> Iterator[Kind]:
@@ -160,9 +159,9 @@ def _workspaces(place: Ground) -> Kind:
 
 
 def _old_workspaces(place: Ground) -> list[Path]:
-    tasks = place.root / workspace.TASKS
+    tasks = place.root / places.TASKS
     inner = [one.relative_to(place.root) / workspace.RUNS for one in tasks.glob("*")]
-    gone = [path for path in _folders(place, workspace.TASKS) if path not in place.places.values()]
+    gone = [path for path in _folders(place, places.TASKS) if path not in place.places.values()]
     found = [*_folders(place, workspace.RUNS, workspace.REBUILDS, *inner), *gone]
     return [path for path in found if _touched(path) < place.before]
 

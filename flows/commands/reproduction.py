@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.checkout import workspace
+from flows.checkout import places, workspace
 from flows.checkout.stage import in_order, reproduce
 from tasks import params as parameters
 from tasks.artifacts import MANIFEST
@@ -44,8 +44,8 @@ def rebuild(reference: str, root: Path, tell: Callable[[str], None]) -> list[Com
     registry, version = resolve(reference, root)
     origin = registry.origin(version)
     tell(f"{registry.name} version {version.number}: commit {origin.commit[:12]}")
-    made = workspace.made_in(root, registry.name)
-    with workspace.current(made):
+    made = places.made_in(root, registry.name)
+    with places.current(made):
         place = workspace.rebuild(root, origin.commit, origin.params, like=made)
     compared = []
     with _no_server():

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import yaml
 
-from flows.checkout import storage, workspace
+from flows.checkout import places, storage, workspace
 from flows.checkout.stage import reproduce
 from flows.commands import forget, housekeeping
 from tasks import environment
@@ -105,10 +105,10 @@ def _rows_stay_and_a_task_that_fails_hinders_none(several, place, command):
 
 def test_the_place_of_a_task_is_as_the_checkout_stands(several):
     params = parameters.load(several / "params.yaml")
-    place, mine = workspace.place_of(several, "topic"), parameters.of_task(params, "topic")
+    place, mine = places.of(several, "topic"), parameters.of_task(params, "topic")
     (several / "prefect.yaml").write_text("edited, not committed")
     (several / "compose.yaml").unlink()
-    with workspace.current(place):
+    with places.current(place):
         assert parameters.load(place / "params.yaml") == mine
         assert (place / "prefect.yaml").read_text() == "edited, not committed"
         assert not (place / "compose.yaml").exists()
@@ -119,24 +119,24 @@ def test_the_place_of_a_task_is_as_the_checkout_stands(several):
     workspace.commit(place, "Reproduce")
     assert _git(several, "show", "--name-only", "--format=%s") == "Reproduce\n\nlocks/topic.lock\n"
     assert environment.home(place) == several.resolve()
-    assert (workspace.made_in(several, "topic"), workspace.made_in(several, "reviews")) == (place, several)
+    assert (places.made_in(several, "topic"), places.made_in(several, "reviews")) == (place, several)
     assert not environment.is_trial(place)
     assert environment.is_trial(workspace.create(place, mine))
     moved = several.rename(several.with_name("moved"))
-    with workspace.current(moved / ".regraft" / "tasks" / "topic"):
+    with places.current(moved / ".regraft" / "tasks" / "topic"):
         assert storage.home(moved / ".regraft" / "tasks" / "topic") == moved / ".dvc" / "cache"
 
 
 @pytest.fixture
 def prepared(several):
     """The place of the task, with rows."""
-    place = workspace.place_of(several, "topic")
+    place = places.of(several, "topic")
     _prepare(place)
     return place
 
 
 def _prepare(place):
-    with workspace.current(place):
+    with places.current(place):
         for stage in ("sources", "preparation"):
             reproduce(stage, place, "inprocess", lambda message: None)
 
@@ -156,20 +156,20 @@ def test_the_ledger_of_a_task_is_the_one_that_its_lock_names(several, prepared):
     assert first[1] != second[1]
     for text, ledger in (first, second, second):
         lock.write_text(text)
-        with workspace.current(prepared):
+        with places.current(prepared):
             assert _ledger(prepared) == ledger
         assert lock.read_text() == text
 
 
 def test_what_a_lock_of_a_task_names_stays_in_the_cache(several, prepared):
     lock, cache = several / "locks" / "topic.lock", several / ".dvc" / "cache" / "files" / "md5"
-    first = workspace.named_by_locks(several)
+    first = places.named_by_locks(several)
     assert first
     _git(several, "add", "locks")
     _git(several, "commit", "-q", "-m", "Prepare")
     _write_topics(several / "topics.csv", 240)
     _prepare(prepared)
-    second = set(workspace.NAMED.findall(lock.read_text()))
+    second = set(places.NAMED.findall(lock.read_text()))
     assert first - second
     objects = {digest: cache / digest[:2] / digest[2:] for digest in first | second}
     made = {digest for digest, path in objects.items() if path.exists()}
@@ -183,16 +183,16 @@ def test_what_a_lock_of_a_task_names_stays_in_the_cache(several, prepared):
 def test_a_lock_outlives_its_place_and_follows_who_changed_it_meanwhile(several, prepared, caplog):
     lock = several / "locks" / "topic.lock"
     text = lock.read_text()
-    with workspace.current(prepared):
+    with places.current(prepared):
         lock.write_text("schema: '2.0'\n")
     assert lock.read_text() == "schema: '2.0'\n"
     assert "was changed meanwhile" in caplog.text
     lock.write_text(text)
-    with workspace.current(prepared):
+    with places.current(prepared):
         shutil.rmtree(prepared)
     assert lock.read_text() == text
     lock.write_text("<<<<<<< ours\n")
-    with pytest.raises(WorkspaceError, match="torn"), workspace.current(workspace.place_of(several, "topic")):
+    with pytest.raises(WorkspaceError, match="torn"), places.current(places.of(several, "topic")):
         pass
 
 
@@ -200,7 +200,7 @@ def test_the_place_of_a_task_that_is_gone_can_be_cleaned(several, prepared):
     (several / "params.yaml").write_text(
         parameters.dump(parameters.override(parameters.load(several / "params.yaml"), ["tasks={}"]))
     )
-    with pytest.raises(InputError, match="has no task 'topic'"), workspace.current(prepared):
+    with pytest.raises(InputError, match="has no task 'topic'"), places.current(prepared):
         pass
     ground = housekeeping.ground(several, "0h", champions_only=False)
     found = next(kind for kind in housekeeping.look(ground) if kind.name == "workspaces")

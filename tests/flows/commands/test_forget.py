@@ -282,7 +282,7 @@ def tracked(tmp_path, monkeypatch):
 
 def test_what_was_shown_and_former_versions_leave_the_cache_and_the_rest_stays(tracked):
     assert len([name for name in holders(tracked, "Zebulon") if ".dvc/cache" in name]) == 2
-    said = list(forget._delete_copies(tracked))
+    said = list(forget._delete_copies(tracked, ()))
     assert said == ["deleted: resume points, evaluation, former versions in DVC's cache"]
     assert holders(tracked, "Zebulon") == {}
     assert "evaluation:" not in (tracked / "dvc.lock").read_text()
@@ -291,16 +291,16 @@ def test_what_was_shown_and_former_versions_leave_the_cache_and_the_rest_stays(t
         "the present version of others"
     )
     assert not (tracked / ".dvc" / "cache" / "runs").exists()
-    assert list(forget._delete_copies(tracked)) == said, "asked again after a failure"
+    assert list(forget._delete_copies(tracked, ())) == said, "asked again after a failure"
 
 
 def test_a_cache_that_others_may_share_is_left_to_its_owners(tracked, tmp_path):
     shutil.move(tracked / ".dvc" / "cache", tmp_path / "cache")
     (tracked / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {tmp_path / 'cache'}\n")
     assert not [line for line in forget.deletes(tracked) if "cache" in line]
-    list(forget._delete_copies(tracked))
+    list(forget._delete_copies(tracked, ()))
     assert len(holders(tmp_path / "cache", "Zebulon")) == 2
-    left = "\n".join(forget._beyond(tracked, tracked / "t.csv"))
+    left = "\n".join(forget._beyond(tracked, tracked / "t.csv", ()))
     assert f"DVC's cache {tmp_path / 'cache'}" in left
     assert "`dvc gc --workspace --projects …` with all of them" in left
 
@@ -312,9 +312,9 @@ def test_what_lies_beyond_is_said(tracked, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:password@server")
     subprocess.run(["git", "add", "t.csv"], check=True)
     subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"], check=True)
-    left = "\n".join(forget._beyond(tracked, tracked / "t.csv"))
+    left = "\n".join(forget._beyond(tracked, tracked / "t.csv", [tracked / ".regraft" / "tasks" / "topic"]))
     for part in ("`dvc gc --workspace --cloud --remote far`", "t.csv is tracked by DVC", "git's history of t.csv",
-                 "the server of MLFLOW_TRACKING_URI", "models trained on the rows"):  # fmt: skip
+                 "the server of MLFLOW_TRACKING_URI", "models trained on the rows", "task topic: "):  # fmt: skip
         assert part in left
     assert "password" not in left
 
