@@ -308,6 +308,13 @@ def test_a_reference_to_nothing_is_told(base, project, register, source, error, 
         Service(base).load("mood", source)
 
 
+def test_what_was_exported_is_no_adapter(base, tmp_path):
+    (tmp_path / "tweets").mkdir()
+    (tmp_path / "tweets" / "manner.json").write_text('{"kind": "label"}')
+    with pytest.raises(InputError, match="tweets is a model that `regraft export` wrote, without an adapter"):
+        Service(base).load("mood", str(tmp_path / "tweets"))
+
+
 def test_one_alias_that_is_gone_hinders_no_other(base, project, register):
     (first, _), (second, _) = project("moods", seed=1), project("moods2", seed=2, labels=LABELS["moods"])
     for name in ("lost", "tweets"):

@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from flows.commands import serving
+from tasks import params as parameters
 from tasks.errors import InputError
+from tasks.tracking import server
 
 REPOSITORY = Path(__file__).parents[3]
 TEXTS = ["the staff was lovely", "a horrible garden", "the price of this book is superb 7"]
@@ -88,7 +90,7 @@ def test_it_answers_as_predict_does_ends_in_order_and_begins_again_as_it_was(ser
     told = f"MLFLOW_TRACKING_URI={where} mlflow models serve -m models:/both/1 --env-manager local"
     assert made.stdout.splitlines()[-1] == told
     refused = command("regraft", "bundle", "--model", "reviews", code=2)
-    assert "reviews is the model that this project's gate judges" in refused.stderr
+    assert "reviews is a model that this project's gate judges" in refused.stderr
 
 
 def _demand_as_predicted(found, command):
@@ -129,6 +131,19 @@ def _metrics(address):
 def test_names_and_sources(tmp_path, entries, expected):
     shutil.copyfile(REPOSITORY / "params.yaml", tmp_path / "params.yaml")
     assert serving.named(entries, tmp_path) == expected
+
+
+def test_champions_of_tasks_are_served_where_there_are_any(project, champions, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri(champions))
+    params = parameters.load(project / "params.yaml")
+    changed = parameters.override(params, ["tasks={none-yet: {}, careful: {}}"])
+    (project / "params.yaml").write_text(parameters.dump(changed))
+    assert serving.named([], project) == {
+        "reviews": "models:/reviews@champion",
+        "careful": "models:/careful@champion",
+    }
+    with pytest.raises(InputError, match="none-yet is a model that this project's gate judges"):
+        serving.bundle(project, {}, "none-yet", lambda line: None)
 
 
 @pytest.mark.parametrize("entry", ["models:/m@champion", "=x", "a=", "a b=x", f"{'a' * 101}=x"])
