@@ -35,6 +35,7 @@ Config = Mapping[str, Any]
 Begin = Literal["replicate", "drop"]
 SHARE = 0.5  # of an expert's channels that drop draws anew: the default of Drop-Upcycling's own code
 DEVIATION = 0.02  # of a router where the config names none: transformers' initializer_range
+MOST = 1024  # experts of a layer: more than any published model has, and no plan of millions of tensors
 UNTRAINED = "a router, untrained"
 ROUTER: Mapping[Begin, tuple[str, Effect]] = {  # why there is a new one, and what it does to the function
     "replicate": ("a router, whose choice is of no effect while its experts are equal", "exact"),
@@ -63,8 +64,8 @@ def demand(wanted: Mixture, *, reverse: bool, otherwise: bool) -> None:
     reverse: from transformers' names. otherwise: layers are to be chosen too, or a width.
     """
     experts, faults = wanted.experts, list[str]()
-    if experts < 2:
-        faults.append(f"{experts} of a kind are no mixture: at least 2 experts")
+    if not 2 <= experts <= MOST:
+        faults.append(f"{experts} experts: a mixture has 2 to {MOST}")
     elif not 1 <= wanted.chosen <= experts:
         faults.append(f"--top-k {wanted.chosen}: 1 to {experts} of {experts} experts can read a token")
     if reverse:

@@ -261,7 +261,8 @@ def test_what_is_drawn_anew_depends_on_seed_layer_and_expert_alone(tmp_path):
 @pytest.mark.parametrize(
     ("experts", "options", "message"),
     [
-        (Mixture(1, 1), {}, "1 of a kind are no mixture: at least 2 experts"),
+        (Mixture(1, 1), {}, "1 experts: a mixture has 2 to 1024"),
+        (Mixture(10**9), {}, "1000000000 experts: a mixture has 2 to 1024"),
         (Mixture(4, 5), {}, "--top-k 5: 1 to 4 of 4 experts can read a token"),
         (Mixture(4, 0), {}, "--top-k 0"),
         (Mixture(2), {"reverse": True}, "on the way to transformers: leave out --reverse"),
