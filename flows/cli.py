@@ -700,19 +700,8 @@ def plan_weights(
     """
     from flows.commands import conversion
 
-    merged = expert or []
-    wanted = conversion.mixture(experts, merged, top=top, begin=init, seed=seed)
-    made = conversion.planned(
-        source,
-        family,
-        reverse=reverse,
-        key=key,
-        layers=layers,
-        width=width,
-        experts=wanted,
-        merged=merged,
-        root=root,
-    )
+    wish = conversion.Wish(layers, width, experts, tuple(expert or ()), top, init, seed)
+    made = conversion.planned(source, family, wish, reverse=reverse, key=key, root=root)
     conversion.show(made, every=every)
     if output:
         conversion.written(made, output)
@@ -749,19 +738,8 @@ def convert(
 
     largest = None if shard_size is None else figures.read_size(shard_size, "--shard-size")
     more = conversion.levels(verify or ())
-    merged = expert or []
-    wanted = conversion.mixture(experts, merged, top=top, begin=init, seed=seed)
-    made = conversion.planned(
-        source,
-        family,
-        reverse=reverse,
-        key=key,
-        layers=layers,
-        width=width,
-        experts=wanted,
-        merged=merged,
-        root=root,
-    )
+    wish = conversion.Wish(layers, width, experts, tuple(expert or ()), top, init, seed)
+    made = conversion.planned(source, family, wish, reverse=reverse, key=key, root=root)
     found = conversion.convert(made, target, load=load, shard_size=largest, verify=more, reference=reference)
     for level, sentence in found.items():
         typer.echo(f"{level}: {sentence}")

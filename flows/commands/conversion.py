@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,62 +37,65 @@ PRESERVES = {
 DIGITS = 12  # more than any width has
 
 
-def planned(
-    reference: str,
-    family: str,
-    *,
-    reverse: bool,
-    key: str | None,
-    layers: str | None,
-    width: str | None,
-    experts: Mixture | None,
-    merged: Sequence[str],
-    root: Path,
-) -> Transcription:
-    """layers: numbers with commas between them, width: one or "double", as a person types them.
+@dataclass(frozen=True)
+class Wish:
+    """What is to be otherwise than in the source, as a person types it; None: nothing is.
 
-    None: all layers, the width that the source has, and no experts. merged: where their models are.
+    layers: numbers with commas between them. width: one or "double". experts: how many copies; merged: models
+    that bring them instead. top: how many read a token. begin, seed: of Mixture.
     """
+
+    layers: str | None = None
+    width: str | None = None
+    experts: int | None = None
+    merged: Sequence[str] = ()
+    top: int | None = None
+    begin: Begin | None = None
+    seed: int | None = None
+
+    @property
+    def mixture(self) -> Mixture | None:
+        """Raises InputError for what does not go together."""
+        given = {"chosen": self.top, "begin": self.begin, "seed": self.seed}
+        typed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if self.merged and (self.experts is not None or self.begin):
+            raise InputError(
+                "--experts and --init make experts of the source, --expert brings them: choose one"
+            )
+        if self.experts is None and not self.merged:
+            if typed:
+                raise InputError("--top-k, --init and --seed are for a mixture: say how many --experts")
+            return None
+        return Mixture(len(self.merged) if self.experts is None else self.experts, **typed)
+
+
+def planned(
+    reference: str, family: str, wish: Wish, *, reverse: bool, key: str | None, root: Path
+) -> Transcription:
+    mixture = wish.mixture
     if family == BORROWED:
-        return _borrowed(reference, reverse=reverse, key=key, options=(layers, width, experts), root=root)
+        return _borrowed(reference, wish, reverse=reverse, key=key, root=root)
     return transcribe.planned(
         opened(reference, root, key),
         find_naming(family),
         reverse=reverse,
-        layers=None if layers is None else numbers(layers),
-        wanted=None if width is None else _width(width),
-        experts=experts,
-        merged=[opened(model, root, key) for model in merged],
+        layers=None if wish.layers is None else numbers(wish.layers),
+        wanted=None if wish.width is None else _width(wish.width),
+        experts=mixture,
+        merged=[opened(model, root, key) for model in wish.merged],
     )
 
 
-def _borrowed(
-    reference: str, *, reverse: bool, key: str | None, options: tuple[object, ...], root: Path
-) -> Transcription:
-    """By the table that transformers ships. Raises InputError for `options` that need one of ours."""
+def _borrowed(reference: str, wish: Wish, *, reverse: bool, key: str | None, root: Path) -> Transcription:
+    """By the table that transformers ships. Raises InputError for a wish, which needs one of ours."""
     from tasks.weights import borrowed  # imports torch
 
-    if any(option is not None for option in options):
+    if wish != Wish():
         raise InputError(
             f"--layers, --width and --experts need a table of ours: convert with --family {BORROWED} first, "
             "then the result with the family that it belongs to"
         )
     return borrowed.planned(opened(reference, root, key), reverse=reverse)
-
-
-def mixture(
-    experts: int | None, merged: Sequence[str], *, top: int | None, begin: Begin | None, seed: int | None
-) -> Mixture | None:
-    """What was typed of experts; None where nothing was. Raises InputError for what does not go together."""
-    given = {"chosen": top, "begin": begin, "seed": seed}
-    typed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if merged and (experts is not None or begin):
-        raise InputError("--experts and --init make experts of the source, --expert brings them: choose one")
-    if experts is None and not merged:
-        if typed:
-            raise InputError("--top-k, --init and --seed are for a mixture: say how many --experts")
-        return None
-    return Mixture(len(merged) if experts is None else experts, **typed)
 
 
 def _width(text: str) -> Wanted:
