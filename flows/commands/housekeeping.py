@@ -57,11 +57,11 @@ class Kind:
 
 @dataclass(frozen=True)
 class Ground:
-    """Where is cleaned, and of what age (`before`: seconds since 1970) leftovers are. places: name of
+    """Where is cleaned, and of what age (`before`: seconds since 1970) leftovers are. homes: name of
     each registered model, the project's and those of its tasks -> where it is made."""
 
     root: Path
-    places: Mapping[str, Path]
+    homes: Mapping[str, Path]
     before: float
     champions_only: bool
 
@@ -161,7 +161,7 @@ def _workspaces(place: Ground) -> Kind:
 def _old_workspaces(place: Ground) -> list[Path]:
     tasks = place.root / places.TASKS
     inner = [one.relative_to(place.root) / workspace.RUNS for one in tasks.glob("*")]
-    gone = [path for path in _folders(place, places.TASKS) if path not in place.places.values()]
+    gone = [path for path in _folders(place, places.TASKS) if path not in place.homes.values()]
     found = [*_folders(place, workspace.RUNS, workspace.REBUILDS, *inner), *gone]
     return [path for path in found if _touched(path) < place.before]
 
@@ -182,7 +182,7 @@ def _pinned(place: Ground, path: Path) -> str:
     commit = _git(path, "rev-parse", "HEAD")
     if _git(place.root, "for-each-ref", "--count=1", "--contains", commit):
         return ""
-    for model in place.places:
+    for model in place.homes:
         if number := retention.commits(place.root, model).get(commit):
             return (
                 f"{path.relative_to(place.root)} stays: no branch holds its commit, from which {model} "
@@ -213,10 +213,10 @@ def _remove_locked(path: Path) -> None:
 
 def _downloads(place: Ground) -> Kind:
     """Former champions that `predict`, `serve` or the gate once fetched."""
-    homes = [(home / CHAMPIONS).relative_to(place.root) for home in place.places.values()]
+    homes = [(home / CHAMPIONS).relative_to(place.root) for home in place.homes.values()]
     if not (folders := _folders(place, *homes)):
         return Kind("downloaded champions", ())
-    champions = [(model, Registry(place.root, model).champion()) for model in place.places]
+    champions = [(model, Registry(place.root, model).champion()) for model in place.homes]
     stays = tuple(f"{model}-{champion.number}-" for model, champion in champions if champion)
     found = [
         _leftover(place, path, "fetched again when needed", partial(shutil.rmtree, path))
@@ -237,7 +237,7 @@ def _runs(place: Ground) -> Kind:
                 partial(retention.delete, place.root, model, tree),
             ),
         )
-        for model, home in place.places.items()
+        for model, home in place.homes.items()
         for tree in _old_trees(place, home, model)
     ]
     trees = [tree for tree, _ in found]
