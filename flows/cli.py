@@ -364,11 +364,11 @@ def promote(
     root: Root = HERE,
 ) -> None:
     """Ask the gate again about the model in data/finetuning; exit code 3 if it does not become champion."""
-    from flows.checkout import places
+    from flows.checkout import workspace
     from tasks import params as parameters
     from tasks.stages import promotion
 
-    with places.current(root):
+    with workspace.visited(root):
         params = parameters.load(root / "params.yaml")
         record = promotion.promote_by_hand(params, root, force=force, reason=reason)
     if force and record.reasons and record.reasons[0].startswith(promotion.AGAINST):

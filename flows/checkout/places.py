@@ -38,18 +38,23 @@ def made_in(checkout: Path, model: str) -> Path:
     return of(checkout, named[model]) if model in named else checkout
 
 
+def is_place(root: Path) -> bool:
+    """Whether `root` is the place of a task, and neither a checkout nor something that is tried out."""
+    return not environment.is_trial(root) and environment.home(root) != root.resolve()
+
+
 @contextmanager
 def current(root: Path) -> Iterator[None]:
     """Inside, `root` is as its checkout stands, where it is the place of a task: uncommitted changes to
     tracked files included, with the task's params as params.yaml. What stages made there stays; its dvc.lock
-    is `locks/<task>.lock` of the checkout, before and afterwards.
+    is `locks/<task>.lock` of the checkout, before and afterwards. Nobody else may work there meanwhile.
 
     Raises InputError where the checkout has no such task any more.
     """
-    checkout = environment.home(root)
-    if environment.is_trial(root) or checkout == root.resolve():
+    if not is_place(root):
         yield
         return
+    checkout = environment.home(root)
     params, lock = parameters.load(checkout / "params.yaml"), _lock_of(root)
     if root.name not in params.tasks:
         raise InputError(f"{checkout / 'params.yaml'} has no task {root.name!r}, whose place {root} was")

@@ -7,7 +7,7 @@ import logging
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -54,6 +54,17 @@ def alone(root: Path, *, wait: float = PATIENCE) -> Iterator[None]:
         yield
     finally:
         held.release()
+
+
+@contextmanager
+def visited(root: Path, *, wait: float = PATIENCE) -> Iterator[None]:
+    """Inside, `root` is as `places.current` has it, for who is no flow that works there: in the place of a
+    task nobody else does meanwhile.
+
+    Raises WorkspaceError where a run is still at work in it after `wait` seconds, and as `places.current`.
+    """
+    with alone(root, wait=wait) if places.is_place(root) else nullcontext(), places.current(root):
+        yield
 
 
 def _await(held: FileLock, root: Path, wait: float) -> None:

@@ -173,7 +173,7 @@ def _places(root: Path) -> list[Path]:
     """Of tasks, each with the dvc.lock that tells what is theirs."""
     tasks = [places.of(root, task) for task in parameters.load(root / "params.yaml").tasks]
     for place in tasks:
-        with places.current(place):
+        with workspace.visited(place):
             pass
     return tasks
 

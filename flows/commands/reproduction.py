@@ -45,7 +45,7 @@ def rebuild(reference: str, root: Path, tell: Callable[[str], None]) -> list[Com
     origin = registry.origin(version)
     tell(f"{registry.name} version {version.number}: commit {origin.commit[:12]}")
     made = places.made_in(root, registry.name)
-    with places.current(made):
+    with workspace.visited(made):
         place = workspace.rebuild(root, origin.commit, origin.params, like=made)
     compared = []
     with _no_server():

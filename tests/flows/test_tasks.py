@@ -6,18 +6,20 @@ import random
 import shutil
 import subprocess
 import time
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
 import yaml
 
+from flows import pipeline
 from flows.checkout import places, storage, workspace
 from flows.checkout.stage import reproduce
-from flows.commands import forget, housekeeping
+from flows.commands import forget, housekeeping, reproduction
 from tasks import environment
 from tasks import params as parameters
 from tasks.artifacts import PreparedText, Promotion, TrainedModel
-from tasks.errors import InputError, ParamsError, WorkspaceError
+from tasks.errors import InputError, ParamsError, RegraftError, WorkspaceError
 from tests.flows.conftest import FILLERS
 
 TOPICS = {"sports": ["lovely", "great"], "music": ["awful", "broken"], "food": ["perfect", "charming"]}
@@ -194,6 +196,59 @@ def test_a_lock_outlives_its_place_and_follows_who_changed_it_meanwhile(several,
     lock.write_text("<<<<<<< ours\n")
     with pytest.raises(WorkspaceError, match="torn"), places.current(places.of(several, "topic")):
         pass
+
+
+def test_nobody_changes_a_place_in_which_a_run_is_at_work(several, prepared):
+    (several / "prefect.yaml").write_text("edited since")
+    with workspace.alone(prepared):
+        with (
+            pytest.raises(WorkspaceError, match="another run is at work"),
+            workspace.visited(prepared, wait=0.1),
+        ):
+            pytest.fail("two at once")
+        assert (prepared / "prefect.yaml").read_text() != "edited since"
+    with workspace.visited(prepared, wait=0.1), workspace.visited(several), workspace.visited(several):
+        assert (prepared / "prefect.yaml").read_text() == "edited since"
+
+
+def test_a_version_of_a_task_is_reproduced_by_its_own_ledger(several, prepared, monkeypatch):
+    params = parameters.dump(parameters.of_task(parameters.load(several / "params.yaml"), "topic"))
+    origin = SimpleNamespace(commit=_commit(several).strip(), params=params, digests={"sources": "another"})
+    registry = SimpleNamespace(name="topic", origin=lambda version: origin)
+    monkeypatch.setattr(reproduction, "resolve", lambda *given: (registry, SimpleNamespace(number="1")))
+    (compared,) = reproduction.rebuild("models:/topic/1", several, lambda line: None)
+    assert not compared.agrees
+    (rebuilt,) = (several / ".regraft" / "rebuilds").iterdir()
+    assert _ledger(rebuilt) == _ledger(prepared)
+
+
+def test_every_task_has_its_turn_whatever_becomes_of_another(several, monkeypatch):
+    params = parameters.load(several / "params.yaml")
+    tasks = {"first": {}, "second": {}, "third": {}}
+    changed = parameters.override(params, [f"tasks={json.dumps(tasks)}"])
+    (several / "params.yaml").write_text(parameters.dump(changed))
+    asked, errors = [], {"first": TimeoutError("took too long"), "second": InputError("no such file")}
+
+    def one_task(name, *given):
+        asked.append((name, *given))
+        if name in errors:
+            raise errors[name]
+
+    monkeypatch.setattr(pipeline, "one_task", one_task)
+    with pytest.raises(RegraftError, match="task first: took too long\ntask second: no such file"):
+        pipeline._every_task(several, "inprocess", "encoding", 0.5)
+    assert asked == [(name, "inprocess", several, "encoding", 0.5) for name in tasks]
+
+
+def test_a_task_whose_rows_are_too_unlike_is_held_before_they_are_prepared(several, monkeypatch):
+    begun = []
+    monkeypatch.setattr(pipeline, "_too_unlike", lambda place, leaf, maximum: f"above {maximum}")
+    monkeypatch.setattr(pipeline, "bring_up_to_date", lambda *given, **more: begun.append(given))
+    state = pipeline.one_task.fn("topic", "inprocess", several, "promotion", 0.5)
+    assert (state.name, state.message, begun) == ("Held", "above 0.5", [])
+    monkeypatch.setattr(pipeline, "_too_unlike", lambda place, leaf, maximum: None)
+    assert pipeline.one_task.fn("topic", "inprocess", several, "promotion", None) is None
+    assert [place for place, _ in begun] == [places.of(several, "topic")]
 
 
 def test_the_place_of_a_task_that_is_gone_can_be_cleaned(several, prepared):
