@@ -155,7 +155,10 @@ def run(override: Override = None, leaf: Leaf = "subprocess", root: Root = HERE)
     params = parameters.load(root / "params.yaml")
     changed = parameters.override(params, override) if override else None
     _orchestration(root)
-    from flows.checkout import places
+    from flows.checkout import places, stage
+
+    if leaf == "subprocess":
+        stage.get_ready()  # while Prefect does
     from flows.commands import show
     from flows.pipeline import transfer
     from tasks.artifacts import Promotion

@@ -4,10 +4,11 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ import networkx
 import psutil
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
+from dvc.stage.exceptions import StageCmdFailedError
 
-from flows.checkout import locks
+from flows.checkout import forkserver, locks
 from tasks import progress
 from tasks.__main__ import execute
 from tasks.errors import HeldError, InputError, RegraftError, TrainingError
@@ -37,6 +39,11 @@ Stage = Literal[
 ]
 Body = Callable[[str, Path], object]  # does what the stage's command would, for its name and root
 Message = Mapping[str, Any]
+NEEDED: Mapping[str, Sequence[str]] = {  # by stages that do without the rest
+    "sources": (),
+    "preparation": forkserver.TRACKING,
+    "promotion": forkserver.TRACKING,
+}
 PARTING = 25.0  # seconds to end; Prefect's worker kills a cancelled flow after 30
 log = logging.getLogger(__name__)
 
@@ -165,21 +172,63 @@ def _no_orphans() -> Iterator[None]:
 
 @contextmanager
 def _runner(leaf: Leaf | Body, root: Path) -> Iterator[None]:
-    """Unless it is `subprocess`, DVC calls a body here instead of starting a process: with `inprocess` the
-    stage's own.
+    """How DVC runs a stage's command inside: in a fork of what has imported its libraries or, unless `leaf`
+    is `subprocess`, as a body that is called here; with `inprocess` the stage's own.
 
     `dvc.stage.run.cmd_run` is private; dvc is pinned to a minor version and a test holds this contract.
     """
-    if leaf == "subprocess":
-        yield
-        return
     former, body = dvc.stage.run.cmd_run, execute if leaf == "inprocess" else leaf
 
     def cmd_run(stage: Any, dry: bool = False, run_env: Mapping[str, str] | None = None) -> None:
-        body(stage.name, root)
+        if not isinstance(body, str):
+            body(stage.name, root)
+        elif forks() and stage.cmd == f"python -m tasks {stage.name}":  # the one that is shipped
+            _fork(stage, run_env)
+        else:
+            former(stage, dry, run_env)
 
     dvc.stage.run.cmd_run = cmd_run
     try:
         yield
     finally:
         dvc.stage.run.cmd_run = former
+
+
+def get_ready() -> None:
+    """What every stage needs is imported meanwhile; `reproduce` does this itself."""
+    if forks():
+        _forkserver().load(forkserver.TRACKING)
+
+
+def forks() -> bool:
+    return sys.platform == "linux"
+
+
+def _forkserver() -> forkserver.ForkServer:
+    return forkserver.current({k: v for k, v in os.environ.items() if k != progress.VARIABLE})
+
+
+def _fork(stage: Any, run_env: Mapping[str, str] | None) -> None:
+    """As DVC would run its command. Raises StageCmdFailedError where it did not end well."""
+    given = dvc.stage.run.prepare_kwargs(stage, run_env=run_env)
+    libraries = NEEDED.get(stage.name, forkserver.LIBRARIES)
+    meanwhile = forkserver.LIBRARIES if stage.name == "preparation" else ()  # the others are next
+    with _deaf():
+        code = _forkserver().run(
+            "tasks", [stage.name], given["cwd"], given["env"], libraries=libraries, meanwhile=meanwhile
+        )
+    if code:
+        raise StageCmdFailedError(stage.cmd, code)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ctrl-C reaches the stage, which then ends in its own way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)

@@ -12,12 +12,12 @@ from rich.table import Table
 
 from flows.commands.check import Check
 from flows.commands.figures import size
-from flows.commands.forecast import Source, StageForecast
-from flows.commands.housekeeping import Kind
-from flows.commands.status import Part
 from tasks.artifacts import SPLITS, Evaluation, PreparedText, Promotion
 
-if TYPE_CHECKING:  # heavy, and no other command shows it
+if TYPE_CHECKING:  # heavy, and shown by a command each
+    from flows.commands.forecast import Source, StageForecast
+    from flows.commands.housekeeping import Kind
+    from flows.commands.status import Part
     from tasks.stages.drift import Drift
 
 NAMES = {  # contestant -> what it is, in the order of the table
@@ -89,7 +89,7 @@ def checks(found: Iterable[Check]) -> None:
             console.print(f"       remedy: {check.remedy}", highlight=False)
 
 
-def parts(found: Iterable[Part]) -> None:
+def parts(found: "Iterable[Part]") -> None:
     console = Console()
     for part in found:
         console.print(f"[bold]{part.name}[/bold]")
@@ -98,7 +98,7 @@ def parts(found: Iterable[Part]) -> None:
             console.print(f"  {line}", style=style, highlight=False, soft_wrap=True, markup=False)
 
 
-def leftovers(kinds: Iterable[Kind], *, deleted: bool) -> bool:
+def leftovers(kinds: "Iterable[Kind]", *, deleted: bool) -> bool:
     """Each kind as soon as it is known, and bytes in all; whether one could not be looked at or deleted."""
     console, total, fault = Console(), 0, False
     for kind in kinds:
@@ -113,7 +113,7 @@ def leftovers(kinds: Iterable[Kind], *, deleted: bool) -> bool:
     return fault
 
 
-def forecast(stages: Sequence[StageForecast], sources: Sequence[Source]) -> None:
+def forecast(stages: "Sequence[StageForecast]", sources: "Sequence[Source]") -> None:
     console = Console()
     table = Table(title="what would run")
     for column in ("stage", "state", "because", "holds now"):

@@ -18,7 +18,6 @@ from filelock import FileLock
 
 from tasks import environment, files
 from tasks.errors import RefusedError
-from tasks.tracking import circumstances
 
 Event = Mapping[str, Any]
 REFUSED = ".refused"  # behind the name of a spool that cannot be sent
@@ -100,6 +99,8 @@ class Spool:
     @property
     def complete(self) -> bool:
         """Whether nothing will be added: the stage has ended, or its process has."""
+        from tasks.tracking import circumstances  # imports mlflow, and mostly nothing waits
+
         ended = any(event["kind"] == "end" for event in self.events())
         return ended or not circumstances.alive(self.opening().process, (self.path / OPENING).stat().st_mtime)
 

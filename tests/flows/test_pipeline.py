@@ -165,13 +165,14 @@ def _tries_of_failed_tasks(project):
 
 
 def test_the_contract_with_dvc_holds():
-    """The in-process leaf replaces a private function; a new DVC that renames it must fail here."""
+    """Flows replace a private function; a new DVC that renames it must fail here."""
     import inspect
 
     import dvc.stage.run
 
     assert list(inspect.signature(dvc.stage.run.cmd_run).parameters) == ["stage", "dry", "run_env"]
     assert "cmd_run" in inspect.getsource(dvc.stage.run.run_stage)
+    assert list(inspect.signature(dvc.stage.run.prepare_kwargs).parameters) == ["stage", "run_env"]
     assert "exited with" in str(dvc.stage.exceptions.StageCmdFailedError("x", 2))
 
 
