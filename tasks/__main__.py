@@ -14,13 +14,17 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import psutil
 
-from tasks import environment, params, progress, stages
+from tasks import environment, progress, stages
 from tasks.artifacts import Artifact
 from tasks.errors import InputError, RegraftError, did_you_mean
 from tasks.tracking import timings
+
+if TYPE_CHECKING:
+    from tasks.params import Params
 
 UNTRACKED = {"sources"}  # what a run is about is known only afterwards: runs are keyed by its digests
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -43,6 +47,8 @@ def execute(stage: str, root: Path) -> Artifact:
     """
     if stage not in stages.STAGES:
         raise InputError(f"no stage {stage!r}; {did_you_mean(stage, stages.STAGES)}")
+    from tasks import params  # its many models take as long as all else here
+
     root = root.resolve()
     settings = params.load(root / "params.yaml")
     with timings.measured(stage, root):
@@ -51,11 +57,11 @@ def execute(stage: str, root: Path) -> Artifact:
     return record
 
 
-def _silently(stage: str, settings: params.Params, root: Path) -> Artifact:
+def _silently(stage: str, settings: "Params", root: Path) -> Artifact:
     return stages.run(stage, settings, root, Silence())
 
 
-def _tracked(stage: str, settings: params.Params, root: Path) -> Artifact:
+def _tracked(stage: str, settings: "Params", root: Path) -> Artifact:
     from tasks.tracking import runs
 
     with runs.open_run(stage, settings, root) as run:

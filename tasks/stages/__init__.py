@@ -6,10 +6,12 @@ A body is `run(params, root, track)`: upstream records are read below `root`, on
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tasks import artifacts
-from tasks.params import Params
+
+if TYPE_CHECKING:
+    from tasks.params import Params
 
 
 class Track(Protocol):
@@ -35,7 +37,7 @@ STAGES: Mapping[str, type[artifacts.Artifact]] = {
 }
 
 
-def run(stage: str, params: Params, root: Path, track: Track) -> artifacts.Artifact:
+def run(stage: str, params: "Params", root: Path, track: Track) -> artifacts.Artifact:
     """Run one stage's body; its module, and what that imports, is loaded only now."""
     body = import_module(f"tasks.stages.{stage}").run
     record: artifacts.Artifact = body(params, root, track)
