@@ -219,6 +219,9 @@ class Phase(Section):
     floors: tuple[Literal["embeddings", "norms", "biases"], ...] = Field(
         (), description="what else learns in the floors below that depth"
     )
+    only: Literal["feed-forward"] | None = Field(
+        None, description="what alone learns in the layers, and neither embeddings nor head do"
+    )
     epochs: Annotated[Count, Field(description="times that all rows are learned from")] = 1
     steps: Count | None = Field(None, description="optimizer steps, instead of epochs")
     learning_rate: Annotated[float, Field(gt=0, le=1, description="of the head, at its highest")]
@@ -240,6 +243,12 @@ class Phase(Section):
     def _one_length(self) -> Self:
         if self.steps is not None and "epochs" in self.model_fields_set and self.epochs != 1:
             raise ValueError(f"phase {self.name}: name epochs or steps, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _only_in_layers(self) -> Self:
+        if self.only and (self.floors or self.depth == 0):
+            raise ValueError(f"phase {self.name}: `only` wants a depth above 0, and no floors")
         return self
 
 
@@ -345,7 +354,11 @@ class FinetuningParams(Section):
     def _adapter_learns_alone(self) -> Self:
         if self.adapter is None:
             return self
-        faults = [f"phase {phase.name}: leave out floors" for phase in self.phases if phase.floors]
+        faults = [
+            f"phase {phase.name}: leave out floors and only"
+            for phase in self.phases
+            if phase.floors or phase.only
+        ]
         if all(phase.depth == 0 for phase in self.phases):
             faults.append("no phase has a depth above 0")
         if faults:

@@ -9,7 +9,7 @@ is on their floor.
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,13 @@ from tasks.model import heads
 class Anatomy:
     """Where one model type keeps what is below its head, dropout included.
 
-    layers: lists of layers, bottom to top; closing: of each list, what follows its last layer and stands on
-    that one's floor.
+    layers: lists of layers, bottom to top; inner: the feed-forward networks, below a layer's path; closing:
+    of each list, what follows its last layer and stands on that one's floor.
     """
 
     embeddings: tuple[str, ...]
     layers: tuple[str, ...]
+    inner: tuple[str, ...]
     closing: tuple[tuple[str, ...], ...] = ((),)
 
 
@@ -42,6 +43,7 @@ class Floor:
     name: str
     parameters: Mapping[str, nn.Parameter]
     modules: tuple[nn.Module, ...]
+    feed_forward: Mapping[str, nn.Parameter] = field(default_factory=dict)  # those of its parameters
 
     @property
     def adapter(self) -> dict[str, nn.Parameter]:
@@ -139,14 +141,19 @@ def word_table(model: PreTrainedModel) -> tuple[str, nn.Parameter]:
     return next((name, value) for name, value in model.named_parameters() if value is table)
 
 
-def learning(stack: Sequence[Floor], depth: int | str, parts: Sequence[str] = ()) -> tuple[Floor, ...]:
+def learning(
+    stack: Sequence[Floor], depth: int | str, parts: Sequence[str] = (), only: str | None = None
+) -> tuple[Floor, ...]:
     """The floors that learn at `depth` (layers below the head; `half`, `all` with the embeddings), and of the
     floors below these only the `parts` of PARTS, in eval mode. Where there is an adapter, it learns instead
-    of the layers' own parameters, and the embeddings do not.
+    of the layers' own parameters, and the embeddings do not. only: `feed-forward`: nothing else anywhere.
 
     Raises TrainingError if the model has fewer layers, and where nothing would learn.
     """
     border = lowest(stack, depth) + 1
+    if only:
+        inner = [Floor(floor.name, floor.feed_forward, floor.modules) for floor in stack[border:]]
+        return tuple(floor for floor in inner if floor.parameters)
     below = [Floor(floor.name, _parts(floor, parts), ()) for floor in stack[:border]]
     above = stack[border:-1]
     if any(floor.adapter for floor in stack):
@@ -239,27 +246,31 @@ def _layer_paths(model: PreTrainedModel) -> list[list[str]]:
 def _floor(model: PreTrainedModel, name: str, paths: Sequence[str], own: Mapping[int, str]) -> Floor:
     """Its parameters under the model's own names, save for those that are on a floor below."""
     modules = tuple(model.get_submodule(path) for path in paths)
-    inner = [value for module in modules for value in module.parameters()]
-    return Floor(name, {own[id(value)]: value for value in inner if id(value) in own}, modules)
+    held = [value for module in modules for value in module.parameters()]
+    found = {own[id(value)]: value for value in held if id(value) in own}
+    inner = tuple(f"{path}.{part}." for path in paths for part in anatomy_of(model).inner)
+    return Floor(name, found, modules, {n: value for n, value in found.items() if n.startswith(inner)})
 
 
-def _encoder(prefix: str, layers: str) -> Anatomy:
-    return Anatomy((f"{prefix}.embeddings",), (f"{prefix}.{layers}",))
+def _encoder(prefix: str, layers: str, *inner: str) -> Anatomy:
+    return Anatomy((f"{prefix}.embeddings",), (f"{prefix}.{layers}",), inner)
 
 
 ANATOMIES: Mapping[str, Anatomy] = {
-    "bert": _encoder("bert", "encoder.layer"),
-    "distilbert": _encoder("distilbert", "transformer.layer"),
-    "roberta": _encoder("roberta", "encoder.layer"),
+    "bert": _encoder("bert", "encoder.layer", "intermediate", "output.dense"),
+    "distilbert": _encoder("distilbert", "transformer.layer", "ffn"),
+    "roberta": _encoder("roberta", "encoder.layer", "intermediate", "output.dense"),
     "gpt2": Anatomy(
         ("transformer.wte", "transformer.wpe", "transformer.drop"),
         ("transformer.h",),
+        ("mlp",),
         (("transformer.ln_f",),),
     ),
-    "llama": Anatomy(("model.embed_tokens",), ("model.layers",), (("model.norm",),)),
+    "llama": Anatomy(("model.embed_tokens",), ("model.layers",), ("mlp",), (("model.norm",),)),
     "t5": Anatomy(
         ("shared",),
         ("encoder.block", "decoder.block"),
+        ("layer.1.DenseReluDense", "layer.2.DenseReluDense"),
         (("encoder.final_layer_norm",), ("decoder.final_layer_norm",)),
     ),
 }

@@ -264,8 +264,9 @@ def _facts(
 def _asked(job: Job, number: int) -> report.Plan:
     phase, starts = job.settings.phases[number], learning.starts(job, number)
     return report.Plan(
-        whole=[floor.name for floor in floors.learning(job.stack, phase.depth)],
+        whole=[floor.name for floor in floors.learning(job.stack, phase.depth, only=phase.only)],
         parts=phase.floors,
+        only=phase.only,
         learning_rate=phase.learning_rate,
         layer_decay=phase.layer_decay,
         reused=starts[0] if starts else None,

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from tasks import environment, files
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, Vocabulary
-from tasks.errors import DataError
+from tasks.errors import DataError, TrainingError
 from tasks.model import adapters, floors, frozen, packed, reading, tail
 from tasks.model.adapters import Adapter
 from tasks.model.batches import Rows
@@ -92,6 +92,7 @@ def prepare(
     if settings.gradient_checkpointing:
         floors.checkpoint(model)
     vocabulary = Vocabulary.load(root)
+    _demand_turns(settings, converted, vocabulary)
     train, validation = (
         _split(encoded, name, model, vocabulary, settings.seed) for name in ("train", "validation")
     )
@@ -164,7 +165,7 @@ def reaches(job: Job) -> list[Reach]:
 def plan(job: Job, number: int, starts: Sequence[int]) -> phases.Planned:
     """starts: see `_starts`."""
     phase = job.settings.phases[number]
-    learning = floors.learning(job.stack, phase.depth, phase.floors)
+    learning = floors.learning(job.stack, phase.depth, phase.floors, phase.only)
     new = job.new if job.new and not any(job.new.name in floor.parameters for floor in learning) else None
     weights = cache(job.frozen.digests)  # of what learns not in this phase they tell once and for all
     forward = partial(_forward, job, phase.name, starts, weights=weights)
@@ -245,6 +246,21 @@ def _split(
     if not len(asked.rows):
         raise DataError(f"{path} holds no rows: look at preparation.subset and preparation.fractions")
     return Split(asked, files.digest_file(path))
+
+
+def _demand_turns(settings: FinetuningParams, converted: ConvertedCheckpoint, vocabulary: Vocabulary) -> None:
+    """Raises TrainingError where something drawn at random would stay as it was drawn."""
+    only = [phase.name for phase in settings.phases if phase.only]
+    if only and vocabulary.fresh:
+        raise TrainingError(
+            f"phase {only[0]}: the embeddings of new tokens learn in every phase, and its `only` lets "
+            "nothing else learn: leave `only` out, or vocabulary.add_tokens"
+        )
+    if len(only) == len(settings.phases) and converted.fresh:
+        raise TrainingError(
+            f"{', '.join(converted.fresh)} would stay as drawn at random, as every phase has an `only`: give "
+            "the head a phase of its own"
+        )
 
 
 def _new_rows(vocabulary: Vocabulary, model: PreTrainedModel) -> NewRows | None:

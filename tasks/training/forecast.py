@@ -147,7 +147,8 @@ def forecast(schedule: Schedule) -> list[PhaseForecast]:
 def _phase(schedule: Schedule, number: int) -> PhaseForecast:
     phase, outline = schedule.settings.phases[number], schedule.outline
     sizes = {name: _learning(schedule, phase, name) for name in schedule.outline.floors}
-    floors = tuple(name for name, size in sizes.items() if size or (name == "head" and not outline.shared))
+    head = not (outline.shared or phase.only)  # it learns, though its size may be unknown
+    floors = tuple(name for name, size in sizes.items() if size or (name == "head" and head))
     table = 0 if sizes["embeddings"] else schedule.fresh * outline.width
     parameters = sum(sizes.values()) + table
     start = schedule.lowest(phase)
@@ -168,6 +169,9 @@ def _learning(schedule: Schedule, phase: Phase, floor: str) -> int:
     """Parameters of one floor that learn."""
     tensors, adapter = schedule.outline.floors[floor], schedule.settings.adapter
     place = [*schedule.outline.floors].index(floor) - 1  # of a layer its number
+    if phase.only:
+        inside = schedule.lowest(phase) <= place < schedule.outline.layers
+        return sum(t.size for t in tensors.values() if inside and t.part == phase.only)
     if place < schedule.lowest(phase):
         return sum(t.size for name, t in tensors.items() if _chosen(floor, name, phase.floors))
     if adapter is None or floor == "head":

@@ -19,14 +19,16 @@ from tasks.training.pictures import INK, Stretch, percent
 @dataclass(frozen=True)
 class Plan:
     """What was asked of one phase. whole: the floors that learned as a whole, bottom to top; parts: what
-    learned of the floors below. reused: the layer whose incoming states were computed once, the number of
-    layers for what the head reads, None where everything was computed every epoch."""
+    learned of the floors below; only: what alone learned of `whole`. reused: the layer whose incoming states
+    were computed once, the number of layers for what the head reads, None where everything was computed every
+    epoch."""
 
     whole: Sequence[str]
     parts: Sequence[str]
     learning_rate: float
     layer_decay: float
     reused: int | None
+    only: str | None = None
 
 
 @dataclass(frozen=True)
@@ -198,10 +200,11 @@ def _row(facts: Facts, number: int) -> Row:
     plan, phase = facts.plans[number], facts.finished[number]
     still = pictures.frozen(facts.floors, phase.floors)
     frozen = [floor for floor, stands in zip(facts.floors, still, strict=True) if stands]
+    stood = [*_named(frozen), *(["all else in these layers"] if plan.only else [])]
     return Row(
         phase=phase,
         learned=learned(facts, plan, new=NEW in phase.floors),
-        frozen=named(frozen) or ("no floor as a whole" if plan.parts or NEW in phase.floors else "nothing"),
+        frozen=_and(stood) or ("no floor as a whole" if plan.parts or NEW in phase.floors else "nothing"),
         computed=_computed(facts, number) if frozen else "",
         padding=padding([one for one in facts.told if isinstance(one, Step) and one.phase == phase.name]),
         rate=f"{plan.learning_rate:g}",
@@ -235,6 +238,8 @@ def forgotten(drift: Drift) -> list[str]:
 def learned(facts: Facts, plan: Plan, *, new: bool) -> str:
     """What a phase let learn, in words. new: rows of new tokens too."""
     rows = ["the rows of new tokens"] if new else []
+    if plan.only:
+        return f"the {plan.only} networks of {named(plan.whole)}"
     if facts.adapter and len(plan.whole) > 1:
         return _and([*rows, plan.whole[-1], f"{facts.adapter} adapters in {named(plan.whole[:-1])}"])
     if len(plan.whole) == len(facts.floors):

@@ -99,6 +99,21 @@ def test_depth_counts_layers_below_the_head(tiny_bert, depth, expected):
     assert [floor.name for floor in floors.learning(stack, depth)] == expected
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_feed_forward_networks_alone_are_what_reads_and_makes_their_inner_states(tiny, name):
+    model = tiny(name)
+    wide = {path for path, value in model.named_parameters() if 40 in value.shape}
+    modules = {path.rpartition(".")[0] for path in wide}
+    expected = {path for path, _ in model.named_parameters() if path.rpartition(".")[0] in modules}
+    stack = floors.floors(model)
+    learning = floors.learning(stack, "all", only="feed-forward")
+    assert [floor.name for floor in learning] == [f"layer {number}" for number in range(4)]
+    assert {path for floor in learning for path in floor.parameters} == expected
+    upper = floors.learning(stack, 1, only="feed-forward")
+    assert [floor.name for floor in upper] == ["layer 3"]
+    assert upper[0].modules == stack[4].modules
+
+
 def test_a_depth_beyond_the_model_is_refused(tiny_bert):
     with pytest.raises(TrainingError, match="depth 5: the model has 4 layers below its head"):
         floors.learning(floors.floors(tiny_bert(layers=4)), 5)

@@ -407,7 +407,8 @@ def test_new_rows_that_learn_beside_an_adapter_are_kept_with_it(root):
     ("phases", "adapter", "message"),
     [
         ((HEAD,), LORA, "an adapter learns instead of the layers' own tensors: no phase has a depth above 0"),
-        ((TOP.replace("depth", "floors: [norms], depth"),), LORA, "phase top: leave out floors"),
+        ((TOP.replace("depth", "floors: [norms], depth"),), LORA, "phase top: leave out floors and only"),
+        ((TOP.replace("depth", "only: feed-forward, depth"),), LORA, "phase top: leave out floors and only"),
         ((TOP,), "{kind: houlsby}", r"houlsby cannot be merged .*: use lora, dora, rslora or ia3"),
         ((TOP,), "{kind: ia3, rank: 4}", "ia3 scales fixed places and has no rank: leave that out"),
     ],
@@ -415,6 +416,46 @@ def test_new_rows_that_learn_beside_an_adapter_are_kept_with_it(root):
 def test_an_adapter_that_could_not_be_kept_to_is_refused_before_anything_runs(phases, adapter, message):
     with pytest.raises(ParamsError, match=message):
         _params(*phases, adapter=adapter)
+
+
+INNER = "{name: inner, depth: all, only: feed-forward, epochs: 1, learning_rate: 1.0e-2}"
+
+
+def test_feed_forward_networks_learn_alone_behind_a_head(root):
+    record = finetuning.run(_params(HEAD, INNER), root, Ledger())
+    before, after = _weights(root)
+    moved = {name for name, value in after.items() if not value.equal(before[name])}
+    networks = {n for n in before if "layer" in n and "attention" not in n and "LayerNorm" not in n}
+    assert moved == networks | {n for n in before if n.startswith(("bert.pooler", "classifier"))}
+    assert record.phases[1]["floors"] == tuple(f"layer {number}" for number in range(4))
+    page = (root / "reports" / "finetuning.html").read_text(encoding="utf-8")
+    assert "the feed-forward networks of layers 0 to 3" in page
+
+
+def test_over_kept_states_feed_forward_networks_learn_what_they_do_over_computed_ones(root):
+    schedule, weights = INNER.replace("depth: all", "depth: 1").replace("epochs: 1", "epochs: 3"), []
+    for dtype in ("none", "float32"):
+        finetuning.run(_params(HEAD, schedule, **{"cache.dtype": dtype}), root, Ledger())
+        weights.append(_weights(root)[1])
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=2e-3)
+
+
+def test_what_was_drawn_at_random_is_not_left_so(root):
+    folder = ConvertedCheckpoint.folder(root)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "fresh": ["classifier.weight"]}))
+    with pytest.raises(TrainingError, match=r"classifier.weight would stay as drawn at random, .*own"):
+        finetuning.run(_params(INNER), root, Ledger())
+    _with_new_tokens(root)
+    with pytest.raises(TrainingError, match="phase inner: the embeddings of new tokens learn in every phase"):
+        finetuning.run(_params(HEAD, INNER), root, Ledger())
+
+
+@pytest.mark.parametrize("change", [("depth: all", "depth: 0"), ("only:", "floors: [norms], only:")])
+def test_only_is_of_layers_that_learn(change):
+    with pytest.raises(ParamsError, match="phase inner: `only` wants a depth above 0, and no floors"):
+        _params(INNER.replace(*change))
 
 
 def test_another_label_count_than_the_heads_is_refused(root, encode):

@@ -11,6 +11,7 @@ import pyarrow.parquet as parquet
 import pytest
 from safetensors.torch import load_file
 
+from flows.commands import conversion
 from tasks import files
 from tasks import params as parameters
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, TrainedModel, Vocabulary
@@ -181,6 +182,20 @@ def test_an_adapter_learns_in_a_language_model(root):
     after = load_file(record.path / "model" / "model.safetensors")
     moved = {name for name, value in after.items() if not value.equal(before[name])}
     assert moved == {name for name in before if "self_attn" in name} | {"lm_head.weight"}
+
+
+def test_two_that_learned_in_feed_forward_networks_alone_make_one_mixture(root, tmp_path):
+    base = root("text", "LlamaForCausalLM", tie_word_embeddings=True)
+    phases = "[{name: inner, depth: all, only: feed-forward, epochs: 2, learning_rate: 1.0e-2}]"
+    experts = []
+    for seed in (1, 2):
+        record = _run(base, phases=phases, seed=seed)
+        experts.append(str(shutil.copytree(record.path / "model", tmp_path / f"expert {seed}")))
+    source = str(ConvertedCheckpoint.folder(base) / "model")
+    wish = conversion.Wish(merged=experts, top=1)
+    made = conversion.planned(source, "llama", wish, reverse=False, key=None, root=tmp_path)
+    found = conversion.convert(made, tmp_path / "mixed", load=True)
+    assert found["experts"].startswith("each of 2 alone computes what its model does")
 
 
 def test_class_weights_of_rows_without_classes_are_refused(root):

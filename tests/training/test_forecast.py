@@ -116,6 +116,19 @@ def test_what_learns_is_what_the_model_lets_learn(kind, depth, parts, outlines):
     assert found.rates == pytest.approx((min(rates), max(rates)))
 
 
+@pytest.mark.parametrize("depth", [1, "half", "all"])
+@pytest.mark.parametrize("name", [*LANGUAGE, *CLASSES])
+def test_feed_forward_networks_that_learn_alone_are_counted(name, depth, tiny, tmp_path):
+    model = CLASSES[name]() if name in CLASSES else tiny(name)
+    model.save_pretrained(tmp_path)
+    learning = floors.learning(floors.floors(model), depth, only="feed-forward")
+    outline = outlined(open_checkpoint(tmp_path), head=True)
+    found = _one(outline, {"depth": depth, "only": "feed-forward", "layer_decay": 0.5})
+    assert found.floors == tuple(floor.name for floor in learning)
+    assert found.parameters == sum(value.numel() for floor in learning for value in floor.parameters.values())
+    assert found.rates == (1e-4 * 0.5 ** (len(learning) - 1), 1e-4)
+
+
 @pytest.mark.parametrize(
     "adapter",
     [

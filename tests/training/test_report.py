@@ -28,8 +28,8 @@ def _phase(name, learning, *, accuracy=(0.6, 0.7), moved=RISING, new=()):
     return [*told, Finished(name, (*new, *learning), 1234, 2, best, figures)]
 
 
-def _plan(whole=FLOORS, *, parts=(), decay=1.0, reused=None):
-    return Plan(whole, parts, 1e-4, decay, reused)
+def _plan(whole=FLOORS, *, parts=(), decay=1.0, reused=None, only=None):
+    return Plan(whole, parts, 1e-4, decay, reused, only)
 
 
 def _facts(*phases, **changes):
@@ -179,6 +179,12 @@ def test_floors_that_learn_in_part_are_not_called_learning_nor_frozen(changes):
     told = _phase("part", learning, new=changes.get("new", ()))
     page = report.render(_facts((told, _plan(UPPER, parts=changes.get("parts", ())))))
     assert '<td class="words">no floor as a whole</td>' in page
+
+
+def test_what_learns_in_layers_alone_is_told():
+    page = report.render(_facts((_phase("part", FLOORS[1:-1]), _plan(FLOORS[1:-1], only="feed-forward"))))
+    assert "the feed-forward networks of layers 0 to 5</td>" in page
+    assert "embeddings, head and all else in these layers<small>" in page
 
 
 def test_the_headline_says_steps_rows_and_what_is_kept():
