@@ -217,8 +217,8 @@ def _rows(outline: Outline, phases: Sequence[PhaseForecast]) -> list[tuple[str, 
     memory = [phase.memory or {} for phase in phases]
     kinds = dict.fromkeys(kind for one in memory for kind in one)
     return [
-        ("what learns", [_floors(phase.floors) for phase in phases]),
-        ("trainable", [_trainable(outline, phase.parameters) for phase in phases]),
+        ("what learns", [_learning(phase) for phase in phases]),
+        ("trainable", [_trainable(outline, phase) for phase in phases]),
         ("of all", [_share(outline, phase.parameters) for phase in phases]),
         ("steps, at most", ["?" if phase.steps is None else f"{phase.steps:,}" for phase in phases]),
         ("rates", [_rates(phase.rates) for phase in phases]),
@@ -229,8 +229,9 @@ def _rows(outline: Outline, phases: Sequence[PhaseForecast]) -> list[tuple[str, 
     ]
 
 
-def _trainable(outline: Outline, count: int) -> str:
-    return figures.human(count) + ("" if outline.floors["head"] or outline.shared else " + head")
+def _trainable(outline: Outline, phase: PhaseForecast) -> str:
+    unknown = "head" in phase.floors and not outline.floors["head"]
+    return figures.human(phase.parameters) + (" + head" if unknown else "")
 
 
 def _share(outline: Outline, count: int) -> str:
@@ -241,11 +242,12 @@ def _size(count: int | None) -> str:
     return "?" if count is None else figures.size(count) if count else "–"
 
 
-def _floors(floors: Sequence[str]) -> str:
+def _learning(phase: PhaseForecast) -> str:
+    floors = phase.floors
     numbers = tuple(int(floor.removeprefix("layer ")) for floor in floors if floor.startswith("layer "))
     layers = [f"layers {figures.ranges(numbers)}"] if numbers else []
     ends = [[name] if name in floors else [] for name in ("embeddings", "head")]
-    return ", ".join([*ends[0], *layers, *ends[1]])
+    return ", ".join([*ends[0], *layers, *ends[1]]) + (f": {phase.only}" if phase.only else "")
 
 
 def _rates(rates: tuple[float, float]) -> str:

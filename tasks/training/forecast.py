@@ -124,9 +124,9 @@ class Schedule:
 
 @dataclass(frozen=True)
 class PhaseForecast:
-    """floors: those that learn, bottom to top. rates: of the lowest and of the highest floor that learns.
-    start: the layer whose incoming states are computed once, the number of layers where only the head reads
-    them; None: everything is computed every epoch. states: bytes that these take on disk.
+    """floors: those that learn, bottom to top; only: what alone learns of them. rates: of the lowest and of
+    the highest. start: the layer whose incoming states are computed once, the number of layers where only the
+    head reads them; None: everything is computed every epoch. states: bytes that these take on disk.
     memory: what takes it -> bytes, at the largest batch. None where it depends on rows that are unknown.
     """
 
@@ -138,6 +138,7 @@ class PhaseForecast:
     start: int | None
     states: int | None
     memory: Mapping[str, int] | None
+    only: str | None = None
 
 
 def forecast(schedule: Schedule) -> list[PhaseForecast]:
@@ -162,6 +163,7 @@ def _phase(schedule: Schedule, number: int) -> PhaseForecast:
         start=start if kept else None,
         states=None if schedule.lengths is None else schedule.state_bytes(start) if kept else 0,
         memory=_memory(schedule, schedule.lengths, phase, parameters) if schedule.lengths else None,
+        only=phase.only,
     )
 
 

@@ -67,6 +67,7 @@ SCHEDULES = {
     "shipped": SHIPPED.model_dump(mode="json")["finetuning"]["phases"],
     "three": [HEAD, UPPER, WHOLE],
     "biases": [HEAD, {**UPPER, "floors": ["biases"]}],
+    "inner": [HEAD, {**UPPER, "only": "feed-forward"}],
     "few steps": [{**HEAD, "steps": 3, "epochs": 1}, {**UPPER, "steps": 2, "epochs": 1}],
     **{name: preset.values["phases"] for name, preset in PRESETS.items() if name != "lora"},
 }
@@ -153,6 +154,15 @@ def test_without_any_model_only_that_is_said(tmp_path, capsys, reference, messag
     wanted = params.override(_params([HEAD]), [f"sources.checkpoint.path={reference}"])
     finetuning.show(finetuning.outlook(tmp_path, wanted, wanted))
     assert message in capsys.readouterr().out
+
+
+def test_a_head_that_stands_still_is_no_part_of_what_learns(root, capsys):
+    ConvertedCheckpoint.folder(root).rename(root / "away")
+    wanted = _params([{**WHOLE, "only": "feed-forward"}])
+    finetuning.show(finetuning.outlook(root, wanted, wanted))
+    told = capsys.readouterr().out
+    assert "layers 0–3: feed-forward" in told
+    assert "+ head" not in told
 
 
 def test_without_rows_what_depends_on_them_is_unknown(root, capsys):
