@@ -24,7 +24,7 @@ if __name__ == "__main__":
     told |= {"ours": sorted(name for name in sys.modules if name.split(".")[0] in ("flows", "tasks"))}
     told |= {"libraries": sorted({"decimal", "fractions", "wave"} & set(sys.modules))}
     told |= {"command": Path("/proc/self/cmdline").read_text().rstrip(chr(0))}
-    told |= {"file": __file__, "pid": os.getpid()}
+    told |= {"path": sys.path, "file": __file__, "pid": os.getpid()}
     Path("told.json").write_text(json.dumps(told))
     if "deaf" in sys.argv:
         time.sleep(60)
@@ -92,6 +92,8 @@ def test_a_stage_runs_by_the_code_of_its_checkout_with_libraries_at_hand(server,
     assert told["folder"] == str(checkout)
     assert told["file"] == str(checkout / "tasks" / "__main__.py")
     assert told["ours"] == ["tasks"]
+    assert told["path"][0] == str(checkout)
+    assert not [path for path in told["path"] if path.endswith("checkout")], "names like `locks` are ours"
     assert told["command"] == "python -m tasks vocabulary"
     assert told["libraries"] == ["decimal", "wave"]
     assert {name: told["environment"][name] for name in given} == given
@@ -136,9 +138,10 @@ def test_a_server_that_was_killed_is_told_and_replaced(checkout):
     made = forkserver.current(environment)
     assert forkserver.current(environment) is made
     thread, codes = _begun(made, checkout, "wait")
-    psutil.Process(_told(checkout)["pid"]).parent().kill()
-    psutil.Process(_told(checkout)["pid"]).kill()
+    child = psutil.Process(_told(checkout)["pid"])
+    child.parent().kill()
     thread.join(20)
+    child.kill()
     assert codes == ["what forks the processes of stages ended with -9"]
     with pytest.raises(ChildProcessError, match="ended with -9"):
         made.run("tasks", [], str(checkout), environment)
