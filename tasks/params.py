@@ -224,7 +224,9 @@ class Phase(Section):
     )
     epochs: Annotated[Count, Field(description="times that all rows are learned from")] = 1
     steps: Count | None = Field(None, description="optimizer steps, instead of epochs")
-    learning_rate: Annotated[float, Field(gt=0, le=1, description="of the head, at its highest")]
+    learning_rate: Annotated[
+        float, Field(gt=0, le=1, description="of the highest floor that learns, at its peak")
+    ]
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="each layer further down learns at this multiple of the one above (ULMFiT, 2018)"
     )

@@ -5,6 +5,7 @@ the server: until it forks it imports nothing of ours. For Linux: macOS's framew
 """
 
 import atexit
+import ctypes
 import gc
 import json
 import os
@@ -14,11 +15,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
-from typing import Any
+from types import FrameType
+from typing import Any, TextIO
 
+import psutil
 from setproctitle import setproctitle
 
 TRACKING = ("mlflow.tracking", "scipy.stats")  # the threads that libraries start sleep when a fork is made
@@ -32,7 +36,10 @@ LIBRARIES = (
     "sklearn.metrics",
 )
 SAFE = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # CUDA that was begun, if only to be asked, outlives no fork
+THEIRS = {"KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "_RJEM_MALLOC_CONF"}  # libraries set them
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 OFTEN = 0.05  # seconds between looks at a child and at the caller
+PARTING = 20.0  # seconds for a stage to save what it did after the server was killed
 _current: list["ForkServer"] = []
 
 
@@ -40,7 +47,7 @@ class ForkServer:
     """It ends with this process. environment: its own, which libraries may read when they are imported."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self.environment = dict(environment)
+        self.environment = _ours(environment)
         self._wire, theirs = socket.socketpair()
         with theirs:
             command, kept = [sys.executable, "-P", __file__, str(theirs.fileno())], [theirs.fileno()]
@@ -48,9 +55,11 @@ class ForkServer:
                 command, env={**SAFE, **environment}, pass_fds=kept, stdin=subprocess.DEVNULL
             )
         self._lines = self._wire.makefile("rw", encoding="utf-8")
+        self._awaited = False  # a run whose caller was broken off: what is said of it answers nobody
 
     def lives(self) -> bool:
-        return self._process.poll() is None
+        """Whether it can be asked."""
+        return not self._awaited and self._process.poll() is None
 
     def load(self, libraries: Sequence[str]) -> None:
         """Begin to import them, and do not wait."""
@@ -70,31 +79,49 @@ class ForkServer:
         that ended it. One at a time.
 
         libraries: it finds them imported. meanwhile: for others, imported while it runs.
-        Raises ChildProcessError where the server is gone before that.
+        Raises ChildProcessError where the server is gone before that, once the stage is too.
         """
         imported = {"libraries": list(libraries), "meanwhile": list(meanwhile)}
         self._ask(
             module=module, arguments=list(arguments), folder=folder, environment=dict(environment), **imported
         )
-        while not select.select([self._wire], [], [], 1)[0]:  # a time-out or a signal is noticed between
-            pass
-        if line := self._lines.readline():
-            return int(line)
-        raise self._gone()
+        self._awaited = True
+        child = int(self._heard())
+        with _deaf():
+            code = self._code(child)
+        self._awaited = False
+        return code
 
     def close(self) -> None:
-        self._process.terminate()
-        self._process.wait()
-        with suppress(BrokenPipeError):
+        """A stage that still runs is told to end, and not waited for."""
+        with suppress(ConnectionError):
             self._lines.close()
         self._wire.close()
+        self._process.kill()
+        self._process.wait()
 
     def _ask(self, **request: Any) -> None:
         try:
             self._lines.write(json.dumps(request) + "\n")
             self._lines.flush()
-        except BrokenPipeError:
+        except ConnectionError:
             raise self._gone() from None
+
+    def _heard(self) -> str:
+        while not select.select([self._wire], [], [], 1)[0]:  # a time-out or a signal is noticed between
+            pass
+        with suppress(ConnectionError):
+            if line := self._lines.readline():
+                return line
+        raise self._gone()
+
+    def _code(self, child: int) -> int:
+        try:
+            return int(self._heard())
+        except ChildProcessError:
+            with suppress(psutil.Error):
+                psutil.Process(child).wait(PARTING)
+            raise
 
     def _gone(self) -> ChildProcessError:
         return ChildProcessError(f"what forks the processes of stages ended with {self._process.wait()}")
@@ -102,7 +129,7 @@ class ForkServer:
 
 def current(environment: Mapping[str, str]) -> ForkServer:
     """The one of this process, begun anew where it has ended or `environment` is another one."""
-    if _current and not (_current[0].lives() and _current[0].environment == environment):
+    if _current and not (_current[0].lives() and _current[0].environment == _ours(environment)):
         _current.pop().close()
     if not _current:
         _current.append(ForkServer(environment))
@@ -110,8 +137,26 @@ def current(environment: Mapping[str, str]) -> ForkServer:
     return _current[0]
 
 
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ctrl-C reaches the stage, which then ends in its own way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def _ours(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name not in THEIRS}
+
+
 def serve(wire: socket.socket) -> None:
-    """Ends with its caller. Returns in each child too, whose module has run by then."""
+    """Says of each stage the number of its process, then its exit code. Ends with its caller. Returns in each
+    child too, whose module has run by then."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all: a stage has its own answer
     lines = wire.makefile("rw", encoding="utf-8")
     while line := lines.readline():
@@ -119,15 +164,25 @@ def serve(wire: socket.socket) -> None:
         _load(request["libraries"])
         if "module" not in request:
             continue
-        if not (child := os.fork()):
+        _end_with_caller(wire)
+        if not (child := _forked()):
             os.close(wire.detach())
             _become(request)
             return
+        passed_on = _pass_on(child)
+        _say(lines, child)
         for library in request["meanwhile"]:
             _end_with_caller(wire)
             _load([library])
-        lines.write(f"{_ended(child, wire)}\n")
-        lines.flush()
+        _say(lines, _ended(child, wire))
+        if passed_on:
+            sys.exit()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _say(lines: TextIO, number: int) -> None:
+    lines.write(f"{number}\n")
+    lines.flush()
 
 
 def _load(libraries: Sequence[str]) -> None:
@@ -137,9 +192,34 @@ def _load(libraries: Sequence[str]) -> None:
     gc.freeze()  # a collection in a child would copy every page that it marks
 
 
+def _forked() -> int:
+    """As `os.fork`, for a child that ends as by SIGTERM once this process is gone, and hears Ctrl-C again."""
+    server, stops = os.getpid(), (signal.SIGINT, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # what comes meanwhile is the child's, once it is ready
+    if not (child := os.fork()):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != server:
+            os.kill(os.getpid(), signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
+    return child
+
+
+def _pass_on(child: int) -> Sequence[int]:
+    """SIGTERM is the child's, which may have something to save; says whether it came."""
+    came: list[int] = []
+
+    def told(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        with suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    signal.signal(signal.SIGTERM, told)
+    return came
+
+
 def _become(request: Mapping[str, Any]) -> None:
     setproctitle(" ".join(["python -m", request["module"], *request["arguments"]]))
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
@@ -158,7 +238,7 @@ def _ended(child: int, wire: socket.socket) -> int:
 
 
 def _end_with_caller(wire: socket.socket, *, wait: float = 0) -> None:
-    """The caller says nothing while a child works but that it is gone. The child notices that we are."""
+    """The caller says nothing while a child works but that it is gone."""
     if select.select([wire], [], [], wait)[0]:
         sys.exit()
 

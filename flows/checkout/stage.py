@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import re
-import signal
 import sys
 import tempfile
 import threading
@@ -213,22 +212,8 @@ def _fork(stage: Any, run_env: Mapping[str, str] | None) -> None:
     given = dvc.stage.run.prepare_kwargs(stage, run_env=run_env)
     libraries = NEEDED.get(stage.name, forkserver.LIBRARIES)
     meanwhile = forkserver.LIBRARIES if stage.name == "preparation" else ()  # the others are next
-    with _deaf():
-        code = _forkserver().run(
-            "tasks", [stage.name], given["cwd"], given["env"], libraries=libraries, meanwhile=meanwhile
-        )
+    code = _forkserver().run(
+        "tasks", [stage.name], given["cwd"], given["env"], libraries=libraries, meanwhile=meanwhile
+    )
     if code:
         raise StageCmdFailedError(stage.cmd, code)
-
-
-@contextmanager
-def _deaf() -> Iterator[None]:
-    """Ctrl-C reaches the stage, which then ends in its own way."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, former)

@@ -69,7 +69,8 @@ def outlook(root: Path, now: Params, wanted: Params, *, probe: bool = False) -> 
     lengths, rows = _lengths(root)
     if outline is None:
         return Outlook(None, (), (), (about,))
-    schedule = Schedule(outline, lengths, wanted.finetuning, fresh=_fresh(root))
+    drawn = _drawn(root) if now.sources.checkpoint == wanted.sources.checkpoint else ()
+    schedule = Schedule(outline, lengths, wanted.finetuning, fresh=_fresh(root), drawn=drawn)
     place = environment.home(root) / ".regraft" / "states"
     free = shutil.disk_usage(next(path for path in (place, *place.parents) if path.exists())).free
     seconds, time = _seconds(root, now, wanted) if probe else ((), "")
@@ -183,6 +184,13 @@ def _fresh(root: Path) -> int:
         return Vocabulary.load(root).fresh
     except ArtifactError:
         return 0
+
+
+def _drawn(root: Path) -> Sequence[str]:
+    try:
+        return ConvertedCheckpoint.load(root).fresh
+    except ArtifactError:
+        return ()
 
 
 def _time(found: Outlook) -> list[str]:

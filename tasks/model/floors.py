@@ -153,7 +153,12 @@ def learning(
     border = lowest(stack, depth) + 1
     if only:
         inner = [Floor(floor.name, floor.feed_forward, floor.modules) for floor in stack[border:]]
-        return tuple(floor for floor in inner if floor.parameters)
+        if found := tuple(floor for floor in inner if floor.parameters):
+            return found
+        raise TrainingError(
+            f"depth {depth}: none of {len(stack) - 2} layers has a {only} part that would learn: give the "
+            "phase another depth, or leave `only` out"
+        )
     below = [Floor(floor.name, _parts(floor, parts), ()) for floor in stack[:border]]
     above = stack[border:-1]
     if any(floor.adapter for floor in stack):

@@ -18,7 +18,9 @@ from tasks import environment, files
 @dataclass(frozen=True)
 class Timing:
     seconds: float
-    peak_memory_bytes: int  # of the process since it began: several stages in one process share it
+    peak_memory_bytes: (
+        int  # of the process since it began, what it was forked with and former stages included
+    )
     host: str
     date: str
 

@@ -15,6 +15,7 @@ def cautions(schedule: Schedule, *, free: int, mean: bool = False) -> list[str]:
     """free: bytes on the disk that keeps states. mean: whether the head reads the mean of all tokens."""
     return [
         *_too_deep(schedule),
+        *_never(schedule),
         *_too_fast(schedule),
         *(_too_slow(schedule) if mean else ()),
         *_too_few(schedule),
@@ -37,6 +38,28 @@ def _too_deep(schedule: Schedule) -> Iterator[str]:
             )
 
 
+def _never(schedule: Schedule) -> Iterator[str]:
+    """What `only` keeps from learning."""
+    phases = schedule.settings.phases
+    alone = [phase for phase in phases if phase.only]
+    for phase in alone:
+        if schedule.lowest(phase) == schedule.outline.layers:
+            yield (
+                f"phase {phase.name} will fail: depth {phase.depth} of {schedule.outline.layers} layer is "
+                "none, and its `only` lets nothing else learn; give the phase a depth"
+            )
+        if schedule.fresh:
+            yield (
+                f"phase {phase.name} will fail: the embeddings of new tokens learn in every phase, and its "
+                "`only` lets nothing else learn; leave `only` out, or vocabulary.add_tokens"
+            )
+    if schedule.drawn and len(alone) == len(phases):
+        yield (
+            f"fine-tuning will fail: {', '.join(schedule.drawn)} would stay as drawn at random, as every "
+            "phase has an `only`; give the head a phase of its own"
+        )
+
+
 def _too_fast(schedule: Schedule) -> Iterator[str]:
     """Adapters begin as nothing and learn at rates near a head's (Hu et al., 2022, up to 5e-4)."""
     head = 0.0
@@ -50,7 +73,7 @@ def _too_fast(schedule: Schedule) -> Iterator[str]:
                 f"phase {phase.name}: learning rate {rate:g} is not far below the {head:g} that the head "
                 f"learned at, and wears down what was pretrained; take {NEAR * head:g} or less"
             )
-        if (highest := rate * phase.layer_decay) > HIGHEST:
+        if (highest := rate if phase.only else rate * phase.layer_decay) > HIGHEST:
             yield (
                 f"phase {phase.name}: the uppermost layer would learn at {highest:g}; above {HIGHEST:g} what "
                 "was pretrained is lost; take 1e-4 or less"

@@ -75,12 +75,13 @@ class Lengths:
 @dataclass(frozen=True)
 class Schedule:
     """lengths: None while the rows are unknown. fresh: rows of the word table that learn in every phase, as
-    those of new tokens do."""
+    those of new tokens do. drawn: the names of tensors that conversion drew at random, where it has run."""
 
     outline: Outline
     lengths: Lengths | None
     settings: FinetuningParams
     fresh: int = 0
+    drawn: Sequence[str] = ()
 
     def lowest(self, phase: Phase) -> int:
         """The lowest layer that learns: as many as there are where only the head does, -1 for embeddings."""

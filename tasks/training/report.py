@@ -193,7 +193,7 @@ def _together(facts: Facts) -> int | None:
 
 
 def _all_layers(facts: Facts, plan: Plan) -> bool:
-    return set(facts.layers) <= set(plan.whole)
+    return plan.only is None and set(facts.layers) <= set(plan.whole)
 
 
 def _row(facts: Facts, number: int) -> Row:

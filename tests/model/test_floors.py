@@ -114,6 +114,13 @@ def test_feed_forward_networks_alone_are_what_reads_and_makes_their_inner_states
     assert upper[0].modules == stack[4].modules
 
 
+def test_half_of_one_layer_has_nothing_that_could_learn_alone(tiny_bert):
+    with pytest.raises(
+        TrainingError, match="depth half: none of 1 layers has a feed-forward part that would"
+    ):
+        floors.learning(floors.floors(tiny_bert(layers=1)), "half", only="feed-forward")
+
+
 def test_a_depth_beyond_the_model_is_refused(tiny_bert):
     with pytest.raises(TrainingError, match="depth 5: the model has 4 layers below its head"):
         floors.learning(floors.floors(tiny_bert(layers=4)), 5)

@@ -30,6 +30,28 @@ def test_a_phase_after_the_head(phase, message):
     assert message is None or message in found[0]
 
 
+INNER = {"name": "inner", "depth": "half", "only": "feed-forward", "learning_rate": 1e-4}
+ONE = Outline({name: OUTLINE.floors[name] for name in ("embeddings", "layer 0", "head")}, 8, 32, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "phases", "message"),
+    [
+        ({"outline": ONE}, [HEAD, INNER], "phase inner will fail: depth half of 1 layer is none"),
+        ({"fresh": 3}, [HEAD, INNER], "phase inner will fail: the embeddings of new tokens learn in every"),
+        ({"drawn": ["head.weight"]}, [INNER], "fine-tuning will fail: head.weight would stay as drawn"),
+        ({"drawn": ["head.weight"]}, [HEAD, INNER], None),
+        ({}, [INNER], None),
+    ],
+)
+def test_what_learns_alone_keeps_the_rest_from_learning(changes, phases, message):
+    settings = FinetuningParams.model_validate({"phases": phases})
+    schedule = Schedule(**{"outline": OUTLINE, "lengths": ROWS, "settings": settings, **changes})
+    found = cautions(schedule, free=2**40)
+    assert len(found) == (message is not None)
+    assert message is None or found[0].startswith(message)
+
+
 @pytest.mark.parametrize(("rate", "mean", "count"), [(1e-3, True, 1), (1e-2, True, 0), (1e-3, False, 0)])
 def test_a_head_that_reads_the_mean_wants_a_higher_rate(rate, mean, count):
     found = _cautions({**HEAD, "learning_rate": rate}, mean=mean)
@@ -42,6 +64,8 @@ def test_body_layers_must_not_learn_like_a_head():
         _cautions({"name": "all", "depth": "all", "learning_rate": 0.1, "layer_decay": 0.5})
     )
     assert _cautions({"name": "all", "depth": "all", "learning_rate": 0.02, "layer_decay": 0.5}) == []
+    alone = {**INNER, "learning_rate": 0.02, "layer_decay": 0.5}
+    assert "uppermost layer would learn at 0.02" in "".join(_cautions(alone))
 
 
 def test_a_head_that_learns_after_the_body_sets_no_limit_to_it():

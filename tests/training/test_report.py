@@ -187,6 +187,11 @@ def test_what_learns_in_layers_alone_is_told():
     assert "embeddings, head and all else in these layers<small>" in page
 
 
+def test_layers_of_which_a_part_learned_are_not_compared_as_whole_ones():
+    facts = _facts((_phase("part", FLOORS[1:-1]), _plan(FLOORS[1:-1], only="feed-forward")))
+    assert report.comparison(facts).startswith("No phase let all layers learn")
+
+
 def test_the_headline_says_steps_rows_and_what_is_kept():
     assert report.headline(GRADUAL) == (
         "3 phases, 6 optimizer steps on 4,800 rows; the model that is kept has accuracy 0.700 and loss 1.000 "

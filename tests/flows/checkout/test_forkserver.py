@@ -25,9 +25,15 @@ if __name__ == "__main__":
     told |= {"libraries": sorted({"decimal", "fractions", "wave"} & set(sys.modules))}
     told |= {"command": Path("/proc/self/cmdline").read_text().rstrip(chr(0))}
     told |= {"path": sys.path, "file": __file__, "pid": os.getpid()}
-    Path("told.json").write_text(json.dumps(told))
-    if "deaf" in sys.argv:
-        time.sleep(60)
+    Path("half.json").write_text(json.dumps(told))
+    Path("half.json").rename("told.json")
+    def save(*_):
+        time.sleep(0.5)
+        Path("saved").write_text("what it learned")
+        sys.exit(143)
+    if "save" in sys.argv:
+        signal.signal(signal.SIGTERM, save)
+        Path("ready").touch()
     try:
         while "wait" in sys.argv:
             time.sleep(0.01)
@@ -133,18 +139,45 @@ def test_ctrl_c_of_a_terminal_is_the_stages_to_answer(server, checkout):
     assert server.run("tasks", [], str(checkout), os.environ) == 0
 
 
-def test_a_server_that_was_killed_is_told_and_replaced(checkout):
+def test_a_server_that_was_killed_is_told_once_the_stage_has_saved(checkout):
     environment = dict(os.environ)
     made = forkserver.current(environment)
     assert forkserver.current(environment) is made
-    thread, codes = _begun(made, checkout, "wait")
+    thread, codes = _begun(made, checkout, "save", "wait")
+    _until((checkout / "ready").exists)
     child = psutil.Process(_told(checkout)["pid"])
     child.parent().kill()
     thread.join(20)
-    child.kill()
     assert codes == ["what forks the processes of stages ended with -9"]
+    assert (checkout / "saved").exists()
+    assert not child.is_running()
     with pytest.raises(ChildProcessError, match="ended with -9"):
         made.run("tasks", [], str(checkout), environment)
+    assert forkserver.current(environment).run("tasks", [], str(checkout), environment) == 0
+
+
+def test_who_ends_the_server_ends_the_stage_first(server, checkout):
+    thread, codes = _begun(server, checkout, "save", "wait")
+    _until((checkout / "ready").exists)
+    parent = psutil.Process(_told(checkout)["pid"]).parent()
+    parent.terminate()
+    thread.join(20)
+    assert codes == [143]
+    assert (checkout / "saved").exists()
+    assert psutil.wait_procs([parent], timeout=20)[1] == []
+    assert not server.lives()
+
+
+def test_a_run_that_was_broken_off_says_nothing_of_the_next(checkout, monkeypatch):
+    environment = dict(os.environ)
+    made = forkserver.current(environment)
+
+    def broken_off(self):
+        raise TimeoutError
+
+    with monkeypatch.context() as patch, pytest.raises(TimeoutError):
+        patch.setattr(ForkServer, "_heard", broken_off)
+        made.run("tasks", ["seven"], str(checkout), environment)
     assert forkserver.current(environment).run("tasks", [], str(checkout), environment) == 0
 
 
@@ -153,9 +186,10 @@ def test_a_library_that_is_missing_ends_it(server, checkout):
         server.run("tasks", [], str(checkout), os.environ, libraries=["no_such_library"])
 
 
-def test_another_environment_needs_another_server():
+def test_another_environment_needs_another_server(monkeypatch):
     environment = dict(os.environ)
     made = forkserver.current(environment)
+    assert forkserver.current({**environment, "KMP_INIT_AT_FORK": "FALSE"}) is made
     other = forkserver.current({**environment, "OMP_NUM_THREADS": "7"})
     assert other is not made
     assert not made.lives()
@@ -167,21 +201,69 @@ import os, sys
 sys.path.insert(0, {repository!r})
 from flows.checkout.forkserver import ForkServer
 
-server = ForkServer(os.environ)
-server.run("tasks", ["deaf"], {folder!r}, os.environ)
+server = ForkServer({{**os.environ, "PYTHONPATH": {folder!r}}})
+print(server._process.pid, flush=True)
+server.run("tasks", [{word!r}], {folder!r}, os.environ, libraries={libraries!r})
 """
 
 
-def test_the_server_ends_with_its_caller_while_a_stage_works(checkout):
-    source = textwrap.dedent(CALLER).format(repository=str(Path(__file__).parents[3]), folder=str(checkout))
-    caller = subprocess.Popen([sys.executable, "-c", source])
+@pytest.fixture
+def caller(checkout):
+    """Starts one that has a stage run; returns it and the server's process."""
+
+    def start(word, libraries=()):
+        repository = str(Path(__file__).parents[3])
+        given = {"repository": repository, "folder": str(checkout), "word": word, "libraries": libraries}
+        source = textwrap.dedent(CALLER).format(**given)
+        began = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True)
+        started.append(began)
+        return began, psutil.Process(int(began.stdout.readline()))
+
+    started = []
+    yield start
+    for began in started:
+        began.kill()
+        began.wait()
+        began.stdout.close()
+
+
+def test_server_and_stage_end_with_their_caller(checkout, caller):
+    began, server = caller("wait")
     _until((checkout / "told.json").exists)
     child = psutil.Process(_told(checkout)["pid"])
-    server = child.parent()
-    caller.kill()
-    caller.wait()
+    began.kill()
+    began.wait()
+    assert psutil.wait_procs([server, child], timeout=20)[1] == []
+
+
+SLOW = """
+import time
+from pathlib import Path
+
+Path({folder!r}, "loading").touch()
+time.sleep(2)
+"""
+
+
+def test_a_caller_that_is_gone_before_the_libraries_are_there_has_nothing_run(checkout, caller):
+    (checkout / "slow.py").write_text(SLOW.format(folder=str(checkout)))
+    began, server = caller("wait", ["slow"])
+    _until((checkout / "loading").exists)
+    began.kill()
+    began.wait()
     assert psutil.wait_procs([server], timeout=20)[1] == []
-    child.kill()  # a stage of ours notices that its parent is gone
+    assert not (checkout / "told.json").exists()
+
+
+def test_ctrl_c_while_libraries_are_imported_ends_the_caller(checkout, caller):
+    (checkout / "slow.py").write_text(SLOW.format(folder=str(checkout)))
+    began, server = caller("wait", ["slow"])
+    _until((checkout / "loading").exists)
+    for process in (server, began):
+        process.send_signal(signal.SIGINT)
+    assert began.wait(20) not in (0, None)
+    assert psutil.wait_procs([server], timeout=20)[1] == []
+    assert not (checkout / "told.json").exists()
 
 
 WORK = """

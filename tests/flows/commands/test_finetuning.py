@@ -27,12 +27,12 @@ def _params(phases, **changes):
     return params.Params.model_validate(values)
 
 
-def _convert(root, model):
+def _convert(root, model, fresh=()):
     with files.replace_directory(ConvertedCheckpoint.folder(root)) as draft:
         model.save_pretrained(draft / "model")
         ConvertedCheckpoint.save(
             draft, family="bert", architecture="BertForSequenceClassification", labels=["a", "b", "c"],
-            source="", parameters={}, fresh=[], proofs={},
+            source="", parameters={}, fresh=fresh, proofs={},
         )  # fmt: skip
 
 
@@ -94,6 +94,14 @@ def test_steps_states_and_counts_are_those_of_the_stage(root, phases, changes):
             for split in (job.train, job.validation)
             for start in starts[:1]
         )
+
+
+def test_a_head_that_would_stay_as_drawn_is_told_beforehand(root, tiny_bert):
+    wanted = _params([{**UPPER, "only": "feed-forward"}])
+    assert "fine-tuning will fail" not in "".join(finetuning.outlook(root, wanted, wanted).cautions)
+    _convert(root, tiny_bert(), fresh=["classifier.weight"])
+    told = finetuning.outlook(root, wanted, wanted).cautions
+    assert [one[:46] for one in told] == ["fine-tuning will fail: classifier.weight would"]
 
 
 def test_an_adapter_is_counted_as_the_stage_puts_it_in(root):
