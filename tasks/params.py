@@ -209,6 +209,9 @@ class EncodingParams(Section):
     )
 
 
+Only = Literal["feed-forward", "router"]  # what a layer has that can learn without the rest of it
+
+
 class Phase(Section):
     """One step of the unfreezing schedule; `depth` counts layers below the head that learn."""
 
@@ -219,7 +222,7 @@ class Phase(Section):
     floors: tuple[Literal["embeddings", "norms", "biases"], ...] = Field(
         (), description="what else learns in the floors below that depth"
     )
-    only: Literal["feed-forward"] | None = Field(
+    only: Only | None = Field(
         None, description="what alone learns in the layers, and neither embeddings nor head do"
     )
     epochs: Annotated[Count, Field(description="times that all rows are learned from")] = 1
@@ -333,6 +336,11 @@ class FinetuningParams(Section):
     focal_gamma: Annotated[float, Field(ge=0)] = Field(
         0.0,
         description="how much less rows count that are answered well (Lin et al., 2017); 0: cross-entropy",
+    )
+    router_aux_loss_coef: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="weight of the loss that keeps the load of a mixture's experts even, of each part of a "
+        "batch and each layer whose router learns; null: the checkpoint's",
     )
     select: Literal["auto", "loss", "accuracy", "micro_f1", "r2", "perplexity"] = Field(
         "auto",

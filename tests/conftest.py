@@ -111,6 +111,11 @@ SIZES: dict[str, dict[str, Any]] = {
         **TALL, "num_attention_heads": 6, "num_key_value_heads": 3, "max_position_embeddings": 33,
         "bos_token_id": 1, "eos_token_id": 2,
     },
+    "mixtral": {
+        **TALL, "num_attention_heads": 6, "num_key_value_heads": 3, "max_position_embeddings": 33,
+        "bos_token_id": 1, "eos_token_id": 2, "num_local_experts": 5, "num_experts_per_tok": 2,
+        "router_aux_loss_coef": 0.05,
+    },
     "t5": {
         "d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_heads": 3, "num_decoder_layers": 2,
         "decoder_start_token_id": 0,

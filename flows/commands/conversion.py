@@ -179,11 +179,12 @@ def _loaded(made: Transcription, directory: Path) -> dict[str, str]:
 
 
 def _carried(made: Transcription, directory: Path) -> dict[str, str]:
-    """With the tokenizer the result is a checkpoint that the pipeline takes."""
+    """With the tokenizer the result is a checkpoint that the pipeline takes: that of the source, or else of
+    the first expert that has one."""
     from tasks.weights import tokenizer  # imports transformers
 
-    source = next(entry.file for move in made.plan.moves for entry in move.step.sources)
-    said = tokenizer.carry(source, directory)
+    sources = dict.fromkeys(entry.file for move in made.plan.moves for entry in move.step.sources)
+    said = next(filter(None, (tokenizer.carry(source, directory) for source in sources)), None)
     return {"tokenizer": said} if said else {}
 
 

@@ -346,6 +346,11 @@ def _parts(model: PreTrainedModel, layers: Sequence[int], roles: Sequence[str]) 
     kind = floors.body_type(model)
     if kind not in PARTS:
         raise TrainingError(f"no adapter is known for model type {kind!r}; {did_you_mean(kind, PARTS)}")
+    if missing := [role for role in roles if role not in PARTS[kind]]:
+        raise TrainingError(
+            f"model type {kind!r} has experts, of which no adapter reaches {' and '.join(missing)}: set "
+            "finetuning.adapter to {kind: lora, targets: attention}"
+        )
     names = dict.fromkeys(PARTS[kind][role] for role in roles)  # GPT-2 has three of them in one
     return [f"{floors.layer_path(model, layer)}.{name}" for layer in layers for name in names]
 
@@ -442,6 +447,12 @@ PARTS: Mapping[str, Mapping[str, str]] = {  # model type -> role -> dense layer,
         "output": "self_attn.o_proj",
         "up": "mlp.up_proj",
         "down": "mlp.down_proj",
+    },
+    "mixtral": {  # the experts of a layer are one tensor
+        "query": "self_attn.q_proj",
+        "key": "self_attn.k_proj",
+        "value": "self_attn.v_proj",
+        "output": "self_attn.o_proj",
     },
 }
 

@@ -22,20 +22,23 @@ from transformers import PreTrainedModel
 from tasks import architectures
 from tasks.errors import CheckpointError, TrainingError, did_you_mean
 from tasks.model import heads
+from tasks.params import Only
 
 
 @dataclass(frozen=True)
 class Anatomy:
     """Where one model type keeps what is below its head, dropout included.
 
-    layers: lists of layers, bottom to top; inner: the feed-forward networks, below a layer's path; closing:
-    of each list, what follows its last layer and stands on that one's floor.
+    layers: lists of layers, bottom to top; inner: the feed-forward networks, below a layer's path, and
+    routers: what chooses among them; closing: of each list, what follows its last layer and stands on that
+    one's floor.
     """
 
     embeddings: tuple[str, ...]
     layers: tuple[str, ...]
     inner: tuple[str, ...]
     closing: tuple[tuple[str, ...], ...] = ((),)
+    routers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Floor:
     name: str
     parameters: Mapping[str, nn.Parameter]
     modules: tuple[nn.Module, ...]
-    feed_forward: Mapping[str, nn.Parameter] = field(default_factory=dict)  # those of its parameters
+    alone: Mapping[Only, Mapping[str, nn.Parameter]] = field(default_factory=dict)  # without the rest
 
     @property
     def adapter(self) -> dict[str, nn.Parameter]:
@@ -142,17 +145,18 @@ def word_table(model: PreTrainedModel) -> tuple[str, nn.Parameter]:
 
 
 def learning(
-    stack: Sequence[Floor], depth: int | str, parts: Sequence[str] = (), only: str | None = None
+    stack: Sequence[Floor], depth: int | str, parts: Sequence[str] = (), only: Only | None = None
 ) -> tuple[Floor, ...]:
     """The floors that learn at `depth` (layers below the head; `half`, `all` with the embeddings), and of the
     floors below these only the `parts` of PARTS, in eval mode. Where there is an adapter, it learns instead
-    of the layers' own parameters, and the embeddings do not. only: `feed-forward`: nothing else anywhere.
+    of the layers' own parameters, and the embeddings do not. only: what learns of the layers, and nothing
+    else anywhere.
 
     Raises TrainingError if the model has fewer layers, and where nothing would learn.
     """
     border = lowest(stack, depth) + 1
     if only:
-        inner = [Floor(floor.name, floor.feed_forward, floor.modules) for floor in stack[border:]]
+        inner = [Floor(floor.name, floor.alone.get(only, {}), floor.modules) for floor in stack[border:]]
         if found := tuple(floor for floor in inner if floor.parameters):
             return found
         raise TrainingError(
@@ -253,8 +257,17 @@ def _floor(model: PreTrainedModel, name: str, paths: Sequence[str], own: Mapping
     modules = tuple(model.get_submodule(path) for path in paths)
     held = [value for module in modules for value in module.parameters()]
     found = {own[id(value)]: value for value in held if id(value) in own}
-    inner = tuple(f"{path}.{part}." for path in paths for part in anatomy_of(model).inner)
-    return Floor(name, found, modules, {n: value for n, value in found.items() if n.startswith(inner)})
+    anatomy = anatomy_of(model)
+
+    def within(parts: Sequence[str]) -> dict[str, nn.Parameter]:
+        prefixes = tuple(f"{path}.{part}." for path in paths for part in parts)
+        return {full: value for full, value in found.items() if full.startswith(prefixes)}
+
+    alone: dict[Only, dict[str, nn.Parameter]] = {
+        "feed-forward": within(anatomy.inner),
+        "router": within(anatomy.routers),
+    }
+    return Floor(name, found, modules, alone)
 
 
 def _encoder(prefix: str, layers: str, *inner: str) -> Anatomy:
@@ -272,6 +285,13 @@ ANATOMIES: Mapping[str, Anatomy] = {
         (("transformer.ln_f",),),
     ),
     "llama": Anatomy(("model.embed_tokens",), ("model.layers",), ("mlp",), (("model.norm",),)),
+    "mixtral": Anatomy(
+        ("model.embed_tokens",),
+        ("model.layers",),
+        ("mlp.experts",),
+        (("model.norm",),),
+        ("mlp.gate",),
+    ),
     "t5": Anatomy(
         ("shared",),
         ("encoder.block", "decoder.block"),

@@ -201,4 +201,5 @@ PASSED: Mapping[str, Mapping[str, type[nn.Module]]] = {  # in a tail's body: wha
     "roberta": {"roberta.embeddings": Given},
     "gpt2": {"transformer.wpe": Nothing, "transformer.drop": nn.Identity},
     "llama": {},
+    "mixtral": {},
 }

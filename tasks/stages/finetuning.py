@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 from filelock import FileLock, Timeout
 from transformers import AutoTokenizer
+from transformers.core_model_loading import revert_weight_conversion
 
 from tasks import environment, files
 from tasks import params as parameters
@@ -348,7 +349,8 @@ def _save(job: Job, converted: ConvertedCheckpoint, vocabulary: Vocabulary, draf
     shutil.copyfile(converted.path / "model" / "config.json", target / "config.json")
     state, tied = job.model.state_dict(), job.model.all_tied_weights_keys
     tensors = {name: v.detach().cpu().contiguous() for name, v in state.items() if name not in tied}
-    resume.write_tensors(target / "model.safetensors", tensors, {"format": "pt"})
+    named = revert_weight_conversion(job.model, tensors)  # as save_pretrained does: each expert by itself
+    resume.write_tensors(target / "model.safetensors", named, {"format": "pt"})
     if job.alone and not (job.kept / HEAD).exists():
         raise TrainingError(f"{job.kept / HEAD} is gone: remove {job.kept.parent} and train again")
     if job.kept.exists():

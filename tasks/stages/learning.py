@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import takewhile
 from pathlib import Path
@@ -17,13 +17,14 @@ from transformers import PreTrainedModel
 from tasks import environment, files
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, Vocabulary
 from tasks.errors import DataError, TrainingError
-from tasks.model import adapters, floors, frozen, packed, reading, tail
+from tasks.model import adapters, floors, frozen, packed, reading, routers, tail
 from tasks.model.adapters import Adapter
 from tasks.model.batches import Rows
 from tasks.model.boundary import Cache
 from tasks.model.frozen import MEAN, Forward, Frozen
 from tasks.model.masked import Masked
 from tasks.model.reading import Asked
+from tasks.model.routers import Balance
 from tasks.params import FinetuningParams, Phase
 from tasks.training import device, objectives, order, phases, resume, reuse
 from tasks.training.loop import Batches, Pace, Size, Work
@@ -63,6 +64,7 @@ class Job:
     kept: Path  # folder of what the head alone, on an untouched body, leaves for evaluation
     new: NewRows | None  # of tokens that the checkpoint did not have: they learn in every phase
     ranks: Ranks = ALONE
+    balance: Balance | None = None  # of a mixture's experts
 
     @property
     def alone(self) -> frozenset[str]:
@@ -117,6 +119,7 @@ def prepare(
         kept=kept,
         new=_new_rows(vocabulary, model),
         ranks=ranks,
+        balance=_balance(settings, model),
     )
 
 
@@ -232,6 +235,18 @@ def _losses(
     return objectives.Settings(weights, settings.label_smoothing, settings.focal_gamma)
 
 
+def _balance(settings: FinetuningParams, model: PreTrainedModel) -> Balance | None:
+    weight = settings.router_aux_loss_coef
+    if not routers.present(model):
+        if weight is not None:
+            raise TrainingError(
+                f"finetuning.router_aux_loss_coef: {type(model).__name__} has no experts: set it to null"
+            )
+        return None
+    weight = model.config.router_aux_loss_coef if weight is None else weight
+    return Balance(model, weight) if weight else None
+
+
 def _split(
     encoded: EncodedDataset, name: str, model: PreTrainedModel, vocabulary: Vocabulary, seed: int
 ) -> Split:
@@ -299,7 +314,12 @@ def _work(job: Job, forward: Forward, size: Size) -> Work:
     named = lambda place: asked.ids[place % len(asked.ids)]  # noqa: E731
     forward = device.computed_in(job.settings.precision, forward, job.model.device.type)
     losses, parts = job.losses, job.settings.accumulation
-    return Work(forward, asked.targets, job.objective, losses, named, parts, size)
+    work = Work(forward, asked.targets, job.objective, losses, named, parts, size)
+    if job.balance is None:
+        return work
+    balance, lengths = job.balance, job.train.rows.lengths
+    beside = lambda places: balance.loss([lengths[place] for place in places])  # noqa: E731
+    return replace(work, forward=balance.heard(forward), beside=beside)
 
 
 def _size(job: Job, starts: Sequence[int]) -> Size:

@@ -17,14 +17,16 @@ from tasks.training.schedule import rate_share
 log = logging.getLogger(__name__)
 Forward = Callable[[Sequence[int]], Tensor]  # row places -> logits (read, outputs)
 Targets = Callable[[Sequence[int]], Tensor]  # row places -> what those logits should say: (read, …)
+Beside = Callable[[Sequence[int]], Tensor]  # places of the rows that came last -> a term of the loss
 Size = Callable[[Sequence[int]], tuple[int, int]]  # row places -> tokens, positions computed at once for them
 Batches = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step. `number` counts from 1 within the phase; `loss` is the batch mean, in nats; `parts`
-    those in which the batch was computed; `tokens` those of its rows, `positions` these and the padding."""
+    """One optimizer step. `number` counts from 1 within the phase; `loss` is the batch mean, in nats, and
+    what is minimised beside it; `parts` those in which the batch was computed; `tokens` those of its rows,
+    `positions` these and the padding."""
 
     phase: str
     number: int
@@ -43,7 +45,8 @@ class Work:
 
     targets: on the device of the logits; name: of a row, for whoever has to find it.
     accumulation: parts of a share whose gradients are added up. ranks: the processes that share a batch. The
-    update is the same for any number of both.
+    update is the same for any number of both, unless there is something `beside`: minimised of each part too,
+    by its share of the batch's weight.
     """
 
     forward: Forward
@@ -54,6 +57,7 @@ class Work:
     accumulation: int = 1
     size: Size = lambda rows: (len(rows), len(rows))
     ranks: Ranks = ALONE
+    beside: Beside | None = None
 
     def amount(self, rows: Sequence[int]) -> tuple[int, int]:
         """Tokens of a batch, and positions computed for them in its parts, by all processes."""
@@ -166,7 +170,10 @@ def _accumulated(work: Work, rows: list[int]) -> list[float]:
     weight = float(work.objective.weight(work.targets(rows), work.settings))
     total, done = 0.0, 0
     for part in work.parts(rows, work.ranks.rank):
-        loss = work.objective.loss(work.forward(part), work.targets(part), work.settings) / weight
+        targets = work.targets(part)
+        loss = work.objective.loss(work.forward(part), targets, work.settings) / weight
+        if work.beside:
+            loss = loss + work.beside(part) * float(work.objective.weight(targets, work.settings)) / weight
         if not torch.isfinite(loss):
             return [loss.item(), done]
         loss.backward()

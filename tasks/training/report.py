@@ -8,12 +8,14 @@ import numpy as np
 from markupsafe import Markup
 
 from tasks import pages
-from tasks.params import LOWER_IS_BETTER
+from tasks.params import LOWER_IS_BETTER, Only
 from tasks.training import pictures
 from tasks.training.events import Event, Finished, Measure
 from tasks.training.loop import Step
 from tasks.training.phases import NEW
 from tasks.training.pictures import INK, Stretch, percent
+
+ALONE: Mapping[Only, str] = {"feed-forward": "feed-forward networks", "router": "routers"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Plan:
     learning_rate: float
     layer_decay: float
     reused: int | None
-    only: str | None = None
+    only: Only | None = None
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,7 @@ def learned(facts: Facts, plan: Plan, *, new: bool) -> str:
     """What a phase let learn, in words. new: rows of new tokens too."""
     rows = ["the rows of new tokens"] if new else []
     if plan.only:
-        return f"the {plan.only} networks of {named(plan.whole)}"
+        return f"the {ALONE[plan.only]} of {named(plan.whole)}"
     if facts.adapter and len(plan.whole) > 1:
         return _and([*rows, plan.whole[-1], f"{facts.adapter} adapters in {named(plan.whole[:-1])}"])
     if len(plan.whole) == len(facts.floors):

@@ -210,7 +210,7 @@ def _parts(members: Sequence[Place], found: Mapping[str, Tensor]) -> tuple[Part,
         tensor = found[place.entry.name]
         module = place.name.removesuffix(tensor.word).rstrip("./")
         parts.setdefault(place.part, {}).setdefault(module, []).append(tensor)
-    order = ["attention", "state space", "convolution", "feed-forward", words.NORM, *parts]
+    order = ["attention", "state space", "convolution", "router", "feed-forward", words.NORM, *parts]
     return tuple(Part(kind, _modules(parts[kind])) for kind in sorted(parts, key=order.index))
 
 

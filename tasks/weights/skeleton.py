@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.models.auto import modeling_auto
 
 from tasks import architectures
@@ -94,11 +95,9 @@ def empty(config: PretrainedConfig) -> PreTrainedModel:
 
 def targets(model: PreTrainedModel, tied: Collection[str]) -> Mapping[str, Target]:
     """Name, shape and dtype of every tensor that the model saves, which are all but the `tied`."""
-    return {
-        name: Target(tuple(value.shape), DTYPES[value.dtype])
-        for name, value in model.state_dict().items()
-        if name not in tied
-    }
+    held = {name: value for name, value in model.state_dict().items() if name not in tied}
+    saved = revert_weight_conversion(model, held)  # each expert by itself, where the model has one tensor
+    return {name: Target(tuple(value.shape), DTYPES[value.dtype]) for name, value in saved.items()}
 
 
 def tied(model: PreTrainedModel, held: Collection[str]) -> Mapping[str, str]:

@@ -31,6 +31,7 @@ PARTS: Lists = (  # of a layer
     (NORM, NORMS),
     ("attention", ("attn", "attention", "attentions", "att", "qkv", "wqkv", "query key value")),
     ("state space", ("mamba", "mixer", "ssm")),
+    ("router", ("router", "moe gate weight", "mlp gate weight", "gate inp")),
     (
         "feed-forward",
         ("mlp", "ffn", "ffns", "ff", "fc", "feed forward", "feedforward", "intermediate", "output", "moe",

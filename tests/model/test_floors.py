@@ -114,6 +114,14 @@ def test_feed_forward_networks_alone_are_what_reads_and_makes_their_inner_states
     assert upper[0].modules == stack[4].modules
 
 
+def test_routers_alone_are_what_chooses_among_experts(tiny):
+    learning = floors.learning(floors.floors(tiny("MixtralForCausalLM")), 2, only="router")
+    names = [f"model.layers.{number}.mlp.gate.weight" for number in (2, 3)]
+    assert [name for floor in learning for name in floor.parameters] == names
+    with pytest.raises(TrainingError, match="none of 4 layers has a router part that would learn"):
+        floors.learning(floors.floors(tiny("LlamaForCausalLM")), 2, only="router")
+
+
 def test_half_of_one_layer_has_nothing_that_could_learn_alone(tiny_bert):
     with pytest.raises(
         TrainingError, match="depth half: none of 1 layers has a feed-forward part that would"

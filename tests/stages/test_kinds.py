@@ -15,7 +15,7 @@ from flows.commands import conversion
 from tasks import files
 from tasks import params as parameters
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, TrainedModel, Vocabulary
-from tasks.errors import DataError
+from tasks.errors import DataError, TrainingError
 from tasks.model import floors
 from tasks.stages import finetuning
 from tasks.training import objectives
@@ -28,11 +28,13 @@ CASES = [
     ("completion", "GPT2LMHeadModel"),
     ("label", "GPT2ForSequenceClassification"),
     ("label", "LlamaForSequenceClassification"),
+    ("label", "MixtralForSequenceClassification"),
     ("labels", "BertForSequenceClassification"),
     ("score", "RobertaForSequenceClassification"),
     ("tags", "BertForTokenClassification"),
     ("text", "BertForMaskedLM"),
     ("text", "LlamaForCausalLM"),
+    ("text", "MixtralForCausalLM"),
     ("translation", "T5ForConditionalGeneration"),
     ("label", "BertForMeanClassification"),
     ("labels", "DistilBertForMeanClassification"),
@@ -138,7 +140,7 @@ def test_each_kind_is_learned_and_leaves_a_model_of_the_same_class(root, kind, n
     assert sum(losses[-6:]) < sum(losses[:6])
 
 
-@pytest.mark.parametrize(("kind", "name"), [CASES[1], CASES[7], CASES[8]])
+@pytest.mark.parametrize(("kind", "name"), [CASES[1], CASES[8], CASES[9]])
 def test_the_same_seed_gives_the_same_digest(root, kind, name):
     base = root(kind, name)
     digests = []
@@ -196,6 +198,48 @@ def test_two_that_learned_in_feed_forward_networks_alone_make_one_mixture(root, 
     made = conversion.planned(source, "llama", wish, reverse=False, key=None, root=tmp_path)
     found = conversion.convert(made, tmp_path / "mixed", load=True)
     assert found["experts"].startswith("each of 2 alone computes what its model does")
+    assert found["tokenizer"].startswith("copied: ")
+
+
+ROUTERS = "[{name: routers, depth: all, only: router, epochs: 2, learning_rate: 1.0e-2}]"
+
+
+def test_routers_learn_alone_and_evenly_as_they_are_told(root):
+    base, weights = root("text", "MixtralForCausalLM"), []
+    before = load_file(ConvertedCheckpoint.folder(base) / "model" / "model.safetensors")
+    for more in ({}, {"router_aux_loss_coef": 0.05}, {"router_aux_loss_coef": 0}):
+        record = _run(base, phases=ROUTERS, **more)
+        weights.append(load_file(record.path / "model" / "model.safetensors"))
+        moved = {name for name, value in weights[-1].items() if not value.equal(before[name])}
+        assert moved == {name for name in before if name.endswith("block_sparse_moe.gate.weight")}
+    told, config, none = (one["model.layers.0.block_sparse_moe.gate.weight"] for one in weights)
+    assert told.equal(config)  # 0.05 is what the tiny model's config says
+    assert not told.equal(none)
+    page = (base / "reports" / "finetuning.html").read_text(encoding="utf-8")
+    assert "the routers of layers 0 to 3" in page
+
+
+def test_over_kept_states_routers_learn_what_they_do_over_computed_ones(root):
+    base, weights = root("text", "MixtralForCausalLM"), []
+    for dtype in ("none", "float32"):
+        record = _run(base, phases=ROUTERS.replace("depth: all", "depth: 2"), **{"cache.dtype": dtype})
+        weights.append(load_file(record.path / "model" / "model.safetensors"))
+    for name, value in weights[0].items():
+        np.testing.assert_allclose(weights[1][name], value, rtol=0, atol=1e-4)
+
+
+def test_layers_that_are_computed_twice_are_balanced_as_those_computed_once(root):
+    base, weights = root("text", "MixtralForCausalLM"), []
+    for twice in (False, True):
+        record = _run(base, gradient_checkpointing=twice, router_aux_loss_coef=0.5)
+        weights.append(load_file(record.path / "model" / "model.safetensors"))
+    for name, value in weights[0].items():
+        np.testing.assert_allclose(weights[1][name], value, rtol=0, atol=2e-3)
+
+
+def test_a_model_without_experts_has_none_to_balance(root):
+    with pytest.raises(TrainingError, match="router_aux_loss_coef: LlamaForCausalLM has no experts: set it"):
+        _run(root("text", "LlamaForCausalLM"), router_aux_loss_coef=0.01)
 
 
 def test_class_weights_of_rows_without_classes_are_refused(root):
@@ -220,7 +264,7 @@ def test_a_few_steps_tell_how_long_all_take_and_leave_nothing(root, kind, name):
     before = sorted(base.rglob("*"))
     found = finetuning.probe(_params(), base)
     assert [one.steps > 0 and one.validation > 0 and np.isfinite(one.all) for one in found] == [True, True]
-    keeps = kind in ("completion", "tags") or name == "LlamaForCausalLM"
+    keeps = kind in ("completion", "tags") or name in ("LlamaForCausalLM", "MixtralForCausalLM")
     assert [one.frozen > 0 for one in found] == [keeps, False]
     assert sorted(base.rglob("*")) == before
 

@@ -119,11 +119,19 @@ def test_what_learns_is_what_the_model_lets_learn(kind, depth, parts, outlines):
 @pytest.mark.parametrize("depth", [1, "half", "all"])
 @pytest.mark.parametrize("name", [*LANGUAGE, *CLASSES])
 def test_feed_forward_networks_that_learn_alone_are_counted(name, depth, tiny, tmp_path):
-    model = CLASSES[name]() if name in CLASSES else tiny(name)
-    model.save_pretrained(tmp_path)
-    learning = floors.learning(floors.floors(model), depth, only="feed-forward")
-    outline = outlined(open_checkpoint(tmp_path), head=True)
-    found = _one(outline, {"depth": depth, "only": "feed-forward", "layer_decay": 0.5})
+    _demand_counted(CLASSES[name]() if name in CLASSES else tiny(name), depth, "feed-forward", tmp_path)
+
+
+@pytest.mark.parametrize("only", ["feed-forward", "router"])
+def test_what_of_a_mixture_learns_alone_is_counted(only, tiny, tmp_path):
+    _demand_counted(tiny("MixtralForSequenceClassification"), "half", only, tmp_path)
+
+
+def _demand_counted(model, depth, only, folder):
+    model.save_pretrained(folder)
+    learning = floors.learning(floors.floors(model), depth, only=only)
+    outline = outlined(open_checkpoint(folder), head=True)
+    found = _one(outline, {"depth": depth, "only": only, "layer_decay": 0.5})
     assert found.floors == tuple(floor.name for floor in learning)
     assert found.parameters == sum(value.numel() for floor in learning for value in floor.parameters.values())
     assert found.rates == (1e-4 * 0.5 ** (len(learning) - 1), 1e-4)

@@ -21,6 +21,7 @@ from transformers import (
     DistilBertConfig,
     GPT2Config,
     LlamaConfig,
+    MixtralConfig,
     PretrainedConfig,
     RobertaConfig,
     T5Config,
@@ -50,6 +51,11 @@ DECODERS: dict[str, Callable[..., PretrainedConfig]] = {
     "llama": partial(
         LlamaConfig, hidden_size=24, intermediate_size=40, num_attention_heads=4, num_key_value_heads=2,
         num_hidden_layers=2, max_position_embeddings=19, tie_word_embeddings=True,
+    ),
+    "mixtral": partial(
+        MixtralConfig, hidden_size=24, intermediate_size=40, num_attention_heads=4, num_key_value_heads=2,
+        num_hidden_layers=2, max_position_embeddings=19, num_local_experts=3, num_experts_per_tok=2,
+        tie_word_embeddings=True,
     ),
     "t5": partial(T5Config, d_model=24, d_kv=7, d_ff=40, num_layers=2, num_decoder_layers=3, num_heads=5),
 }  # fmt: skip

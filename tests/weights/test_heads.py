@@ -15,7 +15,7 @@ from tasks.weights.families.family import CAUSAL, CONDITIONAL, MASKED, MEANS
 from tasks.weights.purposes import PURPOSES
 
 LABELS = ("negative", "neutral", "positive")
-ENCODERS, DECODERS = ("bert", "distilbert", "roberta"), ("gpt2", "llama")
+ENCODERS, DECODERS = ("bert", "distilbert", "roberta"), ("gpt2", "llama", "mixtral")
 CASES = sorted(
     (family, kind)
     for family in FAMILIES
@@ -52,7 +52,7 @@ def test_every_kind_of_row_has_a_purpose_or_is_refused():
         (
             "bert",
             "chat",
-            r"need a model for causal .* of type 'bert' .* one of type gpt2 or llama, or .* text",
+            r"need a model for causal .* of type 'bert' .* one of type gpt2 or llama or mixtral, or .* text",
         ),
         ("t5", "label", "need a model for sequence classification, .* rows of kind translation, prefix-rem"),
         ("llama", "tags", "need a model for token classification, .* one of type bert or distilbert or rob"),
@@ -266,7 +266,7 @@ TABLES = {"bert": "cls.predictions.decoder.weight", "roberta": "lm_head.decoder.
 UNTIED = {
     **TABLES,
     "distilbert": "vocab_projector.weight",
-    **dict.fromkeys(("gpt2", "llama", "t5"), "lm_head.weight"),
+    **dict.fromkeys((*DECODERS, "t5"), "lm_head.weight"),
 }
 GROWN = [*range(37), None, None]  # <|user|> and one more, each the mean of rows 4 and 7
 MOVED = [1, 0, *range(36, 1, -1), None]

@@ -38,7 +38,16 @@ from tasks.weights.families.t5 import T5
 
 BORROWED = "transformers"  # not a table of ours: whichever transformers ships for the model
 FAMILIES: Mapping[str, Family] = {
-    family.name: family for family in (BERT, DISTILBERT, ROBERTA, decoders.GPT2, decoders.LLAMA, decoders.T5)
+    family.name: family
+    for family in (
+        BERT,
+        DISTILBERT,
+        ROBERTA,
+        decoders.GPT2,
+        decoders.LLAMA,
+        decoders.MIXTRAL,
+        decoders.T5,
+    )
 }
 NAMINGS: Mapping[str, Naming] = {
     naming.name: naming

@@ -1,10 +1,10 @@
-"""What writes: GPT-2, Llama and T5, by the tables that `regraft convert` has for transformers' own names."""
+"""What writes: GPT-2, Llama, Mixtral and T5, by the tables from transformers' own names to themselves."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.weights.families import gpt2, llama, t5
+from tasks.weights.families import gpt2, llama, mixtral, t5
 from tasks.weights.families.family import CAUSAL, CONDITIONAL, SEQUENCES, Family, Head, unused
 from tasks.weights.families.naming import Naming
 from tasks.weights.rules import Rule
@@ -45,6 +45,13 @@ LLAMA = Decoder(
     base=llama.BASE,
     embedding=llama.EMBEDDING,
     naming=llama.LLAMA,
+    heads={CAUSAL: Head(), SEQUENCES: SCORE},
+)
+MIXTRAL = Decoder(
+    name="mixtral",
+    base=llama.BASE,
+    embedding=llama.EMBEDDING,
+    naming=mixtral.OWN,
     heads={CAUSAL: Head(), SEQUENCES: SCORE},
 )
 T5 = Decoder(

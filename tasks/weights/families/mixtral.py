@@ -4,12 +4,14 @@ A router chooses some of them for each token and weights them, so that their wei
 are equal they compute what one does. Names are those that transformers reads and writes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.weights.families.llama import AXES, DEFAULTS, LAYER, turning
-from tasks.weights.families.naming import Config, demand_equal
+from tasks.weights.families.family import same
+from tasks.weights.families.llama import AXES, BASE, DEFAULTS, EMBEDDING, HEAD, LAYER, extras, layers, turning
+from tasks.weights.families.naming import Config, Description, Naming, demand_equal
+from tasks.weights.rules import Rule
 
 SPARSE = f"{LAYER}block_sparse_moe."
 EXPERT = f"{SPARSE}experts.{{e*}}."
@@ -17,6 +19,8 @@ PLAIN = {"attention_bias": False, "mlp_bias": False}  # it has no biases at all
 BALANCE = (
     0.01  # weight of the loss that balances the experts' load (Sukhbaatar et al., 2024, arXiv 2403.07816)
 )
+EXPERTS = 8  # that transformers takes where config.json names no number
+THEIRS = Description("mixtral", needed=("num_hidden_layers",), optional=("num_local_experts",))
 
 
 @dataclass(frozen=True)
@@ -70,4 +74,36 @@ MIXTRAL = Sparse(
         "head_dim",
         "rope_parameters",
     ),
+)
+
+
+def _own_rules(config: Config) -> tuple[Rule, ...]:
+    head = () if config.get("tie_word_embeddings") else (HEAD,)
+    return same(
+        EMBEDDING,
+        "model.norm.weight",
+        *head,
+        f"{LAYER}{{m:input|post_attention}}_layernorm.weight",
+        f"{LAYER}self_attn.{{m:q|k|v|o}}_proj.weight",
+        MIXTRAL.router,
+        f"{SPARSE}experts.{{e}}.{{m:w1|w2|w3}}.weight",
+    )
+
+
+def _numbers(config: Config) -> Mapping[str, Iterable[int]]:
+    return {**layers(config), "e": range(config.get("num_local_experts") or EXPERTS)}
+
+
+OWN = Naming(
+    name="mixtral",
+    architecture=MIXTRAL.architecture,
+    theirs=THEIRS,
+    rules=_own_rules,
+    numbers=_numbers,
+    config=THEIRS.checked,
+    back=THEIRS.checked,
+    drops=extras,
+    accepts=extras,
+    prefix=BASE,
+    base=BASE,
 )

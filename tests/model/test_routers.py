@@ -1,0 +1,84 @@
+"""What keeps the loads of a mixture's experts even, on a tiny real Mixtral."""
+
+import pytest
+import torch
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+from tasks.model.batches import Ragged, Rows
+from tasks.model.routers import Balance, present
+
+ROWS = Rows(Ragged.of([[2, *range(5 + n, 9 + 2 * n), 3] for n in range(6)]), None, 0)
+EXPERTS, CHOSEN = 5, 2
+
+
+@pytest.fixture
+def model(tiny):
+    return tiny("MixtralForCausalLM", initializer_range=0.5)
+
+
+def _forward(model):
+    return lambda places: model(**ROWS.batch(places, model.device), output_router_logits=True)
+
+
+def _lengths(places):
+    return [ROWS.lengths[place] for place in places]
+
+
+def test_one_layers_loss_is_transformers_own(model):
+    for layer in model.model.layers[:-1]:
+        layer.mlp.gate.requires_grad_(False)
+    balance, places = Balance(model, 0.5), [0, 5, 3]
+    answer = balance.heard(_forward(model))(places)
+    mask = ROWS.batch(places, model.device)["attention_mask"]
+    expected = load_balancing_loss_func(answer.router_logits[-1:], EXPERTS, CHOSEN, mask)
+    torch.testing.assert_close(balance.loss(_lengths(places)), 0.5 * expected)
+
+
+def test_layers_count_alike_and_none_for_another(model):
+    """Where one layer sends all to one expert and another all to the next, none is even."""
+    places = range(6)
+    for number, layer in enumerate(model.model.layers):
+        layer.mlp.gate.register_forward_hook(_leaning(number))
+    balance = Balance(model, 1.0)
+    balance.heard(_forward(model))(places)
+    assert balance.loss(_lengths(places)).item() == pytest.approx(EXPERTS, rel=1e-3)
+
+
+def _leaning(number):
+    """Nearly all of the probability for two neighbours."""
+
+    def hook(_, __, answer):
+        logits = torch.full_like(answer[0], -20.0)
+        logits[:, [number, number + 1]] = 20.0
+        return logits.requires_grad_(), answer[1], answer[2]
+
+    return hook
+
+
+def test_nothing_is_heard_where_no_router_learns(model, tiny):
+    balance = Balance(model, 1.0)
+    with torch.no_grad():
+        balance.heard(_forward(model))([0, 1])
+    assert balance.loss(_lengths([0, 1])) == 0
+    model.requires_grad_(False)
+    balance.heard(_forward(model))([0, 1])
+    assert balance.loss(_lengths([0, 1])) == 0
+    assert present(model)
+    assert not present(tiny("LlamaForCausalLM"))
+
+
+def test_steps_down_the_loss_even_the_loads(model):
+    """All routers say one thing at first; they alone learn, of the balance alone."""
+    model.requires_grad_(False)
+    routers = [layer.mlp.gate.weight.requires_grad_() for layer in model.model.layers]
+    balance, places = Balance(model, 1.0), range(6)
+    optimizer, found = torch.optim.Adam(routers, lr=0.05), []
+    for _ in range(60):
+        balance.heard(_forward(model))(places)
+        loss = balance.loss(_lengths(places))
+        found.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert found[0] > 1.1 * CHOSEN
+    assert found[-1] == pytest.approx(CHOSEN, rel=0.05)
