@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import import_module
 from types import FrameType
 from typing import Any, TextIO
@@ -39,7 +40,7 @@ SAFE = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # CUDA that was begun, if only to
 THEIRS = {"KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "_RJEM_MALLOC_CONF"}  # libraries set them
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 OFTEN = 0.05  # seconds between looks at a child and at the caller
-PARTING = 20.0  # seconds for a stage to save what it did after the server was killed
+PARTING = 60.0  # seconds for a stage to save what it did, as in tasks/__main__.py
 _current: list["ForkServer"] = []
 
 
@@ -54,12 +55,14 @@ class ForkServer:
             self._process = subprocess.Popen(
                 command, env={**SAFE, **environment}, pass_fds=kept, stdin=subprocess.DEVNULL
             )
-        self._lines = self._wire.makefile("rw", encoding="utf-8")
+        self._requests = self._wire.makefile("w", encoding="utf-8")
+        self._said = b""  # by the server, and not yet heard
+        self._child: psutil.Process | None = None
         self._awaited = False  # a run whose caller was broken off: what is said of it answers nobody
 
     def lives(self) -> bool:
         """Whether it can be asked."""
-        return not self._awaited and self._process.poll() is None
+        return not self._awaited and not self._said and self._process.poll() is None
 
     def load(self, libraries: Sequence[str]) -> None:
         """Begin to import them, and do not wait."""
@@ -85,46 +88,60 @@ class ForkServer:
         self._ask(
             module=module, arguments=list(arguments), folder=folder, environment=dict(environment), **imported
         )
-        self._awaited = True
-        child = int(self._heard())
+        self._awaited, self._child = True, None
+        self._child = _process(self._heard())
         with _deaf():
-            code = self._code(child)
+            code = self._heard()
         self._awaited = False
         return code
 
     def close(self) -> None:
-        """A stage that still runs is told to end, and not waited for."""
+        """A stage that still runs is told to end, and waited for."""
         with suppress(ConnectionError):
-            self._lines.close()
-        self._wire.close()
+            self._requests.close()
         self._process.kill()
-        self._process.wait()
+        self._gone()
+        self._wire.close()
 
     def _ask(self, **request: Any) -> None:
         try:
-            self._lines.write(json.dumps(request) + "\n")
-            self._lines.flush()
+            self._requests.write(json.dumps(request) + "\n")
+            self._requests.flush()
         except ConnectionError:
             raise self._gone() from None
 
-    def _heard(self) -> str:
-        while not select.select([self._wire], [], [], 1)[0]:  # a time-out or a signal is noticed between
-            pass
+    def _heard(self) -> int:
+        """The next number that the server says."""
+        while b"\n" not in self._said:
+            if select.select([self._wire], [], [], 1)[0]:  # a time-out or a signal is noticed between
+                self._receive()
+        line, _, self._said = self._said.partition(b"\n")
+        return int(line)
+
+    def _receive(self) -> None:
         with suppress(ConnectionError):
-            if line := self._lines.readline():
-                return line
+            if part := self._wire.recv(4096):
+                self._said += part
+                return
         raise self._gone()
 
-    def _code(self, child: int) -> int:
-        try:
-            return int(self._heard())
-        except ChildProcessError:
-            with suppress(psutil.Error):
-                psutil.Process(child).wait(PARTING)
-            raise
-
     def _gone(self) -> ChildProcessError:
-        return ChildProcessError(f"what forks the processes of stages ended with {self._process.wait()}")
+        """Without the server its stage has heard that it must end; one that has not in time is killed."""
+        code = self._process.wait()
+        if self._awaited and self._child is None:
+            with suppress(OSError, IndexError):  # nothing was said
+                self._child = _process(int((self._said + self._wire.recv(4096)).splitlines()[0]))
+        with suppress(psutil.Error):
+            if self._awaited and self._child and psutil.wait_procs([self._child], timeout=PARTING)[1]:
+                self._child.kill()
+        return ChildProcessError(f"what forks the processes of stages ended with {code}")
+
+
+def _process(number: int) -> psutil.Process | None:
+    """None where it is over already."""
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(number)
+    return None
 
 
 def current(environment: Mapping[str, str]) -> ForkServer:
@@ -155,8 +172,8 @@ def _ours(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def serve(wire: socket.socket) -> None:
-    """Says of each stage the number of its process, then its exit code. Ends with its caller. Returns in each
-    child too, whose module has run by then."""
+    """Says of each stage the number of its process, then its exit code, and more where it says nothing after
+    that. Ends with its caller. Returns in each child too, whose module has run by then."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all: a stage has its own answer
     lines = wire.makefile("rw", encoding="utf-8")
     while line := lines.readline():
@@ -165,23 +182,24 @@ def serve(wire: socket.socket) -> None:
         if "module" not in request:
             continue
         _end_with_caller(wire)
-        if not (child := _forked()):
+        child, came = _forked()
+        if not child:
             os.close(wire.detach())
             _become(request)
             return
-        passed_on = _pass_on(child)
-        _say(lines, child)
+        _say(lines, f"{child}\n")
         for library in request["meanwhile"]:
             _end_with_caller(wire)
             _load([library])
-        _say(lines, _ended(child, wire))
-        if passed_on:
-            sys.exit()
+        code = _ended(child, wire)
+        _say(lines, f"{code}\n{'last' if came else ''}")
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if came:
+            sys.exit()
 
 
-def _say(lines: TextIO, number: int) -> None:
-    lines.write(f"{number}\n")
+def _say(lines: TextIO, words: str) -> None:
+    lines.write(words)
     lines.flush()
 
 
@@ -192,8 +210,10 @@ def _load(libraries: Sequence[str]) -> None:
     gc.freeze()  # a collection in a child would copy every page that it marks
 
 
-def _forked() -> int:
-    """As `os.fork`, for a child that ends as by SIGTERM once this process is gone, and hears Ctrl-C again."""
+def _forked() -> tuple[int, Sequence[int]]:
+    """As `os.fork`, for a child that ends as by SIGTERM once this process is gone, and hears Ctrl-C again;
+    and the times that SIGTERM has come here, which is passed on to it: it may have something to save."""
+    came: list[int] = []
     server, stops = os.getpid(), (signal.SIGINT, signal.SIGTERM)
     signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # what comes meanwhile is the child's, once it is ready
     if not (child := os.fork()):
@@ -201,21 +221,16 @@ def _forked() -> int:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != server:
             os.kill(os.getpid(), signal.SIGTERM)
+    else:
+        signal.signal(signal.SIGTERM, partial(_pass_on, child, came))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
-    return child
+    return child, came
 
 
-def _pass_on(child: int) -> Sequence[int]:
-    """SIGTERM is the child's, which may have something to save; says whether it came."""
-    came: list[int] = []
-
-    def told(number: int, _: FrameType | None) -> None:
-        came.append(number)
-        with suppress(ProcessLookupError):
-            os.kill(child, number)
-
-    signal.signal(signal.SIGTERM, told)
-    return came
+def _pass_on(child: int, came: list[int], number: int, _: FrameType | None) -> None:
+    came.append(number)
+    with suppress(ProcessLookupError):
+        os.kill(child, number)
 
 
 def _become(request: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -179,6 +180,38 @@ def test_a_run_that_was_broken_off_says_nothing_of_the_next(checkout, monkeypatc
         patch.setattr(ForkServer, "_heard", broken_off)
         made.run("tasks", ["seven"], str(checkout), environment)
     assert forkserver.current(environment).run("tasks", [], str(checkout), environment) == 0
+
+
+def test_the_next_run_waits_until_one_that_was_broken_off_has_saved(checkout, monkeypatch):
+    environment = dict(os.environ)
+    made = forkserver.current(environment)
+    thread, _ = _begun(made, checkout, "save", "wait")
+    _until((checkout / "ready").exists)
+    monkeypatch.setattr(made, "_heard", lambda: 1 / 0)  # whoever awaits it hears no more
+    assert forkserver.current(environment).run("tasks", [], str(checkout), environment) == 0
+    assert (checkout / "saved").exists()
+    thread.join(20)
+
+
+def test_a_server_that_was_told_to_end_is_not_asked_again(server, checkout):
+    thread, codes = _begun(server, checkout, "save", "wait")
+    _until((checkout / "ready").exists)
+    psutil.Process(_told(checkout)["pid"]).parent().send_signal(signal.SIGTERM)
+    _until(lambda: codes)
+    assert not server.lives()
+    thread.join(20)
+
+
+def test_all_that_is_said_at_once_is_heard(server, checkout, monkeypatch):
+    """Who is stopped meanwhile, as by a debugger, finds number and code together."""
+    receive = ForkServer._receive
+
+    def late(self):
+        _until(lambda: len(self._wire.recv(4096, socket.MSG_PEEK).splitlines()) == 2)
+        receive(self)
+
+    monkeypatch.setattr(ForkServer, "_receive", late)
+    assert server.run("tasks", ["seven"], str(checkout), os.environ) == 7
 
 
 def test_a_library_that_is_missing_ends_it(server, checkout):
