@@ -123,6 +123,8 @@ def outlined(checkpoint: Checkpoint, *, head: bool) -> Outline:
     if config.get("model_type") == "gpt2":  # null stands for this, as in transformers
         config["n_inner"] = config.get("n_inner") or 4 * _first(config, SIZES["width"])
     sizes = {name: _first(config, keys) for name, keys in SIZES.items()}
+    if any(entry.part == "router" for entry in places):
+        sizes["inner"] *= _first(config, ("num_experts_per_tok",))
     architecture = str((checkpoint.config.get("architectures") or [""])[0])
     language, masked = architecture.endswith(LANGUAGE), head and architecture.endswith("MaskedLM")
     return Outline(

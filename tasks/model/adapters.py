@@ -224,8 +224,9 @@ def ready(model: PreTrainedModel) -> list[Any]:
 
     What the model computes stays the same. Raises TrainingError for a model type whose layers are not known.
     """
-    every = Adapter("lora", rank=1, targets="all-linear")
-    inject(model, every, range(len(floors.layers_of(model))), seed=0)
+    dense = PARTS.get(floors.body_type(model), {}).keys()
+    widest = "all-linear" if dense >= {*TARGETS["all-linear"]} else "attention"
+    inject(model, Adapter("lora", rank=1, targets=widest), range(len(floors.layers_of(model))), seed=0)
     drop(model, NAME.removeprefix("."))
     return list(adapted(model).values())
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tasks.errors import TrainingError
+from tasks.model import routers
 
 OUTPUT = "logits"
 TRACED = (2, 3)  # rows and tokens; what is 1 in the example would be taken for always 1
@@ -42,7 +43,7 @@ def write(model: PreTrainedModel, target: Path, *, inputs: Sequence[str]) -> Non
     given = {name: torch.ones(TRACED, dtype=torch.int64) for name in inputs}
     free = {name: {0: "rows", 1: "tokens"} for name in inputs}
     try:
-        with _quiet():
+        with _quiet(), _traceable(model):
             program = torch.onnx.export(
                 Traced(model).eval(),
                 kwargs=given,
@@ -55,6 +56,19 @@ def write(model: PreTrainedModel, target: Path, *, inputs: Sequence[str]) -> Non
     assert program is not None
     ClearMetadataAndDocStringPass()(program.model)  # the paths of the code that each node comes from
     program.save(target)
+
+
+@contextmanager
+def _traceable(model: PreTrainedModel) -> Iterator[None]:
+    """Experts are computed by products of whole batches, for which there are operators."""
+    usual = model.config._experts_implementation
+    if routers.present(model):
+        model.set_experts_implementation("batched_mm")
+    try:
+        yield
+    finally:
+        if routers.present(model):
+            model.set_experts_implementation(usual)
 
 
 def asked(path: Path) -> Callable[[Mapping[str, Tensor]], Tensor]:

@@ -14,7 +14,7 @@ class Balance:
     """Hears what the routers of `model` that learn say of rows that pass through it. weight: of `loss`."""
 
     def __init__(self, model: PreTrainedModel, weight: float) -> None:
-        self._weight = weight
+        self._weight, self._passing = weight, False
         self._said: list[tuple[Tensor, int]] = []
         for module in model.modules():
             if isinstance(module, MixtralTopKRouter):
@@ -24,8 +24,12 @@ class Balance:
         """`forward`, whose last rows `loss` is of."""
 
         def passed(places: Sequence[int]) -> Tensor:
-            self._said.clear()  # a layer that is computed twice says it again
-            return forward(places)
+            self._said.clear()
+            self._passing = True
+            try:
+                return forward(places)
+            finally:  # a layer that is computed twice says it again, and would be held with all it computed
+                self._passing = False
 
         return passed
 
@@ -38,7 +42,7 @@ class Balance:
         """
         mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
         each = [
-            torch.as_tensor(load_balancing_loss_func((said,), said.shape[-1], chosen, mask))
+            torch.as_tensor(load_balancing_loss_func((said.float(),), said.shape[-1], chosen, mask))
             for said, chosen in self._said
         ]
         self._said.clear()
@@ -46,7 +50,7 @@ class Balance:
 
     def _hear(self, router: nn.Module, _: object, answer: tuple[Tensor, Tensor, Tensor]) -> None:
         """answer: logits (tokens, experts); weights and numbers of the chosen ones, each (tokens, chosen)."""
-        if torch.is_grad_enabled() and router.weight.requires_grad:
+        if self._passing and torch.is_grad_enabled() and router.weight.requires_grad:
             self._said.append((answer[0], answer[2].shape[-1]))
 
 

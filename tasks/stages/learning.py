@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from tasks import environment, files
 from tasks.artifacts import ConvertedCheckpoint, EncodedDataset, Vocabulary
 from tasks.errors import DataError, TrainingError
-from tasks.model import adapters, floors, frozen, packed, reading, routers, tail
+from tasks.model import adapters, floors, frozen, packed, reading, tail
 from tasks.model.adapters import Adapter
 from tasks.model.batches import Rows
 from tasks.model.boundary import Cache
@@ -102,10 +102,10 @@ def prepare(
         tried = train.rows.batch(range(min(2, len(train.rows))), model.device)
         tail.check(model, tried)
         packed.check(model, tried)
-    home = environment.home(root) / ".regraft" / "states"
+    home, stack = environment.home(root) / ".regraft" / "states", floors.floors(model)
     return Job(
         model=model,
-        stack=floors.floors(model),
+        stack=stack,
         train=train,
         validation=validation,
         objective=objective,
@@ -119,7 +119,7 @@ def prepare(
         kept=kept,
         new=_new_rows(vocabulary, model),
         ranks=ranks,
-        balance=_balance(settings, model),
+        balance=_balance(settings, model, stack),
     )
 
 
@@ -235,12 +235,19 @@ def _losses(
     return objectives.Settings(weights, settings.label_smoothing, settings.focal_gamma)
 
 
-def _balance(settings: FinetuningParams, model: PreTrainedModel) -> Balance | None:
-    weight = settings.router_aux_loss_coef
-    if not routers.present(model):
+def _balance(
+    settings: FinetuningParams, model: PreTrainedModel, stack: Sequence[floors.Floor]
+) -> Balance | None:
+    """Raises TrainingError for a weight of what nothing is learned of."""
+    weight, learned = settings.router_aux_loss_coef, set[str]()
+    for phase in settings.phases:
+        for floor in floors.learning(stack, phase.depth, phase.floors, phase.only):
+            learned |= floor.parameters.keys()
+    if not any(floor.alone["router"].keys() & learned for floor in stack):
         if weight is not None:
             raise TrainingError(
-                f"finetuning.router_aux_loss_coef: {type(model).__name__} has no experts: set it to null"
+                f"finetuning.router_aux_loss_coef: no phase lets a router of {type(model).__name__} learn: "
+                "set it to null"
             )
         return None
     weight = model.config.router_aux_loss_coef if weight is None else weight

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 
-from tasks.training.forecast import Schedule
+from tasks.training.forecast import Schedule, learning
 
 NEAR = 1 / 5  # of the head's rate: every recipe of tasks/presets.py stays at a tenth or below
 HIGHEST = 1e-2  # a hundred times what pretrained layers usually learn at
 
 
+INSIDE = ("lora", "dora", "rslora")  # adapters whose targets are chosen
 LINEAR = 3e-3  # below this a head of one linear layer hardly learns: of 250 tweets .608 at 1e-3, .676 at 1e-2
 
 
@@ -16,6 +17,7 @@ def cautions(schedule: Schedule, *, free: int, mean: bool = False) -> list[str]:
     return [
         *_too_deep(schedule),
         *_never(schedule),
+        *_without_dense_layers(schedule),
         *_too_fast(schedule),
         *(_too_slow(schedule) if mean else ()),
         *_too_few(schedule),
@@ -43,10 +45,10 @@ def _never(schedule: Schedule) -> Iterator[str]:
     phases = schedule.settings.phases
     alone = [phase for phase in phases if phase.only]
     for phase in alone:
-        if schedule.lowest(phase) == schedule.outline.layers:
+        if not any(learning(schedule, phase, floor) for floor in schedule.outline.floors):
             yield (
-                f"phase {phase.name} will fail: depth {phase.depth} of {schedule.outline.layers} layer is "
-                "none, and its `only` lets nothing else learn; give the phase a depth"
+                f"phase {phase.name} will fail: depth {phase.depth} of {schedule.outline.layers} layers has "
+                f"no {phase.only} part; give the phase another depth, or leave its `only` out"
             )
         if schedule.fresh:
             yield (
@@ -57,6 +59,20 @@ def _never(schedule: Schedule) -> Iterator[str]:
         yield (
             f"fine-tuning will fail: {', '.join(schedule.drawn)} would stay as drawn at random, as every "
             "phase has an `only`; give the head a phase of its own"
+        )
+
+
+def _without_dense_layers(schedule: Schedule) -> Iterator[str]:
+    """What wants a dense feed-forward part where there are experts, or experts where there are none."""
+    settings, layers = schedule.settings, [*schedule.outline.floors.values()][1:-1]
+    experts = any(tensor.part == "router" for layer in layers for tensor in layer.values())
+    if settings.router_aux_loss_coef is not None and not experts:
+        yield "fine-tuning will fail: no layer has experts for finetuning.router_aux_loss_coef: set it null"
+    adapter = settings.adapter
+    if adapter and experts and (adapter.kind not in INSIDE or adapter.targets != "attention"):
+        yield (
+            "fine-tuning will fail: no adapter reaches a layer's experts; set finetuning.adapter to {kind: "
+            "lora, targets: attention}"
         )
 
 

@@ -35,7 +35,8 @@ class Tensor:
 @dataclass(frozen=True)
 class Outline:
     """A model's floors, bottom to top, each tensor's name -> shape; the head's is empty while unknown, and
-    where it is `shared` with the embeddings. inner: channels of the feed-forward part. words: that a language
+    where it is `shared` with the embeddings. inner: channels of the feed-forward part that
+    work on a token. words: that a language
     model tells apart; 0 for others; told: of its tokens, the share that it is asked for.
     whole: nothing below can be computed once, whatever stands still.
     """
@@ -148,7 +149,7 @@ def forecast(schedule: Schedule) -> list[PhaseForecast]:
 
 def _phase(schedule: Schedule, number: int) -> PhaseForecast:
     phase, outline = schedule.settings.phases[number], schedule.outline
-    sizes = {name: _learning(schedule, phase, name) for name in schedule.outline.floors}
+    sizes = {name: learning(schedule, phase, name) for name in schedule.outline.floors}
     head = not (outline.shared or phase.only)  # it learns, though its size may be unknown
     floors = tuple(name for name, size in sizes.items() if size or (name == "head" and head))
     table = 0 if sizes["embeddings"] else schedule.fresh * outline.width
@@ -168,8 +169,8 @@ def _phase(schedule: Schedule, number: int) -> PhaseForecast:
     )
 
 
-def _learning(schedule: Schedule, phase: Phase, floor: str) -> int:
-    """Parameters of one floor that learn."""
+def learning(schedule: Schedule, phase: Phase, floor: str) -> int:
+    """How many parameters of one floor learn."""
     tensors, adapter = schedule.outline.floors[floor], schedule.settings.adapter
     place = [*schedule.outline.floors].index(floor) - 1  # of a layer its number
     if phase.only:

@@ -24,9 +24,9 @@ Batches = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step. `number` counts from 1 within the phase; `loss` is the batch mean, in nats, and
-    what is minimised beside it; `parts` those in which the batch was computed; `tokens` those of its rows,
-    `positions` these and the padding."""
+    """One optimizer step. `number` counts from 1 within the phase; `loss` is the batch mean, in nats,
+    without what is minimised beside it; `parts` those in which the batch was computed; `tokens` those of its
+    rows, `positions` these and the padding."""
 
     phase: str
     number: int
@@ -172,11 +172,13 @@ def _accumulated(work: Work, rows: list[int]) -> list[float]:
     for part in work.parts(rows, work.ranks.rank):
         targets = work.targets(part)
         loss = work.objective.loss(work.forward(part), targets, work.settings) / weight
-        if work.beside:
-            loss = loss + work.beside(part) * float(work.objective.weight(targets, work.settings)) / weight
-        if not torch.isfinite(loss):
-            return [loss.item(), done]
-        loss.backward()
+        beside = (
+            work.beside(part) * float(work.objective.weight(targets, work.settings)) if work.beside else 0
+        )
+        minimised = loss + beside / weight
+        if not torch.isfinite(minimised):
+            return [minimised.item(), done]
+        minimised.backward()
         total, done = total + loss.item(), done + 1
     return [total, done]
 

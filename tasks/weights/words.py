@@ -31,7 +31,8 @@ PARTS: Lists = (  # of a layer
     (NORM, NORMS),
     ("attention", ("attn", "attention", "attentions", "att", "qkv", "wqkv", "query key value")),
     ("state space", ("mamba", "mixer", "ssm")),
-    ("router", ("router", "moe gate weight", "mlp gate weight", "gate inp")),
+    ("feed-forward", ("gate proj", "gate up", "expert gate")),
+    ("router", ("router", "moe gate", "mlp gate", "gate inp")),
     (
         "feed-forward",
         ("mlp", "ffn", "ffns", "ff", "fc", "feed forward", "feedforward", "intermediate", "output", "moe",

@@ -15,7 +15,7 @@ from tasks.model.bank import BASE, Bank
 LABELS = {"two": 2, "three": 3, "seven": 7}
 CLASSES = ("BertForSequenceClassification", "RobertaForSequenceClassification",
            "DistilBertForSequenceClassification", "GPT2ForSequenceClassification",
-           "LlamaForSequenceClassification", "BertForMeanClassification")  # fmt: skip
+           "LlamaForSequenceClassification", "MixtralForSequenceClassification", "BertForMeanClassification")  # fmt: skip
 
 
 @pytest.fixture

@@ -67,6 +67,15 @@ def test_nothing_is_heard_where_no_router_learns(model, tiny):
     assert not present(tiny("LlamaForCausalLM"))
 
 
+def test_a_layer_that_is_computed_twice_is_heard_once_and_not_held(model):
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    balance = Balance(model, 1.0)
+    answer = balance.heard(_forward(model))([0, 1])
+    (answer.logits.sum() + balance.loss(_lengths([0, 1]))).backward()
+    assert balance._said == []
+
+
 def test_steps_down_the_loss_even_the_loads(model):
     """All routers say one thing at first; they alone learn, of the balance alone."""
     model.requires_grad_(False)

@@ -76,6 +76,7 @@ def _evaluate(root, model):
     [
         ("BertForSequenceClassification", "label", {"input_ids", "attention_mask"}),
         ("LlamaForSequenceClassification", "labels", {"input_ids", "attention_mask"}),
+        ("MixtralForSequenceClassification", "label", {"input_ids", "attention_mask"}),
         pytest.param(
             "BertForSequenceClassification",
             "pair",

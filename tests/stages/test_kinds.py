@@ -237,9 +237,13 @@ def test_layers_that_are_computed_twice_are_balanced_as_those_computed_once(root
         np.testing.assert_allclose(weights[1][name], value, rtol=0, atol=2e-3)
 
 
-def test_a_model_without_experts_has_none_to_balance(root):
-    with pytest.raises(TrainingError, match="router_aux_loss_coef: LlamaForCausalLM has no experts: set it"):
-        _run(root("text", "LlamaForCausalLM"), router_aux_loss_coef=0.01)
+INNER = ROUTERS.replace("only: router", "only: feed-forward")
+
+
+@pytest.mark.parametrize(("name", "phases"), [("LlamaForCausalLM", SCHEDULE), ("MixtralForCausalLM", INNER)])
+def test_where_no_router_learns_there_is_none_to_balance(root, name, phases):
+    with pytest.raises(TrainingError, match=f"coef: no phase lets a router of {name} learn: set it to null"):
+        _run(root("text", name), phases=phases, router_aux_loss_coef=0.01)
 
 
 def test_class_weights_of_rows_without_classes_are_refused(root):

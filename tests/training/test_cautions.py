@@ -5,7 +5,8 @@ from tasks.training.cautions import cautions
 from tasks.training.forecast import Lengths, Outline, Schedule, Tensor
 
 NAMES = ["embeddings", *(f"layer {number}" for number in range(6)), "head"]
-OUTLINE = Outline({name: {"weight": Tensor((8, 8), "attention")} for name in NAMES}, 8, 32, 2)
+EACH = {"weight": Tensor((8, 8), "attention"), "up": Tensor((32, 8), "feed-forward")}
+OUTLINE = Outline(dict.fromkeys(NAMES, EACH), 8, 32, 2)
 ROWS = Lengths([10] * 100, [10] * 10)  # 1,100 tokens: 17,600 bytes of float16 states, 17.6 kB
 HEAD = {"name": "head", "depth": 0, "learning_rate": 1e-3}
 
@@ -37,7 +38,7 @@ ONE = Outline({name: OUTLINE.floors[name] for name in ("embeddings", "layer 0", 
 @pytest.mark.parametrize(
     ("changes", "phases", "message"),
     [
-        ({"outline": ONE}, [HEAD, INNER], "phase inner will fail: depth half of 1 layer is none"),
+        ({"outline": ONE}, [HEAD, INNER], "phase inner will fail: depth half of 1 layers has no feed"),
         ({"fresh": 3}, [HEAD, INNER], "phase inner will fail: the embeddings of new tokens learn in every"),
         ({"drawn": ["head.weight"]}, [INNER], "fine-tuning will fail: head.weight would stay as drawn"),
         ({"drawn": ["head.weight"]}, [HEAD, INNER], None),
@@ -50,6 +51,43 @@ def test_what_learns_alone_keeps_the_rest_from_learning(changes, phases, message
     found = cautions(schedule, free=2**40)
     assert len(found) == (message is not None)
     assert message is None or found[0].startswith(message)
+
+
+SPARSE = Outline(
+    {name: {**tensors, "gate": Tensor((3, 8), "router")} for name, tensors in OUTLINE.floors.items()},
+    8,
+    32,
+    2,
+)
+ALL = {"name": "all", "depth": "all", "learning_rate": 1e-4}
+
+
+@pytest.mark.parametrize(
+    ("outline", "changes", "message"),
+    [
+        (OUTLINE, {"router_aux_loss_coef": 0.1}, "no layer has experts for finetuning.router_aux_loss_coef"),
+        (SPARSE, {"router_aux_loss_coef": 0.1}, None),
+        (
+            SPARSE,
+            {"adapter": {"kind": "lora", "targets": "all-linear"}},
+            "no adapter reaches a layer's experts",
+        ),
+        (SPARSE, {"adapter": {"kind": "ia3"}}, "no adapter reaches a layer's experts"),
+        (SPARSE, {"adapter": {"kind": "rslora", "targets": "attention"}}, None),
+        (OUTLINE, {"adapter": {"kind": "ia3"}}, None),
+        (
+            OUTLINE,
+            {"phases": [{**ALL, "only": "router"}]},
+            "phase all will fail: depth all of 6 layers has no",
+        ),
+        (SPARSE, {"phases": [{**ALL, "only": "router"}]}, None),
+    ],
+)
+def test_what_wants_experts_or_none(outline, changes, message):
+    settings = FinetuningParams.model_validate({"phases": [ALL], **changes})
+    found = cautions(Schedule(outline, ROWS, settings), free=2**40)
+    assert len(found) == (message is not None)
+    assert message is None or message in found[0]
 
 
 @pytest.mark.parametrize(("rate", "mean", "count"), [(1e-3, True, 1), (1e-2, True, 0), (1e-3, False, 0)])

@@ -1,6 +1,7 @@
 """Losses against their definitions, and updates that do not depend on how a batch is cut up."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,13 +54,14 @@ def _work(kind, settings, accumulation, forward):
     return Work(forward, targets, objectives.find(kind), settings, "row {}".format, accumulation)
 
 
-def _trained(kind, settings, accumulation, *, spoil=None):
+def _trained(kind, settings, accumulation, *, spoil=None, beside=None):
     """Weights after three steps on batches of eight, and the losses told."""
     torch.manual_seed(0)
     inputs = torch.randn(len(TARGETS[kind]), WIDTH)
     model = nn.Linear(WIDTH, 2 if kind == "answer" else CLASSES)
     forward = lambda rows: model(inputs[_positions(kind, rows)])  # noqa: E731
     work = _work(kind, settings, accumulation, spoil(forward) if spoil else forward)
+    work = replace(work, beside=beside(model)) if beside else work
     adam = updates.optimizer([updates.Group("head", dict(model.named_parameters()), 0.1, 0.0)])
     batches = [list(range(start, start + 8)) for start in (0, 8, 16)]
     steps = list(loop.run_phase("head", work, batches, adam, Pace("constant", 0, 1.0), start=0, stop=3))
@@ -75,6 +77,33 @@ def test_the_update_is_the_same_for_any_accumulation(kind, variant, accumulation
     again, told = _trained(kind, VARIANTS[variant], accumulation)
     torch.testing.assert_close(again, weights, rtol=0, atol=1e-6)
     assert told == pytest.approx(losses, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["label", "tags", "score"])
+@pytest.mark.parametrize("accumulation", [2, 4, 8])
+def test_what_is_minimised_beside_it_counts_once_whatever_the_parts(kind, accumulation):
+    decay = lambda model: lambda rows: 0.3 * model.weight.square().sum()  # noqa: E731
+    weights, losses = _trained(kind, VARIANTS["weights"], 1, beside=decay)
+    again, told = _trained(kind, VARIANTS["weights"], accumulation, beside=decay)
+    torch.testing.assert_close(again, weights, rtol=0, atol=1e-6)
+    assert told == pytest.approx(losses, abs=1e-6)
+    plain, first = _trained(kind, VARIANTS["weights"], 1)
+    assert not torch.allclose(plain, weights, atol=1e-3)
+    assert first[0] == pytest.approx(losses[0])  # told is the objective's
+
+
+def test_the_share_of_what_is_beside_it_is_that_of_the_batch():
+    """One step down `0.3 |w|²` alone: as without an objective."""
+    nothing = lambda forward: lambda rows: 0.0 * forward(rows)  # noqa: E731
+    gradient, kept = [], {}
+
+    def decay(model):
+        kept["before"] = model.weight.detach().clone()
+        model.weight.register_hook(gradient.append)
+        return lambda rows: 0.3 * model.weight.square().sum()
+
+    _trained("label", Settings(), 1, spoil=nothing, beside=decay)
+    torch.testing.assert_close(gradient[0], 0.6 * kept["before"])
 
 
 @pytest.mark.parametrize("kind", sorted(OBJECTIVES))

@@ -134,6 +134,9 @@ def test_a_name_tells_its_floor(name, floor):
         ("self_attn.q_proj.weight", "attention"), ("mlp.down_proj.weight", "feed-forward"), ("input_layernorm.weight", "norm"),
         ("attn_output.weight", "attention"), ("ffn_up.weight", "feed-forward"), ("ffn_norm.weight", "norm"), ("attn_q_norm.weight", "norm"),
         ("ln_1.weight", "norm"), ("attn.c_attn.weight", "attention"), ("fc2.bias", "feed-forward"), ("sa_layer_norm.weight", "norm"),
+        ("mlp.gate.weight", "router"), ("block_sparse_moe.gate.weight", "router"),
+        ("mlp.gate_proj.weight", "feed-forward"), ("mlp.gate.e_score_correction_bias", "router"),
+        ("mlp.shared_expert_gate.weight", "feed-forward"), ("ffn_gate.weight", "feed-forward"),
         ("mixer.out_proj.weight", "state space"), ("gamma_1", "other"),
     ],
 )  # fmt: skip
