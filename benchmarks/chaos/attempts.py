@@ -51,8 +51,8 @@ def stages(process: psutil.Process) -> Iterator[psutil.Process]:
 def stage(process: psutil.Process) -> str | None:
     """Which stage's body it is, if it is one."""
     with suppress(psutil.Error):
-        words = process.cmdline()
-        return words[3] if words[1:3] == ["-m", "tasks"] else None
+        words = " ".join(process.cmdline()).split()  # one that was forked has its title in one piece
+        return words[-1] if words[-3:-1] == ["-m", "tasks"] else None
     return None
 
 

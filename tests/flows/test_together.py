@@ -85,7 +85,8 @@ def test_a_second_run_in_the_checkout_is_refused_while_the_first_is_at_work(
 
 def _trains(process):
     below = psutil.Process(process.pid).children(recursive=True)
-    return any("finetuning" in one.cmdline() for one in below if one.status() != psutil.STATUS_ZOMBIE)
+    alive = [one for one in below if one.status() != psutil.STATUS_ZOMBIE]
+    return any(" ".join(one.cmdline()).split()[-2:] == ["tasks", "finetuning"] for one in alive)
 
 
 def _due(command):

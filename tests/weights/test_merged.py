@@ -188,5 +188,5 @@ def test_a_model_that_lacks_a_tensor_is_told_by_its_directory(tmp_path):
 
 def test_one_model_is_no_mixture(tmp_path):
     saved(tmp_path)
-    with pytest.raises(InputError, match="at least 2 experts"):
+    with pytest.raises(InputError, match="1 experts: a mixture has 2 to 1024"):
         merge(tmp_path, ("law",), chosen=1)

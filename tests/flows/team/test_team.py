@@ -242,6 +242,10 @@ def _points(project):
     return list((project / ".regraft" / "resume").glob("*/point.safetensors"))
 
 
+def _stages(processes):
+    return [one for one in processes if " ".join(one.cmdline()).split()[-2:] == ["tasks", "finetuning"]]
+
+
 def test_a_run_whose_worker_died_is_marked_and_goes_on_elsewhere(
     member, project, command, told, worker, tmp_path
 ):
@@ -254,11 +258,10 @@ def test_a_run_whose_worker_died_is_marked_and_goes_on_elsewhere(
     first, run = worker(), _started(command)
     _wait(lambda: _points(project), patience=300, what="fine-tuning")
     processes = first.children(recursive=True)
-    stages = [process for process in processes if "tasks" in process.cmdline()]
+    stages = _stages(processes)
     assert stages
-    for process in {first, *processes} - {
-        *stages
-    }:  # the flow too; the stage must see by itself that it is alone
+    alone = {first, *processes} - {*stages}  # the flow too; the stage must see by itself that it is alone
+    for process in alone:
         process.kill()
     assert psutil.wait_procs(processes, timeout=30)[1] == []
     assert "Running" in _states(run)[-1]
@@ -288,7 +291,7 @@ def test_a_cancelled_run_stops_within_seconds_and_the_next_goes_on(
     _deploy(command)
     first, run = worker(), _started(command)
     _wait(lambda: _points(project), patience=300, what="fine-tuning")
-    stages = [one for one in first.children(recursive=True) if "tasks" in one.cmdline()]
+    stages = _stages(first.children(recursive=True))
     assert stages
     _ask(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
     assert psutil.wait_procs(stages, timeout=60)[1] == []
