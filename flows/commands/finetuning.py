@@ -123,8 +123,10 @@ def outlined(checkpoint: Checkpoint, *, head: bool) -> Outline:
     if config.get("model_type") == "gpt2":  # null stands for this, as in transformers
         config["n_inner"] = config.get("n_inner") or 4 * _first(config, SIZES["width"])
     sizes = {name: _first(config, keys) for name, keys in SIZES.items()}
+    chosen = 0
     if any(entry.part == "router" for entry in places):
-        sizes["inner"] *= _first(config, ("num_experts_per_tok",))
+        chosen = _first(config, ("num_experts_per_tok",))
+        sizes["inner"] *= chosen
     architecture = str((checkpoint.config.get("architectures") or [""])[0])
     language, masked = architecture.endswith(LANGUAGE), head and architecture.endswith("MaskedLM")
     return Outline(
@@ -133,6 +135,7 @@ def outlined(checkpoint: Checkpoint, *, head: bool) -> Outline:
         shared=head and not above,
         words=_first(config, ("vocab_size",)) if head and language else 0,
         told=HIDDEN if masked else 1.0,
+        chosen=chosen,
         whole=config.get("model_type") == "t5" or masked,
     )
 

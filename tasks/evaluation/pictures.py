@@ -34,6 +34,7 @@ STYLE: Mapping[str, Any] = {
     "legend.labelcolor": INK,
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
 }
+ABREAST = 4  # panels of a row where each layer has one
 NUMBERED = 12  # classes up to which a cell has room for its count
 POINTS = 1000  # test rows up to which a scatter stays light
 SETTLED = 0.05  # share of rows from which on their accuracy is no whim of a few
@@ -42,11 +43,12 @@ SMOOTHING = 0.9  # weight of the past in the smoothed loss: a memory of about te
 
 @dataclass(frozen=True)
 class Picture:
-    """An SVG as a page shows it."""
+    """An SVG as a page shows it; `wide`: across the page."""
 
     title: str
     caption: str
     svg: str
+    wide: bool = False
 
 
 @dataclass
@@ -63,27 +65,55 @@ def confusion_matrix(table: Array, labels: Sequence[str]) -> str:
     return _shaded(table, labels, labels, xlabel="predicted", ylabel="actual")
 
 
-def routes(table: Array, domains: Sequence[str]) -> str:
-    """Which experts of a layer read each domain, stronger where more; table (domains, experts) counts."""
-    return _shaded(table, domains, [str(e) for e in range(table.shape[1])], xlabel="expert", ylabel="domain")
+def loads(table: Array) -> str:
+    """Which experts read most in each layer, stronger where more; table (layers, experts) counts."""
+    layers, experts = (list(map(str, range(count))) for count in table.shape)
+    return _shaded(table, layers, experts, xlabel="expert", ylabel="layer")
+
+
+def routes(tables: Sequence[Array], domains: Sequence[str]) -> str:
+    """Which experts read each domain, stronger where more, a panel a layer; (domains, experts) counts."""
+    experts = tables[0].shape[1]
+    high, wide = -(-len(tables) // ABREAST), min(len(tables), ABREAST)
+    width, height = 2 + wide * (0.3 + 0.5 * experts), high * (0.9 + 0.3 * len(domains))
+    with _drawing(wide, width=width, height=height, rows=high) as sheet:
+        for number, axes in enumerate(sheet.axes):
+            if number >= len(tables):
+                axes.axis("off")
+                continue
+            shares = _shade(axes, tables[number])
+            for (row, column), share in np.ndenumerate(shares) if max(shares.shape) <= NUMBERED else ():
+                axes.text(column + 0.5, row + 0.5, f"{share:.0%}", ha="center", va="center", fontsize=8)
+            axes.set_title(f"layer {number}", fontsize=10)
+            axes.set_xticks(np.arange(experts) + 0.5, list(map(str, range(experts))))
+            axes.set_yticks(np.arange(len(domains)) + 0.5, domains if number % wide == 0 else [])
+        sheet.figure.supxlabel("expert", fontsize=10)
+    return sheet.svg
 
 
 def _shaded(table: Array, rows: Sequence[str], columns: Sequence[str], **told: str) -> str:
     """Shares of each row of counts, (rows, columns)."""
     wide, high = (2.2 + min(0.7 * len(names), 8) for names in (columns, rows))
     with _drawing(1, width=wide + 0.8, height=high) as sheet:
-        axes, shares = sheet.axes[0], table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-        cells = np.empty((*table.shape, 4))
-        cells[..., :3], cells[..., 3] = colors.to_rgb(COLOURS[0]), 0.6 * shares
-        axes.pcolormesh(cells, edgecolors="none")
+        axes = sheet.axes[0]
+        shares = _shade(axes, table)
         for (row, column), count in np.ndenumerate(table) if max(table.shape) <= NUMBERED else ():
             text = f"{count:,}\n{shares[row, column]:.0%}"
             axes.text(column + 0.5, row + 0.5, text, ha="center", va="center")
         axes.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=0 if len(columns) <= 4 else 90)
         axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
         axes.set(aspect="equal", **told)
-        axes.invert_yaxis()
     return sheet.svg
+
+
+def _shade(axes: Axes, table: Array) -> Array:
+    """Draws the shares of each row of counts, (rows, columns), the first row on top, and returns them."""
+    shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    cells = np.empty((*table.shape, 4))
+    cells[..., :3], cells[..., 3] = colors.to_rgb(COLOURS[0]), 0.6 * shares
+    axes.pcolormesh(cells, edgecolors="none")
+    axes.invert_yaxis()
+    return np.asarray(shares)
 
 
 def reliability_diagram(tables: Mapping[str, Mapping[str, Array]]) -> str:
@@ -192,12 +222,12 @@ def smooth(values: Array) -> Array:
 
 
 @contextmanager
-def _drawing(panels: int, *, width: float, height: float) -> Iterator[Sheet]:
-    """A sheet of panels side by side, inches; its svg is there when the block ends."""
+def _drawing(panels: int, *, width: float, height: float, rows: int = 1) -> Iterator[Sheet]:
+    """A sheet of rows of panels side by side, inches; its svg is there when the block ends."""
     with style.context(["default", dict(STYLE)], after_reset=True):  # whatever the user's matplotlibrc says
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
-        sheet = Sheet(list(figure.subplots(1, panels, squeeze=False)[0]), figure)
+        sheet = Sheet(list(figure.subplots(rows, panels, squeeze=False).flat), figure)
         yield sheet
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})

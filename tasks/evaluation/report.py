@@ -17,6 +17,7 @@ from tasks.evaluation.gate.pairing import Comparison
 from tasks.evaluation.k_shot import Found
 from tasks.evaluation.pictures import INK, Picture
 from tasks.evaluation.predictions import Predictions
+from tasks.evaluation.routing import Routes
 from tasks.evaluation.slices import Measured
 from tasks.evaluation.trust import Trust
 
@@ -45,6 +46,7 @@ class Facts:
     classes: Classes | None = None
     behaviour: Sequence[Checked] = ()
     prompting: Found | None = None  # among what k_shot chose
+    routes: Routes | None = None  # of a mixture of experts
 
 
 def render(facts: Facts) -> str:

@@ -16,7 +16,7 @@ from tasks.evaluation.asking import continuing, predict, rows, sequences
 from tasks.evaluation.asking.continuing import Writer
 from tasks.evaluation.baselines import Baseline
 from tasks.evaluation.predictions import HEAD, MODEL, Array, Predictions
-from tasks.model import floors
+from tasks.model import floors, routers
 from tasks.model.batches import suited
 from tasks.stages.prompting import Prompting
 from tasks.stages.upstream import Entered, Split
@@ -54,12 +54,13 @@ class Said:
 @dataclass(frozen=True)
 class Answers:
     """test: of each contestant, the model last. validation: the model's, where something is chosen by them.
-    seconds: what each took; a forward pass that several need counts for the first. prompting: among what
-    k_shot chose, where it competes."""
+    seconds: what each took; a forward pass that several need counts for the first. reads: which experts of
+    the model read the test rows. prompting: among what k_shot chose, where it competes."""
 
     test: Mapping[str, Predictions]
     validation: Predictions | None
     seconds: Mapping[str, float]
+    reads: routers.Reads
     prompting: k_shot.Found | None = None
 
 
@@ -128,10 +129,11 @@ def hold(contest: Contest, entered: Entered, splits: Mapping[str, Split]) -> Ans
     if alone:
         found[HEAD] = watch.time(HEAD, lambda: frozen.answers(contest))
     model, asked = load(trained.path / "model", contest), splits["test"].rows
-    found[MODEL] = watch.time(MODEL, lambda: ask(model, asked, contest))
+    reads = routers.Reads(model, len(asked.ids))
+    found[MODEL] = watch.time(MODEL, lambda: ask(model, asked, contest, reads))
     test = {name: _predictions(name, asked, said, contest.kind) for name, said in found.items()}
     prompting = contest.prompting.found if contest.prompting else None
-    return Answers(test, _validated(model, splits, contest), watch.seconds, prompting)
+    return Answers(test, _validated(model, splits, contest), watch.seconds, reads, prompting)
 
 
 def answer_baselines(contest: Contest, frozen: Frozen, watch: Stopwatch) -> dict[str, Said]:
@@ -159,10 +161,13 @@ def answer_baselines(contest: Contest, frozen: Frozen, watch: Stopwatch) -> dict
     }
 
 
-def ask(model: PreTrainedModel, asked: rows.Rows, contest: Contest) -> Said:
+def ask(
+    model: PreTrainedModel, asked: rows.Rows, contest: Contest, reads: routers.Reads | None = None
+) -> Said:
+    """reads: takes down which experts read the rows."""
     kind = contest.kind
     size = predict.affordable(model, asked.tokens, ROWS) if kind in sequences.STARTS else ROWS
-    cut = batches(model, size)
+    cut = reads.heard(batches(model, size)) if reads else batches(model, size)
     if kind in predict.FROM_LOGITS:
         return _from_logits(predict.logits(model, asked.tokens, ids=asked.ids, batches=cut), kind)
     if kind == "answer":

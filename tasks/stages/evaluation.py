@@ -20,6 +20,7 @@ from tasks.evaluation import (
     pictures,
     predictions,
     report,
+    routing,
     slices,
     trust,
 )
@@ -40,6 +41,7 @@ from tasks.training import device
 
 RELIABILITY = ("confidence", "accuracy", "rows")
 TIMINGS = "evaluation-timings.json"
+ROUTING = "routing.csv"  # of a mixture alone
 DESCRIPTIONS = {
     HEAD: "the new head trained, everything below it frozen",
     MODEL: "fine-tuned, phase by phase",
@@ -148,6 +150,8 @@ def _values(judged: Judged, checked: Sequence[Checked]) -> dict[str, dict[str, A
         values["calibration"] = {"temperature": found.decision.temperature, **_bare(found.after)}
         values["decision"] = _bare(found.decided)
     values["behaviour"] = behaviour.values(checked)
+    if judged.routes:
+        values["routing"] = judged.routes.values
     return values
 
 
@@ -185,6 +189,8 @@ def _write_plots(draft: Path, model: Predictions, judged: Judged, labels: Sequen
     _write_table(draft / "reliability.csv", ("when", *RELIABILITY), lines)
     curve = trust.curve(model, found) if found else ((), ())
     _write_table(draft / "coverage.csv", ("coverage", "accuracy"), zip(*curve, strict=True))
+    if judged.routes:
+        _write_table(draft / ROUTING, routing.COLUMNS, judged.routes.lines())
 
 
 def _write_table(target: Path, header: Sequence[str], lines: Iterable[Iterable[Any]]) -> None:
@@ -225,6 +231,7 @@ def _page(
         wanted=settings.abstain.accuracy if settings.abstain else None,
         behaviour=checked,
         prompting=answers.prompting,
+        routes=judged.routes,
     )
 
 
@@ -238,7 +245,12 @@ def _pictures(
     losses, phases = _losses(trained / "steps.csv")
     figures, model = judged.figures, answers[MODEL]
     return [
-        Picture("Contestants", "Dots are test figures, bars their intervals.", pictures.contestants(figures)),
+        Picture(
+            "Contestants",
+            "Dots are test figures, bars their intervals.",
+            pictures.contestants(figures),
+            wide=True,
+        ),
         Picture(
             "Learning curve",
             "Each optimizer step and its running mean.",
@@ -248,6 +260,7 @@ def _pictures(
         *([judged.classes.picture(confidence)] if judged.classes else ()),
         *EXHIBITS[model.kind].pictures(answers, labels),
         *(trust.pictures(model, judged.trust) if judged.trust else ()),
+        *(judged.routes.pictures() if judged.routes else ()),
     ]
 
 
@@ -277,6 +290,9 @@ def _tell(track: Track, judged: Judged, answers: Answers, root: Path, checked: S
         named |= {f"calibrated.{m}": v for m, v in _bare(found.after).items()}
         named |= {f"decided.{m}": v for m, v in _bare(found.decided).items()}
     named |= {f"behaviour.{name}": share for name, share in behaviour.values(checked).items()}
+    if judged.routes:
+        named |= {f"routing.{name}": value for name, value in judged.routes.values.items()}
+        track.file(Evaluation.folder(root) / ROUTING)
     for name, took in _timings(answers).items():
         named |= {f"evaluation.{name}.{figure}": value for figure, value in took.items()}
     track.metrics(named)

@@ -7,13 +7,14 @@ from functools import partial
 import numpy as np
 import polars as pl
 
-from tasks.evaluation import judging, slices, trust
+from tasks.evaluation import confusions, judging, routing, slices, trust
 from tasks.evaluation.exhibits import EXHIBITS, Classes
 from tasks.evaluation.figures import metrics, scores
 from tasks.evaluation.figures.metrics import Interval, Metric, Sampling
 from tasks.evaluation.gate import verdict
 from tasks.evaluation.gate.pairing import Comparison
 from tasks.evaluation.predictions import MODEL, Predictions
+from tasks.evaluation.routing import Routes
 from tasks.evaluation.slices import Measured, Slice
 from tasks.evaluation.trust import Trust
 from tasks.params import EvaluationParams
@@ -31,6 +32,7 @@ class Judged:
     trust: Trust | None  # none where answers are no probabilities
     groups: int  # of near-duplicates, each row by itself counted too
     classes: Classes | None  # of the model's answers; none where there are no classes
+    routes: Routes | None  # of a mixture of experts
 
 
 def judge(
@@ -51,7 +53,21 @@ def judge(
         trust=_trust(answers, sampling, settings),
         groups=len(model.ids) if groups is None else len(np.unique(groups)),
         classes=found(model, labels, sampling) if (found := EXHIBITS[model.kind].classes) else None,
+        routes=routing.find(
+            answers.reads.counts,
+            answers.reads.chosen,
+            _dividing(rows, settings.slices, model.kind),
+            seed=settings.seed,
+        ),
     )
+
+
+def _dividing(rows: pl.DataFrame, asked: Mapping[str, str], kind: str) -> dict[str, list[str | None]]:
+    """What each row has one of: its label, and the columns that slices name."""
+    names = {"label": "label"} if kind in confusions.KINDS else {}
+    told = {name for name, values in rows.schema.items() if values == pl.String}
+    names |= {name: column for name, column in asked.items() if column in told}
+    return {name: rows[column].to_list() for name, column in names.items()}
 
 
 def _figures(

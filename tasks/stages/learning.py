@@ -238,7 +238,8 @@ def _losses(
 def _balance(
     settings: FinetuningParams, model: PreTrainedModel, stack: Sequence[floors.Floor]
 ) -> Balance | None:
-    """Raises TrainingError for a weight of what nothing is learned of."""
+    """Raises TrainingError for a weight of what nothing is learned of, and for routers that learn nothing
+    else: the weights of the experts that read a token add up to 1, so that one alone has none to learn."""
     weight, learned = settings.router_aux_loss_coef, set[str]()
     for phase in settings.phases:
         for floor in floors.learning(stack, phase.depth, phase.floors, phase.only):
@@ -250,6 +251,12 @@ def _balance(
                 "set it to null"
             )
         return None
+    alone = [phase.name for phase in settings.phases if phase.only == "router"]
+    if alone and model.config.num_experts_per_tok == 1:
+        raise TrainingError(
+            f"phase {alone[0]}: one expert reads a token, at weight 1 whatever its router says, which would "
+            "learn nothing of the rows: convert with --top-k 2"
+        )
     weight = model.config.router_aux_loss_coef if weight is None else weight
     return Balance(model, weight) if weight else None
 

@@ -18,6 +18,7 @@ def cautions(schedule: Schedule, *, free: int, mean: bool = False) -> list[str]:
         *_too_deep(schedule),
         *_never(schedule),
         *_without_dense_layers(schedule),
+        *_unheard(schedule),
         *_too_fast(schedule),
         *(_too_slow(schedule) if mean else ()),
         *_too_few(schedule),
@@ -74,6 +75,21 @@ def _without_dense_layers(schedule: Schedule) -> Iterator[str]:
             "fine-tuning will fail: no adapter reaches a layer's experts; set finetuning.adapter to {kind: "
             "lora, targets: attention}"
         )
+
+
+def _unheard(schedule: Schedule) -> Iterator[str]:
+    """The weights of the experts that read a token add up to 1: that of one alone is 1 whatever is said."""
+    for phase in schedule.settings.phases if schedule.outline.chosen == 1 else ():
+        if phase.only == "router":
+            yield (
+                f"phase {phase.name} will fail: one expert reads a token, at weight 1 whatever its router "
+                "says, which learns nothing of the rows; convert with --top-k 2"
+            )
+        elif phase.depth != 0 and phase.only is None and schedule.settings.adapter is None:
+            yield (
+                f"phase {phase.name}: one expert reads a token, at weight 1 whatever its router says, which "
+                "learns to keep loads even and nothing of the rows; convert with --top-k 2"
+            )
 
 
 def _too_fast(schedule: Schedule) -> Iterator[str]:

@@ -35,10 +35,10 @@ class Tensor:
 @dataclass(frozen=True)
 class Outline:
     """A model's floors, bottom to top, each tensor's name -> shape; the head's is empty while unknown, and
-    where it is `shared` with the embeddings. inner: channels of the feed-forward part that
-    work on a token. words: that a language
-    model tells apart; 0 for others; told: of its tokens, the share that it is asked for.
-    whole: nothing below can be computed once, whatever stands still.
+    where it is `shared` with the embeddings. inner: channels of the feed-forward part that work on a token.
+    words: that a language model tells apart; 0 for others; told: of its tokens, the share that it is asked
+    for. chosen: experts that read a token; 0 where there are none. whole: nothing below can be computed once,
+    whatever stands still.
     """
 
     floors: Mapping[str, Mapping[str, Tensor]]  # embeddings, layer 0, …, head
@@ -48,6 +48,7 @@ class Outline:
     shared: bool = False
     words: int = 0
     told: float = 1.0
+    chosen: int = 0
     whole: bool = False
 
     @property

@@ -13,7 +13,7 @@ ANSWERS = np.array([0, 0, 1, 1]), np.array([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], 
 
 DRAWINGS = {
     "confusion": lambda: pictures.confusion_matrix(TABLE, LABELS),
-    "routes": lambda: pictures.routes(np.array([[9, 1, 2], [0, 7, 5]]), ["law", "code"]),
+    "routes": lambda: pictures.routes([np.array([[9, 1, 2], [0, 7, 5]])] * 5, ["law", "code"]),
     "many classes": lambda: pictures.confusion_matrix(np.eye(40, dtype=int), [f"c{i}" for i in range(40)]),
     "reliability": lambda: pictures.reliability_diagram({"model": metrics.reliability(*ANSWERS)}),
     "contestants": lambda: pictures.contestants({c: {"accuracy": Interval(0.7, 0.6, 0.8)} for c in "ab"}),
@@ -41,14 +41,17 @@ def test_labels_are_shown_as_they_are():
     assert {text.strip() for text in texts} >= {"a < b", "$x$ & $y$", "plain"}
 
 
-def test_routes_name_domains_and_number_experts():
+def test_routes_name_domains_and_number_experts_and_layers():
     svg = ElementTree.fromstring(DRAWINGS["routes"]())
     across, down = (
         {text.strip() for text in svg.find(f".//*[@id='matplotlib.axis_{axis}']").itertext()}
         for axis in (1, 2)
     )
-    assert across >= {"0", "1", "2", "expert"}
-    assert down >= {"law", "code", "domain"}
+    assert across >= {"0", "1", "2"}
+    assert down >= {"law", "code"}
+    texts = [text.strip() for text in svg.itertext()]
+    assert texts.count("law") == 2  # five panels in two rows
+    assert {"expert", *(f"layer {number}" for number in range(5))} <= set(texts)
 
 
 def test_every_text_can_take_the_colour_of_the_page():

@@ -1,11 +1,12 @@
-"""What keeps the loads of a mixture's experts even, on a tiny real Mixtral."""
+"""What keeps the loads of a mixture's experts even, and what counts them, on a tiny real Mixtral."""
 
+import numpy as np
 import pytest
 import torch
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from tasks.model.batches import Ragged, Rows
-from tasks.model.routers import Balance, present
+from tasks.model.batches import Ragged, Rows, sorted_batches
+from tasks.model.routers import Balance, Reads, present
 
 ROWS = Rows(Ragged.of([[2, *range(5 + n, 9 + 2 * n), 3] for n in range(6)]), None, 0)
 EXPERTS, CHOSEN = 5, 2
@@ -91,3 +92,39 @@ def test_steps_down_the_loss_even_the_loads(model):
         optimizer.step()
     assert found[0] > 1.1 * CHOSEN
     assert found[-1] == pytest.approx(CHOSEN, rel=0.05)
+
+
+def _batches(rows):
+    return sorted_batches(rows, batch_size=4, pad=0)
+
+
+def _answered(model, rows, batches):
+    for _, given in batches(rows):
+        with torch.no_grad():
+            model(**given)
+
+
+def test_reads_are_of_the_experts_that_transformers_chooses_in_each_row_without_padding(model):
+    rows = {"input_ids": [[2, *range(5 + n, 9 + 2 * n), 3] for n in range(6)]}
+    reads = Reads(model, 6)
+    _answered(model, rows, reads.heard(_batches))
+    assert reads.chosen == CHOSEN
+    for number, ids in enumerate(rows["input_ids"]):
+        with torch.no_grad():
+            said = model(torch.tensor([ids]), output_router_logits=True).router_logits
+        for layer, logits in enumerate(said):
+            experts = logits.topk(CHOSEN, dim=-1).indices.flatten()
+            assert reads.counts[layer, number].tolist() == torch.bincount(experts, minlength=EXPERTS).tolist()
+
+
+def test_rows_that_are_not_heard_are_not_counted(model, tiny):
+    rows, reads = {"input_ids": [[2, 7, 3], [2, 9, 11, 3]]}, Reads(model, 2)
+    _answered(model, rows, _batches)
+    assert not reads.counts.any()
+    _answered(model, rows, reads.heard(_batches))
+    before = reads.counts.copy()
+    _answered(model, {"input_ids": [[2, 20, 21, 22, 3]]}, _batches)
+    assert np.array_equal(reads.counts, before)
+    assert before.sum() == len(model.model.layers) * CHOSEN * 7
+    none = Reads(tiny("LlamaForCausalLM"), 2)
+    assert (none.counts.shape, none.chosen) == ((0, 2, 0), 0)

@@ -219,6 +219,11 @@ def test_routers_learn_alone_and_evenly_as_they_are_told(root):
     assert "the routers of layers 0 to 3" in page
 
 
+def test_routers_that_choose_one_expert_have_nothing_to_learn(root):
+    with pytest.raises(TrainingError, match="phase routers: one expert reads a token, at weight 1 whatever"):
+        _run(root("text", "MixtralForCausalLM", num_experts_per_tok=1), phases=ROUTERS)
+
+
 def test_over_kept_states_routers_learn_what_they_do_over_computed_ones(root):
     base, weights = root("text", "MixtralForCausalLM"), []
     for dtype in ("none", "float32"):

@@ -1,9 +1,11 @@
 """Evaluation and promotion of language models: tiny ones that learned which word follows which."""
 
+import json
 from pathlib import Path
 
 import mlflow
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +17,8 @@ from transformers import (
     BertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -89,6 +93,15 @@ def causal():
     return GPT2LMHeadModel(config).eval()
 
 
+def mixture():
+    config = MixtralConfig(
+        vocab_size=10, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=3,
+        intermediate_size=16, max_position_embeddings=33, bos_token_id=2, eos_token_id=2, pad_token_id=0,
+        num_local_experts=3, num_experts_per_tok=1,
+    )  # fmt: skip
+    return MixtralForCausalLM(config).eval()
+
+
 def masked():
     config = BertConfig(
         vocab_size=10, hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=40,
@@ -123,8 +136,12 @@ def ready(tracked, prepared, tokenizer, monkeypatch):
         torch.manual_seed(1)
         with files.replace_directory(Sources.folder(tracked)) as draft:
             Sources.save(draft, text="sha256:1", checkpoint="sha256:2")
-        rows = [{"id": id, "text": tokenizer.decode(ids), "split": s} for s in SPLITS for id, ids in drawn(s)]
-        prepared(tracked, rows, kind=kind, labels=())
+        rows = [
+            {"id": id, "text": tokenizer.decode(ids), "first": WORDS[ids[0]], "split": split}
+            for split in SPLITS
+            for id, ids in drawn(split)
+        ]
+        prepared(tracked, rows, kind=kind, labels=(), keep=("first",))
         encode(tracked, kind, test_rows)
         models_of(tracked, make(), epochs, tokenizer)
         return tracked
@@ -176,6 +193,27 @@ def told(root, kind, text):
 def served(root, texts):
     mlflow.set_tracking_uri(f"sqlite:///{root / '.regraft' / 'mlflow.db'}")
     return list(mlflow.pyfunc.load_model("models:/days@champion").predict(texts))
+
+
+@pytest.mark.e2e
+def test_a_mixture_tells_which_expert_reads_what(ready):
+    root = ready("text", mixture)
+    asked = settings("text", "sources.text.keep=[first]", "evaluation.slices={day: first}")
+    record = evaluation.run(asked, root, Silent())
+    tokens = sum(len(ids) for _, ids in drawn("test"))
+    lines = pl.read_csv(record.path / "routing.csv")
+    for by in (pl.col("by").is_null(), pl.col("by") == "day"):
+        read = lines.filter(by).group_by("layer").agg(pl.col("tokens").sum()).sort("layer")
+        assert read["tokens"].to_list() == [tokens, tokens]
+    firsts = {WORDS[ids[0]] for _, ids in drawn("test")}
+    assert set(lines["domain"].drop_nulls()) == firsts
+    page = (root / "reports" / "evaluation.html").read_text(encoding="utf-8")
+    assert "read by 1 of 3 experts" in page
+    assert page.count("<svg") == 4
+    told = json.loads((root / "reports" / "metrics.json").read_text())["routing"]
+    assert told["least_load"] < told["most_load"]
+    assert told["day.bits"] > 0
+    assert evaluation.run(asked, root, Silent()).digest == record.digest
 
 
 @pytest.mark.e2e

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from tasks.params import FinetuningParams
@@ -59,6 +61,7 @@ SPARSE = Outline(
     32,
     2,
 )
+SINGLE = replace(SPARSE, chosen=1)
 ALL = {"name": "all", "depth": "all", "learning_rate": 1e-4}
 
 
@@ -75,6 +78,11 @@ ALL = {"name": "all", "depth": "all", "learning_rate": 1e-4}
         (SPARSE, {"adapter": {"kind": "ia3"}}, "no adapter reaches a layer's experts"),
         (SPARSE, {"adapter": {"kind": "rslora", "targets": "attention"}}, None),
         (OUTLINE, {"adapter": {"kind": "ia3"}}, None),
+        (SINGLE, {}, "phase all: one expert reads a token, at weight 1 whatever its router says"),
+        (SINGLE, {"phases": [{**ALL, "only": "router"}]}, "phase all will fail: one expert reads a token"),
+        (SINGLE, {"phases": [{**ALL, "only": "feed-forward"}]}, None),
+        (SINGLE, {"adapter": {"kind": "lora", "targets": "attention"}}, None),
+        (replace(SPARSE, chosen=2), {"phases": [{**ALL, "only": "router"}]}, None),
         (
             OUTLINE,
             {"phases": [{**ALL, "only": "router"}]},
